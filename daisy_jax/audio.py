@@ -1,0 +1,128 @@
+"""Units of audio and of frames, and reading of files."""
+
+import pathlib
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from daisy_jax.errors import InputError
+
+SAMPLE_RATE = 16_000  # Hz
+CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
+CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
+FRAME_HOP = 320  # samples between two frames, 20 ms: the product of the strides
+FRAME_WINDOW = 400  # samples that one frame sees, 25 ms; shorter audio has no frame
+
+Count = TypeVar("Count", int, np.ndarray, Any)
+
+
+def frame_count(samples: Count) -> Count:
+    """Frames of `samples` samples: an int, or an integer array (numpy or jax) element by element.
+
+    0 below 400 samples, 49 for one second. Source: floor((n - kernel) / stride) + 1 through the
+    seven convolutions, which equals (n - 400) // 320 + 1.
+    """
+    frames = (samples - FRAME_WINDOW) // FRAME_HOP + 1
+    return frames * (frames > 0)
+
+
+class Clip(NamedTuple):
+    """A file's audio, ready for the model, and what had to be done to it."""
+
+    waveform: np.ndarray
+    """float32 [samples], one channel at 16 kHz, full scale is 1."""
+    notes: tuple[str, ...]
+    """What was changed, for example "mixed down to one channel"."""
+
+
+def load(path: str | pathlib.Path) -> np.ndarray:
+    """Reads a sound file as float32 [samples], one channel at 16 kHz, full scale is +-1.
+
+    Every format of libsndfile: WAV, FLAC, OGG, MP3 and more. Integer samples are scaled, several
+    channels averaged, other rates resampled.
+
+    Raises:
+      InputError: the file is not audio, is empty, cut off, shorter than 400 samples (25 ms), or
+        holds NaN or infinite samples. One line that names the file.
+      OSError: the file cannot be opened.
+    """
+    return load_clip(path).waveform
+
+
+def load_clip(path: str | pathlib.Path) -> Clip:
+    """`load`, together with notes on what was done to the samples. Raises as `load` does."""
+    import soundfile
+
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; give the sound files in it")
+    with open(path, "rb") as stream:
+        if not stream.read(1):
+            raise InputError(f"{path}: the file is empty; record or copy it again")
+    try:
+        with soundfile.SoundFile(path) as file:
+            samples = file.read(dtype="float32", always_2d=True)
+            rate, promised, subtype = file.samplerate, file.frames, file.subtype
+            log = file.extra_info
+    except soundfile.LibsndfileError as error:
+        raise InputError(
+            f"{path}: not readable as audio ({error.error_string.rstrip('.')}); "
+            "convert it to WAV or FLAC"
+        ) from error
+    # libsndfile serves what is left of a cut-off WAV and says so in its log alone.
+    if len(samples) < promised or "should be" in _data_line(log):
+        raise InputError(f"{path}: the file is cut off; record or copy it again")
+
+    notes = []
+    if samples.shape[1] > 1:
+        notes.append("mixed down to one channel")
+    waveform = samples.mean(axis=1)
+    if not np.isfinite(waveform).all():
+        bad = int(np.count_nonzero(~np.isfinite(waveform)))
+        raise InputError(f"{path}: {bad} samples are NaN or infinite; repair the file")
+    if rate != SAMPLE_RATE:
+        import soxr
+
+        waveform = soxr.resample(waveform, rate, SAMPLE_RATE)
+        notes.append(f"resampled to {SAMPLE_RATE} Hz")
+    if subtype.startswith("PCM") and subtype != "PCM_16":
+        notes.append("integer samples scaled to +-1")
+    if len(waveform) < FRAME_WINDOW:
+        raise InputError(
+            f"{path}: {len(waveform)} samples at {SAMPLE_RATE} Hz; HuBERT needs at least "
+            f"{FRAME_WINDOW} (25 ms)"
+        )
+    return Clip(np.ascontiguousarray(waveform, np.float32), tuple(notes))
+
+
+def _data_line(log: str) -> str:
+    return next((line for line in log.splitlines() if line.strip().startswith("data")), "")
+
+
+def pad_batch(
+    waveforms: list[np.ndarray], samples: int | None = None, rows: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stacks waveforms of different length, with zeros behind each.
+
+    Args:
+      waveforms: float arrays [samples].
+      samples: width of the result; None: the longest waveform's.
+      rows: height of the result, filled up with empty rows of length 0; None: no extra rows.
+
+    Returns:
+      waveform float32 [rows, samples] and lengths int32 [rows].
+    """
+    longest = max((len(waveform) for waveform in waveforms), default=0)
+    samples = longest if samples is None else samples
+    rows = len(waveforms) if rows is None else rows
+    if longest > samples or len(waveforms) > rows:
+        raise InputError(
+            f"{len(waveforms)} waveforms of up to {longest} samples do not fit into "
+            f"[{rows}, {samples}]; widen the batch"
+        )
+    batch = np.zeros((rows, samples), np.float32)
+    lengths = np.zeros(rows, np.int32)
+    for row, waveform in enumerate(waveforms):
+        batch[row, : len(waveform)] = waveform
+        lengths[row] = len(waveform)
+    return batch, lengths

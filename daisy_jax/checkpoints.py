@@ -1,0 +1,181 @@
+"""Model folders: `model.safetensors` and `config.json`, readable without torch.
+
+The config file says how to build the model; the tensor file holds every parameter under its path
+(`layers.ffn.up.kernel`) and, if there is one, the calibration's entropies. Tensors may be stored as
+float32, bfloat16 or float16.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from daisy_jax.config import HubertConfig
+from daisy_jax.errors import InputError
+from daisy_jax.exits import Calibration
+from daisy_jax.hubert import Hubert
+
+FORMAT = "daisy_jax/1"
+PACKAGED = pathlib.Path(__file__).parent / "models" / "daisy-tiny"
+TENSORS, CONFIG = "model.safetensors", "config.json"
+CALIBRATION_TENSOR = "calibration.entropy"
+DTYPES = ("float32", "bfloat16", "float16")
+FLOAT32_PARTS = ("branches", "head")  # what decides stays exact, whatever the trunk computes in
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The arrays of a pytree of modules, by dotted path, in the order of `jax.tree.leaves`."""
+    named = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        steps = [str(getattr(step, "name", getattr(step, "key", getattr(step, "idx", "")))) for step in path]
+        named[".".join(steps).removesuffix(".value")] = leaf
+    return named
+
+
+def fill(tree: Any, tensors: dict[str, Any]) -> Any:
+    """A pytree like `tree` (arrays or shapes) with its leaves taken from `tensors`, by path.
+
+    Raises:
+      InputError: a tensor is missing, left over, or of another shape; all offenders are listed.
+    """
+    wanted = named_leaves(tree)
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{name} is not part of the model" for name in tensors if name not in wanted]
+    problems += [
+        f"{name} has the shape {tuple(tensors[name].shape)} instead of {tuple(leaf.shape)}"
+        for name, leaf in wanted.items()
+        if name in tensors and tuple(tensors[name].shape) != tuple(leaf.shape)
+    ]
+    if problems:
+        raise InputError("; ".join(problems))
+    return jax.tree.unflatten(jax.tree.structure(tree), [tensors[name] for name in wanted])
+
+
+def abstract_model(config: HubertConfig) -> Hubert:
+    """The model of a config with shapes in the place of arrays."""
+    return jax.eval_shape(lambda: Hubert(config, rngs=nnx.Rngs(0)))
+
+
+def save(model: Hubert, path: str | os.PathLike, *, dtype: str | None = None) -> None:
+    """Writes a model folder: parameters, config and calibration.
+
+    Args:
+      model: any model.
+      path: the folder; made if absent, its model is replaced if present.
+      dtype: storage type, "float32", "bfloat16" or "float16"; None: as the model has it.
+
+    Raises:
+      OSError: the folder cannot be written. A model that was there before is kept then.
+    """
+    folder = pathlib.Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    cast = (lambda leaf: leaf.astype(_checked_dtype(dtype))) if dtype else (lambda leaf: leaf)
+    # safetensors writes arrays that are not C-contiguous wrongly, without an error (its #825).
+    tensors = {
+        name: np.ascontiguousarray(cast(np.asarray(leaf)))
+        for name, leaf in named_leaves(model).items()
+    }
+    calibration = model.calibration
+    if calibration is not None:
+        tensors[CALIBRATION_TENSOR] = np.ascontiguousarray(calibration.entropy, np.float16)
+    content = {
+        "format": FORMAT,
+        "model": dataclasses.asdict(model.config),
+        "calibration": None if calibration is None else {"dataset": calibration.dataset},
+    }
+    _replace(folder / TENSORS, lambda target: save_file(tensors, target))
+    text = json.dumps(content, indent=2) + "\n"
+    _replace(folder / CONFIG, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def _replace(path: pathlib.Path, write) -> None:
+    """Writes beside `path` first, so that a full disk never leaves half a file in its place."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hubert:
+    """Reads a model folder.
+
+    Args:
+      path: a folder written by `save`, by the converter or by training; None: the small pretrained
+        model inside the package.
+      dtype: what the trunk computes in, "float32", "bfloat16" or "float16"; None: float32. Branches
+        and prediction head are always float32.
+
+    Raises:
+      InputError: the folder is not a model of this version, or not a whole one: a tensor missing,
+        left over or of the wrong shape, a file cut off.
+      OSError: the folder or a file of it is missing or unreadable.
+    """
+    folder = PACKAGED if path is None else pathlib.Path(path)
+    trunk_dtype = _checked_dtype(dtype or "float32")
+    for name in (CONFIG, TENSORS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder}: no {name} there; give a folder written by daisy-jax convert or training"
+            )
+    config, dataset = _read_config(folder / CONFIG)
+    tensors = _read_tensors(folder / TENSORS)
+    entropy = tensors.pop(CALIBRATION_TENSOR, None)
+    if (entropy is None) != (dataset is None):
+        raise InputError(f"{folder}: {CONFIG} and {TENSORS} disagree about the calibration")
+    try:
+        model = fill(abstract_model(config), tensors)
+    except InputError as error:
+        raise InputError(f"{folder / TENSORS}: {error}") from None
+
+    def cast(path: tuple, leaf: np.ndarray) -> jax.Array:
+        return jnp.asarray(leaf, jnp.float32 if path[0].name in FLOAT32_PARTS else trunk_dtype)
+
+    model = jax.tree_util.tree_map_with_path(cast, model)
+    return model.replace(calibration=None if entropy is None else Calibration(entropy, dataset))
+
+
+def _checked_dtype(name: str) -> jnp.dtype:
+    if name not in DTYPES:
+        raise InputError(f"dtype is {name!r}; it must be one of {', '.join(DTYPES)}")
+    return jnp.dtype(name)
+
+
+def _read_config(path: pathlib.Path) -> tuple[HubertConfig, str | None]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not a JSON file ({error}); convert the model again") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise InputError(
+            f"{path}: format is {found!r}, this version reads {FORMAT!r}; convert the model again, "
+            "or install the daisy_jax that wrote it"
+        )
+    try:
+        config = HubertConfig.from_dict(content["model"])
+        calibration = content["calibration"]
+        return config, None if calibration is None else str(calibration["dataset"])
+    except (InputError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: not a whole safetensors file ({error}); copy or convert it again"
+        ) from None

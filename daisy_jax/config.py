@@ -1,0 +1,102 @@
+"""The architecture of a HuBERT model, as plain data that fits in a JSON file."""
+
+import dataclasses
+from typing import Any, Literal, Self
+
+from daisy_jax.errors import InputError
+
+TRUNK_SIZES = ("num_layers", "dim", "ffn_dim", "num_heads", "conv_dim", "pos_conv_kernel")
+OPTIONAL_SIZES = ("num_clusters", "head_dim", "num_classes")
+CHOICES = {
+    "conv_norm": ("group", "layer"),
+    "tap": ("block", "ffn"),
+    "item0": ("input", "projection"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class HubertConfig:
+    """Shapes and variants of one model. The defaults are HuBERT Base without head or branches.
+
+    Source: fairseq's `hubert_{base,large,xlarge}` pretraining configurations.
+    """
+
+    num_layers: int = 12
+    """L, transformer layers."""
+    dim: int = 768
+    """Width of the transformer."""
+    ffn_dim: int = 3072
+    """Inner width of the feed-forward networks."""
+    num_heads: int = 12
+    """Attention heads; divides `dim`."""
+    conv_dim: int = 512
+    """Channels of the seven convolutions of the front end."""
+    conv_norm: Literal["group", "layer"] = "group"
+    """"group": GroupNorm over time after the first convolution; "layer": LayerNorm after each."""
+    conv_bias: bool = False
+    """Whether the convolutions of the front end have a bias."""
+    pos_conv_kernel: int = 128
+    """Taps (frames) of the positional convolution."""
+    pos_conv_groups: int = 16
+    """Channel groups of the positional convolution; divides `dim`."""
+    norm_first: bool = False
+    """False: post-LN blocks (Base). True: pre-LN blocks with a final LayerNorm (Large, XLarge)."""
+    normalize_input: bool = False
+    """Whether each waveform is brought to zero mean and unit variance first."""
+    num_clusters: int = 0
+    """Frame labels of HuBERT's own prediction head; 0: the model has no head."""
+    head_dim: int = 256
+    """Width of the space in which that head compares frames with label embeddings."""
+    num_classes: int = 0
+    """C, classes of the early-exit branches; 0: the model has no branches."""
+    tap: Literal["block", "ffn"] = "block"
+    """What branches and `pooled` look at: block outputs (the paper) or feed-forward outputs."""
+    item0: Literal["input", "projection"] = "input"
+    """Item 0 of `pooled`: the transformer's input, or the projected front-end features."""
+
+    def __post_init__(self) -> None:
+        for name in TRUNK_SIZES + OPTIONAL_SIZES:
+            value, least = getattr(self, name), 1 if name in TRUNK_SIZES else 0
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(
+                    f"config {name} is {value!r}; it must be a whole number of at least {least}"
+                )
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"config {name} is {getattr(self, name)!r}; it must be one of {choices}"
+                )
+        for name in ("num_heads", "pos_conv_groups"):
+            if getattr(self, name) < 1 or self.dim % getattr(self, name):
+                raise InputError(
+                    f"config {name} is {getattr(self, name)}; it must divide dim = {self.dim}"
+                )
+
+    @classmethod
+    def base(cls, **changes: Any) -> Self:
+        """HuBERT Base: 12 post-LN layers of width 768. `changes` override single fields."""
+        return cls(**changes)
+
+    @classmethod
+    def large(cls, **changes: Any) -> Self:
+        """HuBERT Large: 24 pre-LN layers of width 1024. `changes` override single fields."""
+        return cls(**({**_PRE_LN, **_LARGE} | changes))
+
+    @classmethod
+    def xlarge(cls, **changes: Any) -> Self:
+        """HuBERT XLarge: 48 pre-LN layers of width 1280. `changes` override single fields."""
+        return cls(**({**_PRE_LN, **_XLARGE} | changes))
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """The inverse of `dataclasses.asdict`; unknown and missing fields are an error."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if known != set(fields):
+            unknown, missing = sorted(set(fields) - known), sorted(known - set(fields))
+            raise InputError(f"config has unknown fields {unknown} and lacks the fields {missing}")
+        return cls(**fields)
+
+
+_PRE_LN = {"conv_norm": "layer", "norm_first": True, "normalize_input": True, "num_heads": 16}
+_LARGE = {"num_layers": 24, "dim": 1024, "ffn_dim": 4096, "head_dim": 768}
+_XLARGE = {"num_layers": 48, "dim": 1280, "ffn_dim": 5120, "head_dim": 1024}

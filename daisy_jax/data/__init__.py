@@ -1,0 +1,1 @@
+"""Corpora, batches, noise and pretraining targets."""

@@ -1,0 +1,349 @@
+"""`encode`: from waveforms to features, each utterance leaving the model at its own layer."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec
+
+from daisy_jax import audio
+from daisy_jax.branches import utterance_entropy
+from daisy_jax.errors import InputError
+from daisy_jax.hubert import Embedded, Hubert, embed
+from daisy_jax.pooling import RunningWeights, normalize, running_weights
+
+ROWS_PER_SLICE = {"cpu": 1}
+"""Utterances that one turn of the inner loop computes, by backend: as few as fill the device."""
+ROWS_PER_SLICE_ELSEWHERE = 8
+
+
+class Encoded(NamedTuple):
+    """What `encode` returns. The batch comes first everywhere.
+
+    Rows are padded with zeros behind their `num_frames`; what an utterance did not reach, because
+    it left before, is zero too.
+    """
+
+    last_hidden: jax.Array
+    """[batch, frames, dim], the output of the block at each utterance's exit layer, without the
+    final LayerNorm of pre-LN models (`final_norm` applies it)."""
+    exit_layer: jax.Array
+    """int32 [batch], 1..L; 0 for an utterance without a single frame."""
+    forced: jax.Array
+    """bool [batch], left at the deepest allowed layer because no threshold was met."""
+    entropy: jax.Array
+    """float32 [batch, L], nats; +inf where it was not evaluated."""
+    num_frames: jax.Array
+    """int32 [batch], valid frames; 0 below 400 samples."""
+    hidden_states: jax.Array | None
+    """[batch, L+1, frames, dim] or None; [:, 0] is the transformer's input, [:, k] block k's
+    output."""
+    pooled: jax.Array | None
+    """float32 [batch, frames, dim] or None; the weighted sum of eq. (4)."""
+
+
+def encode(
+    model: Hubert,
+    waveform: jax.Array | np.ndarray,
+    lengths: jax.Array | np.ndarray | None = None,
+    *,
+    threshold: Any = None,
+    allowed: jax.Array | np.ndarray | None = None,
+    layer_weights: jax.Array | np.ndarray | None = None,
+    return_hidden_states: bool = False,
+) -> Encoded:
+    """Encodes speech, each utterance up to the first layer that is sure enough of it.
+
+    A pure function, for eager use and inside jit, vmap, shard_map and AOT lowering. An utterance's
+    result does not depend on what else is in the batch, on its padding, or on its place. Time
+    follows the mean exit layer of a batch, not its largest. On a mesh with Explicit axes each
+    device works on its own rows; under automatic sharding results are the same, savings are not
+    promised. Weights of 400-sample windows every 320 samples: one frame each 20 ms.
+
+    Args:
+      model: from `load`. Its parts decide what is possible: thresholds need branches.
+      waveform: float [batch, samples], 16 kHz, zero-padded at the end; at least 400 samples wide.
+        Raw: the model's own input normalisation happens inside.
+      lengths: int [batch], true sample counts; None: all full. Rows below 400 samples are legal,
+        have no frames and cost nothing in the transformer.
+      threshold: scalar or [batch], nats, any real number or +-inf; traced, so that another value
+        does not recompile. An utterance leaves at the first allowed layer whose entropy is below
+        it, else at the deepest allowed one. None: no branch is evaluated, everybody leaves at the
+        deepest allowed layer; differentiable in reverse mode.
+      allowed: bool [L], where an utterance may leave; None: everywhere. Branches of other layers
+        are not evaluated.
+      layer_weights: float [L+1], raw scores of item 0 and the layers; makes `pooled`.
+      return_hidden_states: whether to keep every layer's output.
+
+    Returns:
+      An `Encoded`.
+
+    Raises:
+      InputError: an argument of the wrong shape or type, a threshold for a model without branches,
+        or `allowed` all False.
+
+    Example:
+      model = daisy_jax.load()
+      out = daisy_jax.encode(model, waveform, lengths, threshold=0.9)
+      features = out.last_hidden[0, : out.num_frames[0]]
+
+    Paper: sections 3.1 (threshold) and 3.3 (spans).
+    """
+    num_layers = model.config.num_layers
+    if jnp.ndim(waveform) != 2 or not jnp.issubdtype(waveform.dtype, jnp.floating):
+        raise InputError(
+            f"waveform is {waveform.dtype} {jnp.shape(waveform)}; encode needs float "
+            "[batch, samples] at 16 kHz, full scale 1 (daisy_jax.audio.load reads files so)"
+        )
+    batch, samples = waveform.shape
+    if samples < audio.FRAME_WINDOW:
+        raise InputError(
+            f"waveform has {samples} samples; HuBERT needs at least {audio.FRAME_WINDOW} (25 ms)"
+        )
+    if lengths is None:
+        lengths = np.full(batch, samples, np.int32)
+    lengths = _checked(lengths, "lengths", "an int array", (batch,), np.integer)
+    if _is_concrete(lengths) and batch and not 0 <= np.min(lengths) <= np.max(lengths) <= samples:
+        raise InputError(
+            f"lengths go from {np.min(lengths)} to {np.max(lengths)}; they must lie between 0 and "
+            f"the {samples} samples of the waveform"
+        )
+    if threshold is not None:
+        if model.branches is None:
+            raise InputError(
+                "this model has no branches, so a threshold cannot be met; train them with "
+                "train/branches.py, or pass threshold=None for full depth"
+            )
+        threshold = _broadcast_threshold(threshold, batch)
+    allowed = np.ones(num_layers, bool) if allowed is None else allowed
+    allowed = _checked(allowed, "allowed", "a bool array", (num_layers,), np.bool_)
+    if _is_concrete(allowed) and not np.any(allowed):
+        raise InputError("allowed is False everywhere; allow at least one layer")
+    if layer_weights is not None:
+        layer_weights = _checked(
+            layer_weights, "layer_weights", "a float array", (num_layers + 1,), np.floating
+        )
+    return _compiled(
+        model, waveform, lengths, threshold, allowed, layer_weights, return_hidden_states
+    )
+
+
+def _is_concrete(array: Any) -> bool:
+    return not isinstance(array, jax.core.Tracer)
+
+
+def _checked(array: Any, name: str, kind: str, shape: tuple[int, ...], dtype: type) -> Any:
+    array = array if hasattr(array, "dtype") else np.asarray(array)
+    if array.shape != shape or not jnp.issubdtype(array.dtype, dtype):
+        raise InputError(f"{name} is {array.dtype} {array.shape}; it must be {kind} {list(shape)}")
+    return array
+
+
+def _broadcast_threshold(threshold: Any, batch: int) -> Any:
+    """float32 [batch], on the host if possible, so that every kind of number compiles once."""
+    xp = jnp if isinstance(threshold, jax.Array) else np
+    values = xp.asarray(threshold)
+    if values.shape not in ((), (batch,)) or values.dtype.kind not in "fiuV":
+        raise InputError(
+            f"threshold is {values.dtype} {values.shape}; it must be a number or [{batch}], nats"
+        )
+    return xp.broadcast_to(values.astype(np.float32), (batch,))
+
+
+@functools.partial(jax.jit, static_argnames="return_hidden_states")
+def _compiled(
+    model: Hubert,
+    waveform: jax.Array,
+    lengths: jax.Array,
+    threshold: jax.Array | None,
+    allowed: jax.Array,
+    layer_weights: jax.Array | None,
+    return_hidden_states: bool,
+) -> Encoded:
+    run = functools.partial(_encode, return_hidden_states=return_hidden_states)
+    sharding = jax.typeof(waveform).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return run(model, waveform, lengths, threshold, allowed, layer_weights)
+    # Each device packs its own rows, so that none waits for another and no row travels.
+    rows, everywhere = PartitionSpec(sharding.spec[0]), PartitionSpec()
+    specs = (everywhere, rows, rows, rows, everywhere, everywhere)
+    arguments = (model, waveform, lengths, threshold, allowed, layer_weights)
+    arguments = tuple(
+        jax.tree.map(lambda leaf, spec=spec: jax.sharding.reshard(leaf, spec), argument)
+        for argument, spec in zip(arguments, specs, strict=True)
+    )
+    return jax.shard_map(run, in_specs=specs, out_specs=rows)(*arguments)
+
+
+def _encode(
+    model: Hubert,
+    waveform: jax.Array,
+    lengths: jax.Array,
+    threshold: jax.Array | None,
+    allowed: jax.Array,
+    layer_weights: jax.Array | None,
+    return_hidden_states: bool,
+) -> Encoded:
+    waveform = waveform.astype(jnp.float32)
+    embedded = embed(model, waveform, lengths)
+    hidden, frame_mask = embedded.hidden, embedded.frame_mask
+    num_frames = jnp.sum(frame_mask, axis=1, dtype=jnp.int32)
+
+    weights, pooled = None, None
+    if layer_weights is not None:
+        weights = running_weights(layer_weights)
+        item0 = embedded.projected if model.config.item0 == "projection" else hidden
+        pooled = weights.add[0] * normalize(item0)
+
+    if threshold is None:
+        deepest = _deepest(allowed)
+        hidden, pooled, blocks = _full_depth(
+            model, embedded, pooled, weights, deepest, return_hidden_states
+        )
+        exit_layer = jnp.where(num_frames > 0, deepest, 0).astype(jnp.int32)
+        entropy = jnp.full_like(frame_mask, jnp.inf, jnp.float32, shape=(len(lengths), len(allowed)))
+        forced = num_frames > 0
+    else:
+        hidden, pooled, blocks, entropy, exit_layer, forced = _early_exit(
+            model, embedded, pooled, weights, threshold, allowed, return_hidden_states
+        )
+
+    valid = frame_mask[..., None]
+    if blocks is not None:
+        blocks = jnp.concatenate([embedded.hidden[None], blocks])
+        blocks = jnp.where(valid[:, None], jnp.moveaxis(blocks, 0, 1), 0)
+    if pooled is not None:
+        pooled = jnp.where(valid, pooled, 0)
+    return Encoded(
+        jnp.where(valid, hidden, 0), exit_layer, forced, entropy, num_frames, blocks, pooled
+    )
+
+
+def _deepest(allowed: jax.Array) -> jax.Array:
+    """Number of the deepest allowed layer, from 1."""
+    return len(allowed) - jnp.argmax(allowed[::-1])
+
+
+def _full_depth(
+    model: Hubert,
+    embedded: Embedded,
+    pooled: jax.Array | None,
+    weights: RunningWeights | None,
+    deepest: jax.Array,
+    keep_blocks: bool,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Every utterance to the same layer: a plain scan, differentiable in reverse mode."""
+
+    def run_layer(layer, layer_weight, hidden, pooled):
+        block, ffn = layer(hidden, embedded.frame_mask)
+        if pooled is not None:
+            tapped = ffn if model.config.tap == "ffn" else block
+            pooled = layer_weight.keep * pooled + layer_weight.add * normalize(tapped)
+        return block, pooled, block if keep_blocks else None
+
+    def skip_layer(layer, layer_weight, hidden, pooled):
+        return hidden, pooled, jnp.zeros_like(hidden) if keep_blocks else None
+
+    def one_layer(carry, per_layer):
+        number, layer, layer_weight = per_layer
+        hidden, pooled, block = jax.lax.cond(
+            number <= deepest, run_layer, skip_layer, layer, layer_weight, *carry
+        )
+        return (hidden, pooled), block
+
+    (hidden, pooled), blocks = jax.lax.scan(
+        one_layer, (embedded.hidden, pooled), _per_layer(model, weights)
+    )
+    return hidden, pooled, blocks
+
+
+def _per_layer(model: Hubert, weights: RunningWeights | None) -> tuple:
+    numbers = jnp.arange(1, model.config.num_layers + 1)
+    return numbers, model.layers, jax.tree.map(lambda weight: weight[1:], weights)
+
+
+def _early_exit(
+    model: Hubert,
+    embedded: Embedded,
+    pooled: jax.Array | None,
+    weights: RunningWeights | None,
+    threshold: jax.Array,
+    allowed: jax.Array,
+    keep_blocks: bool,
+) -> tuple:
+    """Each utterance to its own layer.
+
+    The outer scan goes over layers. Before each, the rows that are still inside are brought to the
+    front of `order`; the inner loop computes the layer for ceil(inside / rows_per_slice) slices of
+    it, none at all once everybody has left. Shapes are fixed, only trip counts depend on the data.
+    """
+    hidden, frame_mask = embedded.hidden, embedded.frame_mask
+    batch = hidden.shape[0]
+    deepest = _deepest(allowed)
+    backend = jax.default_backend()
+    slice_rows = min(batch, ROWS_PER_SLICE.get(backend, ROWS_PER_SLICE_ELSEWHERE))
+    slots = jnp.arange(-(-batch // slice_rows) * slice_rows)
+
+    def one_layer(carry, per_layer):
+        hidden, pooled, inside, exit_layer, forced = carry
+        (number, layer, weight), branch, may_leave = per_layer
+        order = jnp.argsort(~inside, stable=True)
+        num_inside = jnp.sum(inside)
+        # Slots behind the last row inside point outside of the batch: nothing is written there.
+        order = jnp.where(slots < num_inside, order.at[slots].get(mode="clip"), batch)
+
+        def one_slice(state):
+            first, hidden, pooled, block, entropy = state
+            rows = jax.lax.dynamic_slice_in_dim(order, first, slice_rows)
+
+            def take(array):
+                return array.at[rows].get(mode="clip")
+
+            def put(array, values):
+                return array.at[rows].set(values, mode="drop")
+
+            mask = take(frame_mask)
+            out, ffn = layer(take(hidden), mask)
+            tapped = ffn if model.config.tap == "ffn" else out
+            row_entropy = jax.lax.cond(
+                may_leave,
+                lambda: utterance_entropy(branch(tapped), mask),
+                lambda: jnp.full_like(take(entropy), jnp.inf),
+            )
+            if pooled is not None:
+                pooled = put(pooled, weight.keep * take(pooled) + weight.add * normalize(tapped))
+            if block is not None:
+                block = put(block, out)
+            return (
+                first + slice_rows,
+                put(hidden, out),
+                pooled,
+                block,
+                put(entropy, row_entropy),
+            )
+
+        entropy = jnp.full_like(threshold, jnp.inf)
+        block = jnp.zeros_like(hidden) if keep_blocks else None
+        state = (jnp.zeros_like(num_inside), hidden, pooled, block, entropy)
+        _, hidden, pooled, block, entropy = jax.lax.while_loop(
+            lambda state: state[0] < num_inside, one_slice, state
+        )
+        fires = inside & may_leave & (entropy < threshold)
+        leaves = fires | (inside & (number == deepest))
+        carry = (
+            hidden,
+            pooled,
+            inside & ~leaves,
+            jnp.where(leaves, number, exit_layer),
+            forced | (leaves & ~fires),
+        )
+        return carry, (entropy, block)
+
+    inside = frame_mask[:, 0]
+    start = (hidden, pooled, inside, jnp.zeros_like(inside, jnp.int32), jnp.zeros_like(inside))
+    (hidden, pooled, _, exit_layer, forced), (entropy, blocks) = jax.lax.scan(
+        one_layer, start, (_per_layer(model, weights), model.branches, allowed)
+    )
+    return hidden, pooled, blocks, entropy.T, exit_layer, forced

@@ -1,0 +1,184 @@
+"""When to leave: calibration, thresholds, and the layers at which an utterance may leave."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from daisy_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Calibration:
+    """Branch entropies of a data set, from which thresholds are made."""
+
+    entropy: np.ndarray
+    """float [utterances, L], nats: each utterance's mean entropy at each layer."""
+    dataset: str = ""
+    """Name of the data set."""
+
+    @property
+    def mean_entropy(self) -> np.ndarray:
+        """float32 [L], nats: the mean over utterances."""
+        return np.mean(self.entropy, axis=0, dtype=np.float64).astype(np.float32)
+
+    # A model carries its calibration as static data, so that it has to be hashable by content.
+    @functools.cached_property
+    def _key(self) -> tuple:
+        return self.dataset, self.entropy.dtype.str, self.entropy.shape, self.entropy.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Calibration) and (self is other or self._key == other._key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(self._key)
+
+
+def exit_threshold(mean_entropy: jax.Array | np.ndarray, ratio: float | jax.Array) -> jax.Array:
+    """Entropy below which an utterance leaves the model.
+
+    The mid-point between the largest and the smallest layer-wise mean entropy, scaled. A smaller
+    ratio means later exits and more compute.
+
+    Args:
+      mean_entropy: float [L], mean branch entropy of each layer over a data set, nats.
+      ratio: ρ, in [0, 1]; the paper uses 0.7, 0.76 and 1.0.
+
+    Returns:
+      The threshold τ, float32 scalar, nats.
+
+    Raises:
+      InputError: the ratio is concrete and outside of [0, 1].
+
+    Paper: eq. (3), section 3.2.
+    """
+    if not isinstance(ratio, jax.core.Tracer) and not 0 <= ratio <= 1:
+        raise InputError(f"ratio is {ratio}; it must be in [0, 1], smaller for later exits")
+    mean_entropy = jnp.asarray(mean_entropy, jnp.float32)
+    return (jnp.max(mean_entropy) + jnp.min(mean_entropy)) / 2 * ratio
+
+
+def threshold_for_budget(
+    entropy: np.ndarray, mean_layers: float, allowed: np.ndarray | None = None
+) -> float:
+    """The smallest threshold whose mean exit layer on these utterances is within a budget.
+
+    Args:
+      entropy: float [utterances, L], nats, as in `Calibration.entropy`.
+      mean_layers: the largest mean exit layer wanted, from 1 to L.
+      allowed: bool [L], where an utterance may leave; None: everywhere.
+
+    Returns:
+      The threshold, nats, a float32 value; -inf if the budget allows everybody the deepest layer.
+
+    Raises:
+      InputError: even leaving at the first allowed layer costs more than the budget.
+    """
+    entropy = np.asarray(entropy, np.float32)
+    if entropy.ndim != 2 or not entropy.size:
+        raise InputError(f"entropy has the shape {entropy.shape}; it must be [utterances, layers]")
+    layers = _layer_numbers(allowed, entropy.shape[1])
+    entropy = np.where(np.isnan(entropy), np.inf, entropy)[:, layers - 1]
+    # An utterance is still inside after a layer unless a smaller entropy fired before: only the
+    # running minimum matters, and the exit layer falls in steps as the threshold rises past it.
+    lowest = np.minimum.accumulate(entropy, axis=1)[:, :-1]
+    values = np.unique(lowest[np.isfinite(lowest)])
+    candidates = np.concatenate([[-np.inf], np.nextafter(values, np.float32(np.inf))])
+
+    def within_budget(threshold: np.float32) -> bool:
+        # Leaving at the deepest layer, less each step that a layer before it spares.
+        stays = lowest >= threshold
+        total = layers[0] * len(entropy) + int(np.sum(stays.sum(axis=0) * np.diff(layers)))
+        return total <= mean_layers * len(entropy)
+
+    low, high = 0, len(candidates) - 1
+    if not within_budget(candidates[high]):
+        raise InputError(
+            f"a mean exit layer of {mean_layers} cannot be reached: the first allowed layer is "
+            f"{layers[0]}; raise the budget or allow earlier layers"
+        )
+    while low < high:
+        middle = (low + high) // 2
+        if within_budget(candidates[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return float(candidates[low])
+
+
+def _layer_numbers(allowed: np.ndarray | None, num_layers: int) -> np.ndarray:
+    allowed = np.ones(num_layers, bool) if allowed is None else np.asarray(allowed, bool)
+    if allowed.shape != (num_layers,) or not allowed.any():
+        raise InputError(
+            f"allowed must be bool [{num_layers}] with at least one layer; it has the shape "
+            f"{allowed.shape} and {int(allowed.sum())} layers"
+        )
+    return np.flatnonzero(allowed) + 1
+
+
+def span_mean(exit_counts: np.ndarray) -> np.ndarray:
+    """Allows the one or two layers around the mean exit layer: floor(mean) and ceil(mean).
+
+    Args:
+      exit_counts: int [L], how many utterances left at layer 1, 2, ..., L in downstream training,
+        forced exits included.
+
+    Returns:
+      bool [L], to be given to `encode` as `allowed`.
+
+    Raises:
+      InputError: nobody has left anywhere.
+
+    Paper: section 3.3, "mean".
+    """
+    counts, layers = _counts(exit_counts)
+    mean = float(np.sum(counts * layers) / np.sum(counts))
+    return (layers >= np.floor(mean)) & (layers <= np.ceil(mean))
+
+
+def span_threshold(exit_counts: np.ndarray, share: float = 0.15) -> np.ndarray:
+    """Allows the layers at which more than `share` of the utterances left.
+
+    Arguments and result as for `span_mean`.
+
+    Raises:
+      InputError: nobody has left anywhere, or no layer has more than `share`.
+
+    Paper: section 3.3, "threshold".
+    """
+    counts, _ = _counts(exit_counts)
+    shares = counts / np.sum(counts)
+    if not np.any(shares > share):
+        raise InputError(
+            f"no layer has more than {share:.0%} of the exits (the largest share is "
+            f"{np.max(shares):.1%}); lower share, or use span_mean or span_min_max"
+        )
+    return shares > share
+
+
+def span_min_max(exit_counts: np.ndarray) -> np.ndarray:
+    """Allows every layer from the earliest to the latest at which an utterance left.
+
+    Arguments, result and errors as for `span_mean`. Paper: section 3.3, "min-max".
+    """
+    counts, layers = _counts(exit_counts)
+    used = layers[counts > 0]
+    return (layers >= used.min()) & (layers <= used.max())
+
+
+def _counts(exit_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    counts = np.asarray(exit_counts)
+    if counts.ndim != 1 or counts.dtype.kind not in "iu" or np.any(counts < 0):
+        raise InputError(
+            f"exit_counts must be whole, non-negative numbers [layers]; it is {counts.dtype} "
+            f"{counts.shape}"
+        )
+    if not counts.sum():
+        raise InputError("exit_counts are all zero; count exits over a training run first")
+    return counts, np.arange(1, len(counts) + 1)

@@ -1,0 +1,99 @@
+"""Waveform to frames: the seven convolutions in front of the transformer."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES
+from daisy_jax.config import HubertConfig
+
+EPSILON = 1e-5  # added to variances, everywhere in HuBERT
+
+
+def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Affine LayerNorm as torch computes it: the variance in a second pass, epsilon 1e-5."""
+    return nnx.LayerNorm(dim, epsilon=EPSILON, use_fast_variance=False, rngs=rngs)
+
+
+def valid_positions(size: int, counts: jax.Array) -> jax.Array:
+    """bool [batch, size], true for the first `counts` [batch] positions of each row."""
+    return jnp.arange(size) < counts[:, None]
+
+
+def masked_moments(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance over axis 1 of x [batch, time, ...], of the positions in mask [batch, time].
+
+    Two passes in float32; both are [batch, 1, ...], and (0, 0) where a row has no valid position.
+    """
+    x = x.astype(jnp.float32)
+    mask = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
+    count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+    mean = jnp.sum(jnp.where(mask, x, 0), axis=1, keepdims=True) / count
+    deviation = jnp.where(mask, x - mean, 0)
+    return mean, jnp.sum(deviation * deviation, axis=1, keepdims=True) / count
+
+
+def normalize_waveform(waveform: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Zero mean and unit variance over the valid samples of each row; zeros behind them.
+
+    Source: fairseq's `task.normalize`: a LayerNorm over one unpadded waveform, epsilon 1e-5.
+    """
+    mask = valid_positions(waveform.shape[1], lengths)
+    mean, variance = masked_moments(waveform, mask)
+    return jnp.where(mask, (waveform - mean) * jax.lax.rsqrt(variance + EPSILON), 0)
+
+
+class MaskedGroupNorm(nnx.Module):
+    """GroupNorm with one channel a group: statistics over the valid time steps of each channel."""
+
+    def __init__(self, dim: int):
+        self.scale = nnx.Param(jnp.ones(dim))
+        self.bias = nnx.Param(jnp.zeros(dim))
+
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """x [batch, time, dim], mask bool [batch, time]; padded steps come out as garbage."""
+        mean, variance = masked_moments(x, mask)
+        scale = jax.lax.rsqrt(variance + EPSILON) * self.scale[...]
+        return (x * scale + (self.bias[...] - mean * scale)).astype(x.dtype)
+
+
+class FeatureEncoder(nnx.Module):
+    """Seven strided convolutions without padding: 400 samples see each frame, 320 lie between two.
+
+    What a valid frame holds depends on valid samples only: the convolutions do not reach behind
+    the end, and the statistics of the group norm leave the padding out.
+    """
+
+    def __init__(self, config: HubertConfig, *, rngs: nnx.Rngs):
+        sizes = zip([1] + [config.conv_dim] * 6, CONV_KERNELS, CONV_STRIDES, strict=True)
+        self.convolutions = nnx.List(
+            nnx.Conv(
+                channels,
+                config.conv_dim,
+                kernel,
+                stride,
+                padding="VALID",
+                use_bias=config.conv_bias,
+                kernel_init=nnx.initializers.he_normal(),
+                rngs=rngs,
+            )
+            for channels, kernel, stride in sizes
+        )
+        if config.conv_norm == "group":
+            self.norms = nnx.List([MaskedGroupNorm(config.conv_dim)])
+        else:
+            self.norms = nnx.List(layer_norm(config.conv_dim, rngs) for _ in CONV_KERNELS)
+
+    def __call__(self, waveform: jax.Array, lengths: jax.Array) -> jax.Array:
+        """waveform [batch, samples], lengths int [batch] -> [batch, frames, conv_dim]."""
+        x = waveform[..., None].astype(self.convolutions[0].kernel[...].dtype)
+        for i, convolution in enumerate(self.convolutions):
+            x = convolution(x)
+            if isinstance(self.norms[0], MaskedGroupNorm):
+                if i == 0:
+                    steps = (lengths - CONV_KERNELS[0]) // CONV_STRIDES[0] + 1
+                    x = self.norms[0](x, valid_positions(x.shape[1], steps))
+            else:
+                x = self.norms[i](x)
+            x = jax.nn.gelu(x, approximate=False)
+        return x

@@ -1,0 +1,64 @@
+"""Eq. 4: LayerNorm on every hidden state up to the exit, and a weighted sum of them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from daisy_jax.feature_encoder import EPSILON
+
+
+def normalize(hidden: jax.Array) -> jax.Array:
+    """LayerNorm without scale and bias over the last axis, in float32. Paper: eq. (4)."""
+    hidden = hidden.astype(jnp.float32)
+    deviation = hidden - jnp.mean(hidden, axis=-1, keepdims=True)
+    variance = jnp.mean(deviation * deviation, axis=-1, keepdims=True)
+    return deviation * jax.lax.rsqrt(variance + EPSILON)
+
+
+class RunningWeights(NamedTuple):
+    """Softmax weights of items 0..L that can be applied one item after the other.
+
+    After item k the running sum is `keep[k] * sum + add[k] * item`, which is the softmax over items
+    0..k alone: what an exit at layer k needs, whatever comes behind it.
+    """
+
+    keep: jax.Array
+    """float32 [L+1]"""
+    add: jax.Array
+    """float32 [L+1]"""
+
+
+def running_weights(layer_weights: jax.Array) -> RunningWeights:
+    """From raw scores, float [L+1]. A score of -inf leaves its item out."""
+    scores = layer_weights.astype(jnp.float32)
+    left_out = jnp.isneginf(scores)
+    # Finite stand-ins keep gradients finite; `add` is set to 0 at the end.
+    lowest = jnp.finfo(jnp.float32).min / 2
+    totals = jax.lax.cumlogsumexp(jnp.where(left_out, lowest, scores))
+    before = jnp.concatenate([jnp.full((1,), lowest), totals[:-1]])
+    add = jnp.where(left_out, 0, jnp.exp(jnp.where(left_out, 0, scores) - totals))
+    nothing_yet = jnp.cumsum(~left_out) - ~left_out == 0
+    return RunningWeights(jnp.where(nothing_yet, 0, jnp.exp(before - totals)), add)
+
+
+def pool(hidden_states: jax.Array, layer_weights: jax.Array, exit_layer: jax.Array) -> jax.Array:
+    """Weighted sum of stored hidden states up to each utterance's exit: features for one head.
+
+    Args:
+      hidden_states: float [batch, L+1, frames, dim]; item 0 is the first one.
+      layer_weights: float [L+1], raw scores; softmax over the entries up to the exit.
+      exit_layer: int [batch], 0..L.
+
+    Returns:
+      float32 [batch, frames, dim]. Differentiable in `layer_weights`, one executable for all exits.
+
+    Paper: eq. (4), section 3.2, with the authors' softmax and item 0.
+    """
+    items = jnp.arange(hidden_states.shape[1])
+    used = items <= exit_layer[:, None]
+    scores = jnp.where(used, layer_weights.astype(jnp.float32), -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1)
+    return jnp.einsum(
+        "bl,bltd->btd", weights, normalize(hidden_states), precision=jax.lax.Precision.HIGHEST
+    )

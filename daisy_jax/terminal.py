@@ -1,0 +1,111 @@
+"""What every command has in common: one-line errors, exit statuses, progress bars, the device."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Literal, NoReturn
+
+from daisy_jax.errors import InputError
+
+Accelerator = Literal["auto", "cpu", "gpu", "tpu"]
+
+
+class Terminated(BaseException):
+    """SIGTERM has come: unwind, so that what is done can be kept."""
+
+
+def run_command(command: Callable[[], int | None]) -> NoReturn:
+    """Runs a command and exits: 0 on success, 1 after an error, 130 and 143 after a signal."""
+
+    def terminate(number: int, frame: object) -> NoReturn:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        sys.exit(command() or 0)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Terminated:
+        sys.exit(143)
+
+
+@contextlib.contextmanager
+def delayed_signals() -> Iterator[Callable[[], bool]]:
+    """Holds SIGTERM and Ctrl-C back, for work that must not stop half way.
+
+    Yields a function that tells whether one has come; it takes effect when the block ends.
+    """
+    received: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
+
+
+def use_accelerator(accelerator: Accelerator) -> str:
+    """Makes JAX compute on a kind of device; to be called before the first array exists.
+
+    Returns:
+      The name of the first device.
+
+    Raises:
+      InputError: there is no such device, or JAX came without support for it.
+    """
+    import jax
+
+    if accelerator != "auto":
+        jax.config.update("jax_platforms", accelerator)
+    try:
+        return jax.devices()[0].device_kind
+    except RuntimeError as error:
+        wanted = {"gpu": "jax[cuda13]", "tpu": "jax[tpu]"}.get(accelerator, "jax")
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"no {accelerator} for JAX here ({reason}); install {wanted} on a machine that has "
+            "one, or pass --accelerator=cpu"
+        ) from None
+
+
+def progress_bar(description: str):
+    """A progress bar on stderr that wraps a sequence: `for x in progress_bar("reading")(xs)`."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return lambda items: track(
+        items, description, console=console, transient=True, disable=not console.is_terminal
+    )
+
+
+@contextlib.contextmanager
+def training_bar(steps: int, first: int) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar on stderr; yields a function that takes the finished step and what to show.
+
+    Where stderr is no terminal, each call prints a line instead.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=steps, completed=first)
+
+        def show(done: int, text: str) -> None:
+            bar.update(task, completed=done, description=text)
+            if not console.is_terminal:
+                print(f"step {done}/{steps}  {text}", file=sys.stderr)
+
+        yield show

@@ -1,0 +1,40 @@
+"""Decodes folders of sound files into a prepared folder, from which training reads without decoding.
+
+    python train/prepare.py FOLDER... --output PREPARED
+
+Any format of libsndfile, any sampling rate; 16 kHz 16-bit files keep their very samples. Files that
+cannot be read are named and left out. Needs about 1.9 MB a minute of audio.
+"""
+
+import dataclasses
+import sys
+from typing import Annotated
+
+import tyro
+
+from daisy_jax.data.corpus import prepare
+from daisy_jax.terminal import progress_bar, run_command
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to prepare."""
+
+    folders: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of sound files, searched recursively."""
+    output: Annotated[str, tyro.conf.arg(metavar="PREPARED")]
+    """The prepared folder; made if absent."""
+
+
+def main() -> int:
+    config = tyro.cli(Config, description=__doc__)
+    left_out: list[str] = []
+    count = prepare(config.folders, config.output, left_out.append, progress_bar("decoding"))
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    print(f"{config.output}: {count} utterances, {len(left_out)} files left out")
+    return 0 if count else 1
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,194 @@
+"""Pretrains a HuBERT from audio: masked prediction of k-means clusters.
+
+    python train/pretrain.py --data SPEECH --output RUN
+    python train/pretrain.py --data SPEECH --targets-from RUN/model --output RUN2
+
+The first iteration predicts clusters of MFCC, further ones clusters of an earlier model's features.
+The defaults are the recipe of the packaged `daisy-tiny`; see its model card. SPEECH and NOISE are
+folders of sound files or prepared folders (train/prepare.py).
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import tyro
+
+from daisy_jax.terminal import Accelerator, progress_bar, run_command, use_accelerator
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One pretraining run."""
+
+    data: str
+    """Speech: a folder of sound files or a prepared folder."""
+    output: str
+    """The run folder."""
+    noise: str = ""
+    """Noise recordings, mixed into half of the crops; empty: none."""
+    noise_probability: float = 0.5
+    """Share of the crops that get noise."""
+    snr_range: tuple[float, float] = (0.0, 20.0)
+    """Signal-to-noise ratio of those crops, dB, uniform."""
+    targets_from: str = ""
+    """A model folder whose features are clustered; empty: MFCC."""
+    targets_layer: int = 6
+    """The layer whose block outputs are clustered."""
+    clusters: int = 100
+    """Classes."""
+    start_from: str = ""
+    """A model folder whose trunk is trained further; empty: a new model."""
+    num_layers: int = 12
+    """Transformer layers."""
+    dim: int = 160
+    """Width of the transformer."""
+    ffn_dim: int = 640
+    """Inner width of the feed-forward networks."""
+    num_heads: int = 4
+    """Attention heads."""
+    conv_dim: int = 64
+    """Channels of the front end."""
+    pos_conv_kernel: int = 32
+    """Taps of the positional convolution."""
+    head_dim: int = 96
+    """Width of the prediction head."""
+    steps: int = 4_000
+    """Optimizer steps."""
+    batch_size: int = 8
+    """Crops a step."""
+    crop_seconds: float = 4.0
+    """Longest crop."""
+    learning_rate: float = 8e-4
+    """Peak of AdamW's learning rate; linear warm-up, then linear decay to 0."""
+    warmup_steps: int = 300
+    """Steps of the warm-up."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    clip: float = 1.0
+    """Largest global norm of the gradient."""
+    seed: int = 0
+    """Of weights, batches, masks and clusters."""
+    save_every: int = 500
+    """Steps between two checkpoints."""
+    log_every: int = 50
+    """Steps between two lines of metrics.jsonl."""
+    resume: bool = False
+    """Continue the run in the output folder."""
+    accelerator: Accelerator = "auto"
+    """Where to compute."""
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    device = use_accelerator(config.accelerator)
+
+    import jax
+    import numpy as np
+    import optax
+    from flax import nnx
+
+    from daisy_jax import audio
+    from daisy_jax.checkpoints import load, save
+    from daisy_jax.config import HubertConfig
+    from daisy_jax.data.batches import Augmentation, draw_by_duration, read_crops
+    from daisy_jax.data.corpus import open_corpus
+    from daisy_jax.data.targets import FrameTargets, cluster_targets, mfcc
+    from daisy_jax.hubert import Head, Hubert, block_features
+    from daisy_jax.pretraining import masked_prediction_loss, span_mask
+    from daisy_jax.training import Run, fit, warmup_then_decay
+
+    # ---- data ----
+    corpus = open_corpus(config.data)
+    noises = open_corpus(config.noise) if config.noise else None
+    augmentation = Augmentation(noises, config.noise_probability, config.snr_range)
+    hours = corpus.lengths.sum() / audio.SAMPLE_RATE / 3600
+    print(f"{config.data}: {len(corpus.names)} utterances, {hours:.2f} h; on {device}")
+
+    # ---- run folder ----
+    run = Run(pathlib.Path(config.output), config, config.resume)
+
+    # ---- targets ----
+    target_file = run.folder / "targets.npz"
+    if not target_file.exists():
+        if config.targets_from:
+            features = block_features(load(config.targets_from), config.targets_layer)
+        else:
+            features = mfcc
+        labels, centroids = cluster_targets(
+            corpus, features, config.clusters, config.seed, progress=progress_bar("clustering")
+        )
+        partial = target_file.with_name("targets.partial.npz")
+        np.savez(partial, labels=labels, centroids=centroids)
+        partial.replace(target_file)
+    targets = FrameTargets(corpus, np.load(target_file)["labels"])
+
+    # ---- model and optimizer ----
+    if config.start_from:
+        model = load(config.start_from).replace(branches=None, calibration=None)
+        model_config = dataclasses.replace(
+            model.config, num_classes=0, num_clusters=config.clusters, head_dim=config.head_dim
+        )
+        head = Head(model_config, rngs=nnx.Rngs(config.seed))
+        model = model.replace(config=model_config, head=head)
+    else:
+        model_config = HubertConfig(
+            num_layers=config.num_layers,
+            dim=config.dim,
+            ffn_dim=config.ffn_dim,
+            num_heads=config.num_heads,
+            conv_dim=config.conv_dim,
+            pos_conv_kernel=config.pos_conv_kernel,
+            normalize_input=True,
+            num_clusters=config.clusters,
+            head_dim=config.head_dim,
+        )
+        model = jax.jit(lambda: Hubert(model_config, rngs=nnx.Rngs(config.seed)))()
+    schedule = warmup_then_decay(config.learning_rate, config.warmup_steps, config.steps)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=config.weight_decay),
+    )
+    state = (model, jax.jit(optimizer.init)(model))
+
+    # ---- one step ----
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, batch):
+        model, optimizer_state = state
+        gradient = jax.value_and_grad(masked_prediction_loss, has_aux=True)
+        (loss, metrics), gradients = gradient(model, **batch)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, model)
+        model = optax.apply_updates(model, updates)
+        norm = optax.global_norm(gradients)
+        return (model, optimizer_state), {"loss": loss, "gradient_norm": norm, **metrics}
+
+    samples = round(config.crop_seconds * audio.SAMPLE_RATE)
+    frames = audio.frame_count(samples)
+
+    def batch(number: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng([config.seed, number])
+        crops = draw_by_duration(corpus.lengths, config.batch_size, samples, rng)
+        waveform, lengths = read_crops(corpus, crops, samples, augmentation, rng)
+        labels = np.zeros((config.batch_size, frames), np.int32)
+        for row, crop in enumerate(crops):
+            found = targets.read(crop.index, crop.frames)
+            labels[row, : len(found)] = found
+        masked = span_mask(audio.frame_count(lengths), frames, rng)
+        return {"waveform": waveform, "lengths": lengths, "masked": masked, "labels": labels}
+
+    # ---- loop ----
+    model, _ = fit(
+        run,
+        state,
+        step,
+        batch,
+        steps=config.steps,
+        save_every=config.save_every,
+        log_every=config.log_every,
+    )
+    save(model, run.folder / "model")
+    print(f"{run.folder / 'model'}: next, train branches: python train/branches.py --model ...")
+
+
+if __name__ == "__main__":
+    run_command(main)
