@@ -1,0 +1,42 @@
+"""HuBERT in JAX and Flax, with DAISY early exit."""
+
+from daisy_jax import audio
+from daisy_jax.calibration import calibrate
+from daisy_jax.checkpoints import load, save
+from daisy_jax.config import HubertConfig
+from daisy_jax.cost import multiply_adds
+from daisy_jax.encode import Encoded, encode
+from daisy_jax.errors import InputError
+from daisy_jax.exits import (
+    Calibration,
+    exit_threshold,
+    span_mean,
+    span_min_max,
+    span_threshold,
+    threshold_for_budget,
+)
+from daisy_jax.files import FileResult, encode_files
+from daisy_jax.hubert import Hubert, final_norm, frame_labels
+
+__all__ = [
+    "Calibration",
+    "Encoded",
+    "FileResult",
+    "Hubert",
+    "HubertConfig",
+    "InputError",
+    "audio",
+    "calibrate",
+    "encode",
+    "encode_files",
+    "exit_threshold",
+    "final_norm",
+    "frame_labels",
+    "load",
+    "multiply_adds",
+    "save",
+    "span_mean",
+    "span_min_max",
+    "span_threshold",
+    "threshold_for_budget",
+]

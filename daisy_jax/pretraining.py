@@ -45,8 +45,9 @@ def masked_prediction_loss(
     lengths: jax.Array,
     masked: jax.Array,
     labels: jax.Array,
+    unmasked_weight: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross entropy of HuBERT's head on masked frames.
+    """Cross entropy of HuBERT's head on masked frames, and with a weight on the others.
 
     Args:
       model: a model with a prediction head.
@@ -54,17 +55,23 @@ def masked_prediction_loss(
       lengths: int [batch], true sample counts.
       masked: bool [batch, frames], frames hidden from the transformer.
       labels: int [batch, frames], clusters from 0; whatever on padded frames.
+      unmasked_weight: scalar, of the loss on the frames that are seen.
 
     Returns:
-      the mean loss over the masked frames, nats, and {"accuracy": share of them predicted right}.
+      the loss, nats (a mean over the masked frames plus the weighted mean over the others), and
+      {"accuracy", "unmasked_accuracy": share of the frames predicted right}.
 
-    Source: HuBERT (Hsu et al. 2021), eq. (1) with α = 1.
+    Source: HuBERT (Hsu et al. 2021), eq. (1) with α = 1 / (1 + unmasked_weight), times 1 / α.
     """
     embedded = embed(model, waveform, lengths, masked)
     scores = model.head(final_norm(model, last_block(model, embedded)))
     log_probs = jax.nn.log_softmax(scores)
-    chosen = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
-    counted = masked & embedded.frame_mask
-    count = jnp.maximum(jnp.sum(counted), 1)
-    hits = counted & (jnp.argmax(scores, axis=-1) == labels)
-    return -jnp.sum(jnp.where(counted, chosen, 0)) / count, {"accuracy": jnp.sum(hits) / count}
+    loss = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
+    hits = jnp.argmax(scores, axis=-1) == labels
+
+    def mean_over(mask, values):
+        return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
+
+    hidden, seen = embedded.frame_mask & masked, embedded.frame_mask & ~masked
+    metrics = {"accuracy": mean_over(hidden, hits), "unmasked_accuracy": mean_over(seen, hits)}
+    return mean_over(hidden, loss) + unmasked_weight * mean_over(seen, loss), metrics

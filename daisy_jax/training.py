@@ -151,7 +151,12 @@ def fit(
     """
     # The batch is split over all devices, the state is on each.
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    replicated, by_row = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    by_row = NamedSharding(mesh, PartitionSpec("data"))
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.device_put(array, by_row if array.ndim else replicated)
+
     state, first = run.restore(jax.device_put(state, replicated))
     recent, started = [], time.perf_counter()
     reader = concurrent.futures.ThreadPoolExecutor(1)
@@ -161,7 +166,7 @@ def fit(
             current = upcoming.result()
             if done < steps:
                 upcoming = reader.submit(batch, done)
-            state, metrics = step(state, jax.device_put(current, by_row))
+            state, metrics = step(state, jax.tree.map(place, current))
             recent.append(metrics)
             if done % log_every == 0 or done == steps:
                 values = _means(recent)

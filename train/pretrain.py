@@ -53,7 +53,10 @@ class Config:
     """Taps of the positional convolution."""
     head_dim: int = 96
     """Width of the prediction head."""
-    steps: int = 4_000
+    unmasked_steps: int = 1_000
+    """Unmasked frames count too in the beginning, with a weight that falls from 1 to 0 over so many
+    steps. Without them a small model does not get off the labels' plain frequencies."""
+    steps: int = 2_400
     """Optimizer steps."""
     batch_size: int = 8
     """Crops a step."""
@@ -174,7 +177,14 @@ def main() -> None:
             found = targets.read(crop.index, crop.frames)
             labels[row, : len(found)] = found
         masked = span_mask(audio.frame_count(lengths), frames, rng)
-        return {"waveform": waveform, "lengths": lengths, "masked": masked, "labels": labels}
+        weight = np.float32(max(1 - number / max(config.unmasked_steps, 1), 0))
+        return {
+            "waveform": waveform,
+            "lengths": lengths,
+            "masked": masked,
+            "labels": labels,
+            "unmasked_weight": weight,
+        }
 
     # ---- loop ----
     model, _ = fit(
@@ -185,6 +195,7 @@ def main() -> None:
         steps=config.steps,
         save_every=config.save_every,
         log_every=config.log_every,
+        shown=("loss", "accuracy", "unmasked_accuracy"),
     )
     save(model, run.folder / "model")
     print(f"{run.folder / 'model'}: next, train branches: python train/branches.py --model ...")
