@@ -55,7 +55,7 @@ def load_clip(path: str | pathlib.Path) -> Clip:
 
     path = pathlib.Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder; give the sound files in it")
+        raise InputError(f"{path}: is a folder; give the sound files in it")
     with open(path, "rb") as stream:
         if not stream.read(1):
             raise InputError(f"{path}: the file is empty; record or copy it again")

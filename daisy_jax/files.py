@@ -108,11 +108,12 @@ def _encode_window(
             width = next(size for size in BUCKETS if len(clip.waveform) <= size)
             buckets.setdefault(width, []).append(number)
     for width, numbers in buckets.items():
-        rows = max(BATCH_SECONDS * audio.SAMPLE_RATE // width, 1)
+        rows = 1 << (BATCH_SECONDS * audio.SAMPLE_RATE // width).bit_length() - 1
         for first in range(0, len(numbers), rows):
             part = numbers[first : first + rows]
             waveforms = [window[number][1].waveform for number in part]
-            waveform, lengths = audio.pad_batch(waveforms, width, rows)
+            # Empty rows fill up to a power of two: few shapes, and little work for a few files.
+            waveform, lengths = audio.pad_batch(waveforms, width, 1 << (len(part) - 1).bit_length())
             out = encode(model, waveform, lengths, **options)
             out = type(out)(*(None if field is None else np.asarray(field) for field in out))
             for row, number in enumerate(part):
