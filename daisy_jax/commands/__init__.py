@@ -1,0 +1,1 @@
+"""The `daisy-jax` program, one file a command."""

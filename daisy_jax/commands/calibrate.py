@@ -1,0 +1,64 @@
+"""`daisy-jax calibrate`: stores a data set's entropies with a model."""
+
+import dataclasses
+import os
+import pathlib
+import sys
+
+import tyro
+
+from daisy_jax.commands.info import entropy_table
+from daisy_jax.errors import InputError
+from daisy_jax.terminal import Accelerator, progress_bar, use_accelerator
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrate:
+    """Measures every branch's entropy on a data set and stores it in the model folder.
+
+    From then on `daisy-jax encode --ratio` and `--budget` work with this model. Take speech like
+    the speech that will be encoded: the paper uses the downstream task's training split.
+    """
+
+    model: tyro.conf.Positional[str]
+    """A model folder with branches; its calibration is replaced."""
+    files: tyro.conf.Positional[tuple[str, ...]]
+    """Sound files, or folders that are searched for them."""
+    name: str = ""
+    """Name of the data set; empty: the first file's folder."""
+    accelerator: Accelerator = "auto"
+    """Where to compute."""
+
+    def run(self) -> int:
+        """Calibrates, saves, prints the table; 1 if a file could not be read."""
+        use_accelerator(self.accelerator)
+        import numpy as np
+
+        from daisy_jax.checkpoints import load, save
+        from daisy_jax.data.corpus import sound_files
+        from daisy_jax.exits import Calibration
+        from daisy_jax.files import encode_files
+
+        model = load(self.model)
+        if model.branches is None:
+            raise InputError(f"{self.model} has no branches; train them with train/branches.py")
+        files = [
+            path
+            for given in self.files
+            for path in (sound_files(given) if os.path.isdir(given) else [given])
+        ]
+        rows, failed = [], 0
+        for result in encode_files(model, progress_bar("calibrating")(files), threshold=-np.inf):
+            if result.error is not None:
+                print(f"error: {result.error}", file=sys.stderr)
+                failed += 1
+            else:
+                rows.append(result.entropy)
+        if not rows:
+            raise InputError("no file could be encoded, so that the calibration stays as it was")
+        first = pathlib.Path(self.files[0]).absolute()
+        name = self.name or (first if first.is_dir() else first.parent).name
+        model = model.replace(calibration=Calibration(np.stack(rows), name))
+        save(model, self.model)
+        print(entropy_table(model.calibration))
+        return 1 if failed else 0

@@ -1,0 +1,222 @@
+"""`daisy-jax encode`: sound files to features, each leaving at its own layer."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from daisy_jax.audio import SAMPLE_RATE
+from daisy_jax.errors import InputError
+from daisy_jax.terminal import Accelerator, progress_bar, use_accelerator
+
+HEADER = f"{'seconds':>8} {'frames':>7} {'exit':>5} {'entropy':>8} {'saved':>7}  file"
+
+
+@dataclasses.dataclass(frozen=True)
+class Encode:
+    """Encodes sound files and shows where each left the model.
+
+    Any format, rate and number of channels. Prints one row a file: its seconds and frames, the
+    layer where it left (with * if it was forced to, since no threshold was met), its entropy there
+    in nats, and the share of the full model's multiply-adds that was saved. Without an option the
+    threshold is made from the calibration that is stored with the model, at ratio 0.7.
+
+    A file that cannot be read is reported on stderr; the others are encoded, and the exit status
+    is 1 in the end.
+    """
+
+    files: tyro.conf.Positional[tuple[str, ...]]
+    """Sound files."""
+    model: str = ""
+    """A model folder; empty: the small pretrained model that comes with the package."""
+    ratio: float | None = None
+    """Threshold as a share of the calibration's mid entropy, in [0, 1]; smaller: later exits."""
+    threshold: float | None = None
+    """Threshold in nats."""
+    budget: float | None = None
+    """Mean exit layer wanted; the threshold that reaches it on the calibration's utterances."""
+    layer: int | None = None
+    """Everybody leaves at this layer."""
+    full: bool = False
+    """Everybody goes through all layers."""
+    span: Literal["mean", "threshold", "min-max"] | None = None
+    """Allow only the layers that a downstream training used; needs --exits."""
+    exits: str | None = None
+    """exits.json of that training: {"exit_counts": [L numbers]}."""
+    output: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Write one .npz a file here: last_hidden, exit_layer, entropy, num_frames."""
+    hidden_states: bool = False
+    """Write every layer's output too."""
+    accelerator: Accelerator = "auto"
+    """Where to compute."""
+
+    def run(self) -> int:
+        """Encodes, prints, writes; 1 if a file could not be encoded."""
+        if not self.files:
+            raise InputError("no files; give at least one sound file")
+        if self.hidden_states and self.output is None:
+            raise InputError("--hidden-states needs --output DIR, where to write them")
+        use_accelerator(self.accelerator)
+        from daisy_jax.checkpoints import load
+        from daisy_jax.cost import multiply_adds
+        from daisy_jax.files import encode_files
+
+        model = load(self.model or None)
+        num_layers = model.config.num_layers
+        threshold, allowed, setting = self._choose(model)
+        targets = None
+        if self.output is not None:
+            os.makedirs(self.output, exist_ok=True)
+            targets = output_paths(self.files, self.output)
+
+        results = encode_files(
+            model,
+            progress_bar("encoding")(self.files),
+            threshold=threshold,
+            allowed=allowed,
+            return_hidden_states=self.hidden_states,
+        )
+        evaluated = np.zeros(num_layers, bool) if threshold is None else allowed
+        print(HEADER)
+        rows, said, failed = [], set(), 0
+        for number, result in enumerate(results):
+            if result.error is not None:
+                print(f"error: {result.error}", file=sys.stderr)
+                failed += 1
+                continue
+            for note in set(result.notes) - said:
+                said.add(note)
+                print(f"note: {result.path}: {note} (said for the first file only)", file=sys.stderr)
+            samples = round(result.seconds * SAMPLE_RATE)
+            cost = int(multiply_adds(model.config, samples, result.exit_layer, evaluated))
+            full = int(multiply_adds(model.config, samples, num_layers, np.zeros(num_layers, bool)))
+            rows.append((result.seconds, result.exit_layer, cost, full))
+            print(table_row(result, 1 - cost / full, threshold is not None), flush=True)
+            if targets is not None:
+                write_features(targets[number], result, setting)
+        if rows:
+            seconds, layers, costs, full_costs = np.sum(rows, axis=0)
+            print(
+                f"{len(rows)} files, {seconds:.1f} s, mean exit layer {layers / len(rows):.2f} of "
+                f"{num_layers}, {1 - costs / full_costs:.1%} of the multiply-adds saved; {setting}"
+            )
+        return 1 if failed else 0
+
+    def _choose(self, model) -> tuple[float | None, np.ndarray, str]:
+        """Threshold, allowed layers, and both in words."""
+        from daisy_jax.exits import exit_threshold, threshold_for_budget
+
+        ways = {"--ratio": self.ratio, "--threshold": self.threshold, "--budget": self.budget}
+        ways |= {"--layer": self.layer, "--full": self.full or None}
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)} exclude each other; give one of them")
+        allowed, span = self._span(model.config.num_layers, given)
+        if self.full:
+            return None, allowed, "full depth"
+        if self.layer is not None:
+            if not 1 <= self.layer <= len(allowed):
+                raise InputError(f"--layer {self.layer}: the model has layers 1 to {len(allowed)}")
+            return None, np.arange(1, len(allowed) + 1) == self.layer, f"layer {self.layer}"
+        if self.threshold is not None:
+            return self.threshold, allowed, f"threshold {self.threshold:.4g} nats{span}"
+        calibration = model.calibration
+        if calibration is None:
+            raise InputError(
+                "this model has no calibration; run daisy-jax calibrate, or give --threshold, "
+                "--layer or --full"
+            )
+        if self.budget is not None:
+            threshold = threshold_for_budget(calibration.entropy, self.budget, allowed)
+            way = f"budget {self.budget:g} layers"
+        else:
+            ratio = 0.7 if self.ratio is None else self.ratio
+            threshold = float(exit_threshold(calibration.mean_entropy, ratio))
+            way = f"ratio {ratio:g}"
+        source = f" on {calibration.dataset}" if calibration.dataset else ""
+        return threshold, allowed, f"threshold {threshold:.4g} nats ({way}{source}){span}"
+
+    def _span(self, num_layers: int, given: list[str]) -> tuple[np.ndarray, str]:
+        from daisy_jax.exits import span_mean, span_min_max, span_threshold
+
+        if (self.span is None) != (self.exits is None):
+            raise InputError("--span and --exits belong together; give both or none")
+        if self.span is None or self.exits is None:
+            return np.ones(num_layers, bool), ""
+        if given in (["--layer"], ["--full"]):
+            raise InputError(f"--span and {given[0]} exclude each other; give one of them")
+        try:
+            counts = np.asarray(json.loads(pathlib.Path(self.exits).read_text())["exit_counts"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f'{self.exits}: not an exits file ({error}); it must hold {{"exit_counts": [...]}}'
+            ) from None
+        if counts.shape != (num_layers,):
+            raise InputError(
+                f"{self.exits}: {counts.size} counts for a model of {num_layers} layers"
+            )
+        spans = {"mean": span_mean, "threshold": span_threshold, "min-max": span_min_max}
+        allowed = spans[self.span](counts)
+        layers = ", ".join(str(layer) for layer in np.flatnonzero(allowed) + 1)
+        return allowed, f", span {self.span} (layers {layers})"
+
+
+def table_row(result, saved: float, may_be_forced: bool) -> str:
+    """One line of the table that `encode` prints, under `HEADER`."""
+    layer = f"{result.exit_layer}{'*' if result.forced and may_be_forced else ''}"
+    entropy = result.entropy[result.exit_layer - 1]
+    shown = f"{entropy:.3f}" if np.isfinite(entropy) else "-"
+    return (
+        f"{result.seconds:8.2f} {result.num_frames:7d} {layer:>5} {shown:>8} {saved:7.1%}  "
+        f"{result.path}"
+    )
+
+
+def output_paths(files: Sequence[str], output: str) -> list[pathlib.Path]:
+    """One .npz path a file: its stem, with as many of its folders before it as tell it from others.
+
+    Files of one folder that differ in their suffix alone keep the suffix.
+    """
+    paths = [pathlib.Path(os.path.abspath(file)) for file in files]
+    stems = [path.with_suffix("") for path in paths]
+    twins = {stem for stem in stems if len({p for p, s in zip(paths, stems) if s == stem}) > 1}
+    names = [path if stem in twins else stem for path, stem in zip(paths, stems, strict=True)]
+    by_tail: dict[tuple[str, ...], set[pathlib.Path]] = {}
+    for name in names:
+        for depth in range(1, len(name.parts)):
+            by_tail.setdefault(name.parts[-depth:], set()).add(name)
+    targets = []
+    for name in names:
+        depths = range(1, len(name.parts))
+        depth = next(depth for depth in depths if len(by_tail[name.parts[-depth:]]) == 1)
+        targets.append(pathlib.Path(output, *name.parts[-depth:]).with_name(f"{name.name}.npz"))
+    return targets
+
+
+def write_features(target: pathlib.Path, result, setting: str) -> None:
+    """Writes one file's features, whole or not at all."""
+    arrays = {
+        "last_hidden": result.last_hidden,
+        "exit_layer": np.int32(result.exit_layer),
+        "forced": np.bool_(result.forced),
+        "entropy": result.entropy,
+        "num_frames": np.int32(result.num_frames),
+        "path": np.str_(result.path),
+        "settings": np.str_(setting),
+    }
+    if result.hidden_states is not None:
+        arrays["hidden_states"] = result.hidden_states
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with open(partial, "wb") as stream:
+            np.savez(stream, **arrays)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,54 @@
+"""`daisy-jax info`: what a model folder holds."""
+
+import dataclasses
+
+import tyro
+
+from daisy_jax.exits import Calibration, exit_threshold
+from daisy_jax.terminal import use_accelerator
+
+RATIOS = (0.7, 0.76, 1.0)  # the paper's
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """Shows a model's architecture, parts, and calibration with the thresholds it gives."""
+
+    model: tyro.conf.Positional[str] = ""
+    """A model folder; empty: the small pretrained model that comes with the package."""
+
+    def run(self) -> None:
+        """Prints to stdout."""
+        use_accelerator("cpu")
+        import jax
+
+        from daisy_jax.checkpoints import PACKAGED, load
+        from daisy_jax.cost import multiply_adds
+
+        model = load(self.model or None)
+        config = model.config
+        count = sum(leaf.size for leaf in jax.tree.leaves(model))
+        print(f"{self.model or PACKAGED}: {count / 1e6:.2f} million parameters")
+        for field in dataclasses.fields(config):
+            print(f"  {field.name:16} {getattr(config, field.name)}")
+        head = f"{config.num_clusters} clusters" if model.head is not None else "none"
+        print(f"prediction head: {head}")
+        branches = f"{config.num_classes} classes a layer" if model.branches is not None else "none"
+        print(f"branches: {branches}")
+        cost = int(multiply_adds(config, 160_000, config.num_layers))
+        print(f"full depth on 10 s: {cost / 1e9:.2f} billion multiply-adds")
+        if model.calibration is None:
+            print("calibration: none; run daisy-jax calibrate")
+        else:
+            print(entropy_table(model.calibration))
+
+
+def entropy_table(calibration: Calibration) -> str:
+    """Mean entropy of each layer and the thresholds of the paper's ratios, in words."""
+    mean = calibration.mean_entropy
+    lines = [f"calibration: {len(calibration.entropy)} utterances of {calibration.dataset}"]
+    lines.append("  layer         " + " ".join(f"{k:6d}" for k in range(1, len(mean) + 1)))
+    lines.append("  mean entropy  " + " ".join(f"{value:6.3f}" for value in mean))
+    for ratio in RATIOS:
+        lines.append(f"  ratio {ratio:<4}  threshold {float(exit_threshold(mean, ratio)):.4f} nats")
+    return "\n".join(lines)
