@@ -1,7 +1,8 @@
 """Units of audio and of frames, and reading of files."""
 
+import os
 import pathlib
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,10 +14,8 @@ CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 FRAME_HOP = 320  # samples between two frames, 20 ms: the product of the strides
 FRAME_WINDOW = 400  # samples that one frame sees, 25 ms; shorter audio has no frame
 
-Count = TypeVar("Count", int, np.ndarray, Any)
 
-
-def frame_count(samples: Count) -> Count:
+def frame_count(samples: Any) -> Any:
     """Frames of `samples` samples: an int, or an integer array (numpy or jax) element by element.
 
     0 below 400 samples, 49 for one second. Source: floor((n - kernel) / stride) + 1 through the
@@ -35,7 +34,7 @@ class Clip(NamedTuple):
     """What was changed, for example "mixed down to one channel"."""
 
 
-def load(path: str | pathlib.Path) -> np.ndarray:
+def load(path: str | os.PathLike) -> np.ndarray:
     """Reads a sound file as float32 [samples], one channel at 16 kHz, full scale is +-1.
 
     Every format of libsndfile: WAV, FLAC, OGG, MP3 and more. Integer samples are scaled, several
@@ -49,7 +48,7 @@ def load(path: str | pathlib.Path) -> np.ndarray:
     return load_clip(path).waveform
 
 
-def load_clip(path: str | pathlib.Path) -> Clip:
+def load_clip(path: str | os.PathLike) -> Clip:
     """`load`, together with notes on what was done to the samples. Raises as `load` does."""
     import soundfile
 

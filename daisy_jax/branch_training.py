@@ -50,13 +50,12 @@ def clip_each_branch(max_norm: float) -> optax.GradientTransformation:
     A norm over all branches would couple them: one branch's outlier would slow all others down.
     """
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(gradients: Any, params: Any = None) -> Any:
         del params
         norms = jax.vmap(optax.global_norm)(gradients)  # [L]
         scale = jnp.minimum(1, max_norm / jnp.maximum(norms, 1e-12))
-        clipped = jax.tree.map(
+        return jax.tree.map(
             lambda leaf: leaf * scale.reshape((-1,) + (1,) * (leaf.ndim - 1)), gradients
         )
-        return clipped, state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(update)

@@ -35,7 +35,10 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     """The arrays of a pytree of modules, by dotted path, in the order of `jax.tree.leaves`."""
     named = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        steps = [str(getattr(step, "name", getattr(step, "key", getattr(step, "idx", "")))) for step in path]
+        steps = [
+            str(getattr(step, "name", getattr(step, "key", getattr(step, "idx", ""))))
+            for step in path
+        ]
         named[".".join(steps).removesuffix(".value")] = leaf
     return named
 
@@ -143,7 +146,9 @@ def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hub
         return jnp.asarray(leaf, jnp.float32 if path[0].name in FLOAT32_PARTS else trunk_dtype)
 
     model = jax.tree_util.tree_map_with_path(cast, model)
-    return model.replace(calibration=None if entropy is None else Calibration(entropy, dataset))
+    if entropy is None or dataset is None:
+        return model
+    return model.replace(calibration=Calibration(entropy, dataset))
 
 
 def _checked_dtype(name: str) -> jnp.dtype:
@@ -174,7 +179,7 @@ def _read_config(path: pathlib.Path) -> tuple[HubertConfig, str | None]:
 def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(
             f"{path}: not a whole safetensors file ({error}); copy or convert it again"

@@ -36,9 +36,7 @@ def multiply_adds(
 
     frames = frame_count(samples)
     front_end = frames * config.conv_dim * config.dim  # projection
-    front_end += (
-        frames * config.dim * config.dim // config.pos_conv_groups * config.pos_conv_kernel
-    )
+    front_end += frames * config.dim * config.dim // config.pos_conv_groups * config.pos_conv_kernel
     steps, channels = samples, 1
     for kernel, stride in zip(CONV_KERNELS, CONV_STRIDES, strict=True):
         steps = (steps - kernel) // stride + 1

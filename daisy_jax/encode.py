@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, PartitionSpec
 
 from daisy_jax import audio
@@ -102,14 +103,15 @@ def encode(
         raise InputError(
             f"waveform has {samples} samples; HuBERT needs at least {audio.FRAME_WINDOW} (25 ms)"
         )
-    if lengths is None:
-        lengths = np.full(batch, samples, np.int32)
+    lengths = np.full(batch, samples, np.int32) if lengths is None else lengths
     lengths = _checked(lengths, "lengths", "an int array", (batch,), np.integer)
-    if _is_concrete(lengths) and batch and not 0 <= np.min(lengths) <= np.max(lengths) <= samples:
-        raise InputError(
-            f"lengths go from {np.min(lengths)} to {np.max(lengths)}; they must lie between 0 and "
-            f"the {samples} samples of the waveform"
-        )
+    if not isinstance(lengths, Tracer) and batch:
+        shortest, longest = int(np.min(lengths)), int(np.max(lengths))
+        if shortest < 0 or longest > samples:
+            raise InputError(
+                f"lengths go from {shortest} to {longest}; they must lie between 0 and the "
+                f"{samples} samples of the waveform"
+            )
     if threshold is not None:
         if model.branches is None:
             raise InputError(
@@ -119,7 +121,7 @@ def encode(
         threshold = _broadcast_threshold(threshold, batch)
     allowed = np.ones(num_layers, bool) if allowed is None else allowed
     allowed = _checked(allowed, "allowed", "a bool array", (num_layers,), np.bool_)
-    if _is_concrete(allowed) and not np.any(allowed):
+    if not isinstance(allowed, Tracer) and not np.any(allowed):
         raise InputError("allowed is False everywhere; allow at least one layer")
     if layer_weights is not None:
         layer_weights = _checked(
@@ -128,10 +130,6 @@ def encode(
     return _compiled(
         model, waveform, lengths, threshold, allowed, layer_weights, return_hidden_states
     )
-
-
-def _is_concrete(array: Any) -> bool:
-    return not isinstance(array, jax.core.Tracer)
 
 
 def _checked(array: Any, name: str, kind: str, shape: tuple[int, ...], dtype: type) -> Any:
@@ -203,7 +201,9 @@ def _encode(
             model, embedded, pooled, weights, deepest, return_hidden_states
         )
         exit_layer = jnp.where(num_frames > 0, deepest, 0).astype(jnp.int32)
-        entropy = jnp.full_like(frame_mask, jnp.inf, jnp.float32, shape=(len(lengths), len(allowed)))
+        entropy = jnp.full_like(
+            frame_mask, jnp.inf, jnp.float32, shape=(len(lengths), len(allowed))
+        )
         forced = num_frames > 0
     else:
         hidden, pooled, blocks, entropy, exit_layer, forced = _early_exit(

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from daisy_jax.errors import InputError
 
@@ -22,7 +23,7 @@ class Calibration:
     @property
     def mean_entropy(self) -> np.ndarray:
         """float32 [L], nats: the mean over utterances."""
-        return np.mean(self.entropy, axis=0, dtype=np.float64).astype(np.float32)
+        return np.asarray(np.mean(self.entropy, axis=0, dtype=np.float64), np.float32)
 
     # A model carries its calibration as static data, so that it has to be hashable by content.
     @functools.cached_property
@@ -58,7 +59,7 @@ def exit_threshold(mean_entropy: jax.Array | np.ndarray, ratio: float | jax.Arra
 
     Paper: eq. (3), section 3.2.
     """
-    if not isinstance(ratio, jax.core.Tracer) and not 0 <= ratio <= 1:
+    if not isinstance(ratio, Tracer) and not 0 <= ratio <= 1:
         raise InputError(f"ratio is {ratio}; it must be in [0, 1], smaller for later exits")
     mean_entropy = jnp.asarray(mean_entropy, jnp.float32)
     return (jnp.max(mean_entropy) + jnp.min(mean_entropy)) / 2 * ratio

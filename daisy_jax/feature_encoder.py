@@ -16,12 +16,12 @@ def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 def valid_positions(size: int, counts: jax.Array) -> jax.Array:
-    """bool [batch, size], true for the first `counts` [batch] positions of each row."""
+    """True for the first `counts` [batch] positions of each row: bool [batch, size]."""
     return jnp.arange(size) < counts[:, None]
 
 
 def masked_moments(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance over axis 1 of x [batch, time, ...], of the positions in mask [batch, time].
+    """Mean and variance of x [batch, time, ...] over the positions in mask [batch, time].
 
     Two passes in float32; both are [batch, 1, ...], and (0, 0) where a row has no valid position.
     """
@@ -51,7 +51,7 @@ class MaskedGroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(dim))
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """x [batch, time, dim], mask bool [batch, time]; padded steps come out as garbage."""
+        """Normalizes x [batch, time, dim] by mask, bool [batch, time]; padding becomes garbage."""
         mean, variance = masked_moments(x, mask)
         scale = jax.lax.rsqrt(variance + EPSILON) * self.scale[...]
         return (x * scale + (self.bias[...] - mean * scale)).astype(x.dtype)
@@ -80,20 +80,20 @@ class FeatureEncoder(nnx.Module):
             for channels, kernel, stride in sizes
         )
         if config.conv_norm == "group":
-            self.norms = nnx.List([MaskedGroupNorm(config.conv_dim)])
+            self.group_norm = MaskedGroupNorm(config.conv_dim)
         else:
             self.norms = nnx.List(layer_norm(config.conv_dim, rngs) for _ in CONV_KERNELS)
+        self.conv_norm = config.conv_norm
 
     def __call__(self, waveform: jax.Array, lengths: jax.Array) -> jax.Array:
-        """waveform [batch, samples], lengths int [batch] -> [batch, frames, conv_dim]."""
+        """From waveform [batch, samples], lengths int [batch] to [batch, frames, conv_dim]."""
         x = waveform[..., None].astype(self.convolutions[0].kernel[...].dtype)
         for i, convolution in enumerate(self.convolutions):
             x = convolution(x)
-            if isinstance(self.norms[0], MaskedGroupNorm):
-                if i == 0:
-                    steps = (lengths - CONV_KERNELS[0]) // CONV_STRIDES[0] + 1
-                    x = self.norms[0](x, valid_positions(x.shape[1], steps))
-            else:
+            if self.conv_norm == "layer":
                 x = self.norms[i](x)
+            elif i == 0:
+                steps = (lengths - CONV_KERNELS[0]) // CONV_STRIDES[0] + 1
+                x = self.group_norm(x, valid_positions(x.shape[1], steps))
             x = jax.nn.gelu(x, approximate=False)
         return x

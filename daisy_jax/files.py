@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from daisy_jax import audio
-from daisy_jax.encode import encode
+from daisy_jax.encode import Encoded, encode
 from daisy_jax.errors import InputError
 from daisy_jax.hubert import Hubert
 
@@ -92,7 +93,9 @@ def _read(path: str | os.PathLike) -> audio.Clip | str:
         return f"{os.fspath(path)}: {error.strerror or error}"
     seconds = len(clip.waveform) / audio.SAMPLE_RATE
     if seconds > MAX_SECONDS:
-        return f"{os.fspath(path)}: {seconds:.1f} s long; split it into parts of {MAX_SECONDS:.0f} s"
+        return (
+            f"{os.fspath(path)}: {seconds:.1f} s long; split it into parts of {MAX_SECONDS:.0f} s"
+        )
     return clip
 
 
@@ -100,32 +103,32 @@ def _encode_window(
     model: Hubert, window: list[tuple[str, audio.Clip | str]], options: dict[str, Any]
 ) -> list[FileResult]:
     results: dict[int, FileResult] = {}
-    buckets: dict[int, list[int]] = {}
+    buckets: dict[int, list[tuple[int, str, audio.Clip]]] = {}
     for number, (path, clip) in enumerate(window):
         if isinstance(clip, str):
             results[number] = FileResult(path, clip)
         else:
             width = next(size for size in BUCKETS if len(clip.waveform) <= size)
-            buckets.setdefault(width, []).append(number)
-    for width, numbers in buckets.items():
+            buckets.setdefault(width, []).append((number, path, clip))
+    for width, members in buckets.items():
         rows = 1 << (BATCH_SECONDS * audio.SAMPLE_RATE // width).bit_length() - 1
-        for first in range(0, len(numbers), rows):
-            part = numbers[first : first + rows]
-            waveforms = [window[number][1].waveform for number in part]
+        for first in range(0, len(members), rows):
+            part = members[first : first + rows]
             # Empty rows fill up to a power of two: few shapes, and little work for a few files.
-            waveform, lengths = audio.pad_batch(waveforms, width, 1 << (len(part) - 1).bit_length())
-            out = encode(model, waveform, lengths, **options)
-            out = type(out)(*(None if field is None else np.asarray(field) for field in out))
-            for row, number in enumerate(part):
-                path, clip = window[number]
+            height = 1 << (len(part) - 1).bit_length()
+            waveforms = [clip.waveform for _, _, clip in part]
+            out = jax.device_get(
+                encode(model, *audio.pad_batch(waveforms, width, height), **options)
+            )
+            for row, (number, path, clip) in enumerate(part):
                 results[number] = _result(path, clip, out, row)
     return [results[number] for number in range(len(window))]
 
 
-def _result(path: str, clip: audio.Clip, out: Any, row: int) -> FileResult:
+def _result(path: str, clip: audio.Clip, out: Encoded, row: int) -> FileResult:
     frames = int(out.num_frames[row])
 
-    def cut(field: np.ndarray | None) -> np.ndarray | None:
+    def cut(field: Any) -> np.ndarray | None:
         return None if field is None else field[row][..., :frames, :].copy()
 
     return FileResult(
@@ -133,7 +136,7 @@ def _result(path: str, clip: audio.Clip, out: Any, row: int) -> FileResult:
         seconds=len(clip.waveform) / audio.SAMPLE_RATE,
         exit_layer=int(out.exit_layer[row]),
         forced=bool(out.forced[row]),
-        entropy=out.entropy[row].copy(),
+        entropy=np.array(out.entropy[row]),
         num_frames=frames,
         last_hidden=cut(out.last_hidden),
         hidden_states=cut(out.hidden_states),

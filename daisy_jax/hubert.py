@@ -1,4 +1,4 @@
-"""The model: front end, projection, stacked transformer layers, and the two kinds of classifiers."""
+"""The model: front end, projection, stacked transformer layers, and two kinds of classifiers."""
 
 import copy
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Head(nnx.Module):
         self.label_embeddings = nnx.Param(nnx.initializers.uniform(1.0)(rngs.params(), shape))
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        """hidden [..., dim] -> scores float32 [..., clusters]: cosine similarity over 0.1."""
+        """From hidden [..., dim] to scores float32 [..., clusters]: cosine similarity over 0.1."""
         projected = self.projection(hidden).astype(jnp.float32)
         embeddings = self.label_embeddings[...].astype(jnp.float32)
         return _unit(projected) @ _unit(embeddings).T / 0.1
@@ -154,22 +154,21 @@ def tapped_layers(model: Hubert, embedded: Embedded) -> tuple[jax.Array, jax.Arr
 
 def label_frames(model: Hubert, last: jax.Array, frame_mask: jax.Array) -> jax.Array:
     """Labels from the last block's output: int32 [batch, frames], -1 on padded frames."""
-    scores = model.head(final_norm(model, last))
+    scores = require_head(model)(final_norm(model, last))
     return jnp.where(frame_mask, jnp.argmax(scores, axis=-1).astype(jnp.int32), -1)
 
 
-def require_head(model: Hubert) -> None:
-    """Raises an InputError that names the ways out if the model has no prediction head."""
+def require_head(model: Hubert) -> Head:
+    """The prediction head; an InputError that names the ways out if the model has none."""
     if model.head is None:
         raise InputError(
             "this model has no HuBERT prediction head, so it cannot label frames; convert it from "
             "a fairseq or s3prl checkpoint, which have one"
         )
+    return model.head
 
 
-def frame_labels(
-    model: Hubert, waveform: jax.Array, lengths: jax.Array | None = None
-) -> jax.Array:
+def frame_labels(model: Hubert, waveform: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
     """HuBERT's own label of each frame: the best-scoring cluster on unmasked input.
 
     Args:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from daisy_jax.hubert import Hubert, embed, final_norm, last_block
+from daisy_jax.hubert import Hubert, embed, final_norm, last_block, require_head
 
 
 def span_mask(
@@ -64,7 +64,7 @@ def masked_prediction_loss(
     Source: HuBERT (Hsu et al. 2021), eq. (1) with α = 1 / (1 + unmasked_weight), times 1 / α.
     """
     embedded = embed(model, waveform, lengths, masked)
-    scores = model.head(final_norm(model, last_block(model, embedded)))
+    scores = require_head(model)(final_norm(model, last_block(model, embedded)))
     log_probs = jax.nn.log_softmax(scores)
     loss = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
     hits = jnp.argmax(scores, axis=-1) == labels

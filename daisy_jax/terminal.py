@@ -78,7 +78,7 @@ def use_accelerator(accelerator: Accelerator) -> str:
 
 
 def progress_bar(description: str):
-    """A progress bar on stderr that wraps a sequence: `for x in progress_bar("reading")(xs)`."""
+    """A progress bar on stderr; the result wraps a sequence while it is worked through."""
     from rich.console import Console
     from rich.progress import track
 
@@ -95,11 +95,21 @@ def training_bar(steps: int, first: int) -> Iterator[Callable[[int, str], None]]
     Where stderr is no terminal, each call prints a line instead.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=steps, completed=first)
 

@@ -42,12 +42,16 @@ class Run:
         self.folder = folder.resolve()
         self.settings = {
             name: value
-            for name, value in json.loads(json.dumps(dataclasses.asdict(config), default=str)).items()
+            for name, value in json.loads(
+                json.dumps(dataclasses.asdict(config), default=str)
+            ).items()
             if name not in FREE_FIELDS
         }
         path = self.folder / CONFIG
         if path.exists() and not resume:
-            raise InputError(f"{folder} holds a run; pass --resume to continue it, or another --output")
+            raise InputError(
+                f"{folder} holds a run; pass --resume to continue it, or another --output"
+            )
         if path.exists():
             self._compare(json.loads(path.read_text(encoding="utf-8")))
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ class PositionalConvolution(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [batch, frames, dim], zero on padded frames."""
+        """X is [batch, frames, dim], zero on padded frames."""
         return x + jax.nn.gelu(self.convolution(x), approximate=False)
 
 
@@ -43,7 +43,7 @@ class SelfAttention(nnx.Module):
         self.out = nnx.Linear(config.dim, config.dim, kernel_init=RESIDUAL_INIT, rngs=rngs)
 
     def __call__(self, x: jax.Array, frame_mask: jax.Array) -> jax.Array:
-        """x [batch, frames, dim], frame_mask bool [batch, frames]."""
+        """X is [batch, frames, dim], frame_mask bool [batch, frames]."""
         batch, frames, dim = x.shape
         qkv = self.qkv(x).reshape(batch, frames, 3, self.num_heads, dim // self.num_heads)
         query, key, value = jnp.moveaxis(qkv, 2, 0)  # each [batch, frames, heads, dim / heads]
@@ -61,6 +61,7 @@ class FeedForward(nnx.Module):
         self.down = nnx.Linear(config.ffn_dim, config.dim, kernel_init=RESIDUAL_INIT, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """X is [..., dim]."""
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
 
@@ -75,7 +76,7 @@ class TransformerLayer(nnx.Module):
         self.ffn_norm = layer_norm(config.dim, rngs)
 
     def __call__(self, x: jax.Array, frame_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """x [batch, frames, dim] -> the block's output and its feed-forward network's output.
+        """The block's output and its feed-forward network's output for x [batch, frames, dim].
 
         The second is taken before the residual sum. Padded frames hold garbage afterwards.
         """

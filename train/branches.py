@@ -76,7 +76,7 @@ def main() -> None:
     from daisy_jax.data.batches import Augmentation, draw_by_epoch, read_crops
     from daisy_jax.data.corpus import open_corpus
     from daisy_jax.hubert import require_head
-    from daisy_jax.training import Run, fit, warmup_then_decay
+    from daisy_jax.training import Batch, Run, fit, warmup_then_decay
 
     # ---- model ----
     trunk = load(config.model, config.dtype).replace(branches=None, calibration=None)
@@ -91,7 +91,7 @@ def main() -> None:
     hours = corpus.lengths.sum() / audio.SAMPLE_RATE / 3600
     print(f"{config.data}: {len(corpus.names)} utterances, {hours:.2f} h; on {device}")
 
-    def batch(number: int) -> dict[str, np.ndarray]:
+    def batch(number: int) -> Batch:
         crops = draw_by_epoch(corpus.lengths, config.batch_size, samples, config.seed, number)
         rng = np.random.default_rng([config.seed, number, 1])
         waveform, lengths = read_crops(corpus, crops, samples, augmentation, rng)

@@ -1,4 +1,4 @@
-"""Decodes folders of sound files into a prepared folder, from which training reads without decoding.
+"""Decodes folders of sound files into a prepared folder, which training reads without decoding.
 
     python train/prepare.py FOLDER... --output PREPARED
 

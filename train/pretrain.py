@@ -99,7 +99,7 @@ def main() -> None:
     from daisy_jax.data.targets import FrameTargets, cluster_targets, mfcc
     from daisy_jax.hubert import Head, Hubert, block_features
     from daisy_jax.pretraining import masked_prediction_loss, span_mask
-    from daisy_jax.training import Run, fit, warmup_then_decay
+    from daisy_jax.training import Batch, Run, fit, warmup_then_decay
 
     # ---- data ----
     corpus = open_corpus(config.data)
@@ -168,7 +168,7 @@ def main() -> None:
     samples = round(config.crop_seconds * audio.SAMPLE_RATE)
     frames = audio.frame_count(samples)
 
-    def batch(number: int) -> dict[str, np.ndarray]:
+    def batch(number: int) -> Batch:
         rng = np.random.default_rng([config.seed, number])
         crops = draw_by_duration(corpus.lengths, config.batch_size, samples, rng)
         waveform, lengths = read_crops(corpus, crops, samples, augmentation, rng)
@@ -177,7 +177,7 @@ def main() -> None:
             found = targets.read(crop.index, crop.frames)
             labels[row, : len(found)] = found
         masked = span_mask(audio.frame_count(lengths), frames, rng)
-        weight = np.float32(max(1 - number / max(config.unmasked_steps, 1), 0))
+        weight = np.asarray(max(1 - number / max(config.unmasked_steps, 1), 0), np.float32)
         return {
             "waveform": waveform,
             "lengths": lengths,

@@ -58,7 +58,7 @@ class Calibrate:
             raise InputError("no file could be encoded, so that the calibration stays as it was")
         first = pathlib.Path(self.files[0]).absolute()
         name = self.name or (first if first.is_dir() else first.parent).name
-        model = model.replace(calibration=Calibration(np.stack(rows), name))
-        save(model, self.model)
-        print(entropy_table(model.calibration))
+        calibration = Calibration(np.stack(rows), name)
+        save(model.replace(calibration=calibration), self.model)
+        print(entropy_table(calibration))
         return 1 if failed else 0

@@ -92,7 +92,9 @@ class Encode:
                 continue
             for note in set(result.notes) - said:
                 said.add(note)
-                print(f"note: {result.path}: {note} (said for the first file only)", file=sys.stderr)
+                print(
+                    f"note: {result.path}: {note} (said for the first file only)", file=sys.stderr
+                )
             samples = round(result.seconds * SAMPLE_RATE)
             cost = int(multiply_adds(model.config, samples, result.exit_layer, evaluated))
             full = int(multiply_adds(model.config, samples, num_layers, np.zeros(num_layers, bool)))
@@ -185,7 +187,11 @@ def output_paths(files: Sequence[str], output: str) -> list[pathlib.Path]:
     """
     paths = [pathlib.Path(os.path.abspath(file)) for file in files]
     stems = [path.with_suffix("") for path in paths]
-    twins = {stem for stem in stems if len({p for p, s in zip(paths, stems) if s == stem}) > 1}
+    twins = {
+        stem
+        for stem in stems
+        if len({p for p, s in zip(paths, stems, strict=True) if s == stem}) > 1
+    }
     names = [path if stem in twins else stem for path, stem in zip(paths, stems, strict=True)]
     by_tail: dict[tuple[str, ...], set[pathlib.Path]] = {}
     for name in names:

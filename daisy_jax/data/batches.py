@@ -1,4 +1,4 @@
-"""Training batches, each a pure function of (seed, step), so that a data position is one integer."""
+"""Training batches, pure functions of (seed, step), so that a data position is one integer."""
 
 import dataclasses
 import functools
@@ -22,6 +22,7 @@ class Augmentation:
     """dB, uniform."""
 
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Float [samples] -> float32 [samples]."""
         if self.noises is None or rng.random() >= self.probability:
             return waveform
         noise = draw_noise(self.noises, len(waveform), rng)
@@ -63,9 +64,7 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def draw_by_epoch(
-    lengths: np.ndarray, rows: int, samples: int, seed: int, step: int
-) -> list[Crop]:
+def draw_by_epoch(lengths: np.ndarray, rows: int, samples: int, seed: int, step: int) -> list[Crop]:
     """Crops of the `step`-th batch (from 0): each epoch goes through all utterances once."""
     rng = np.random.default_rng([seed, step])
     crops = []

@@ -30,7 +30,7 @@ class Corpus(Protocol):
     """int64 [utterances], samples at 16 kHz."""
 
     def read(self, index: int, start: int, samples: int) -> np.ndarray:
-        """float32 [samples] of one utterance from sample `start` on; fewer where it ends."""
+        """Float32 [samples] of one utterance from sample `start` on; fewer where it ends."""
         ...
 
 
@@ -52,6 +52,7 @@ class PreparedCorpus:
             )
 
     def read(self, index: int, start: int, samples: int) -> np.ndarray:
+        """As for every `Corpus`."""
         begin = self._starts[index] + start
         end = min(begin + samples, self._starts[index + 1])
         return self._samples[begin:end].astype(np.float32) / FULL_SCALE
@@ -81,13 +82,14 @@ class FolderCorpus:
         self._plain = [info.samplerate == audio.SAMPLE_RATE for info in infos]
 
     def read(self, index: int, start: int, samples: int) -> np.ndarray:
+        """As for every `Corpus`."""
         import soundfile
 
         if not self._plain[index]:
             return audio.load(self._files[index])[start : start + samples]
-        part = soundfile.read(
-            self._files[index], samples, start, dtype="float32", always_2d=True
-        )[0]
+        part = soundfile.read(self._files[index], samples, start, dtype="float32", always_2d=True)[
+            0
+        ]
         return part.mean(axis=1)
 
 
@@ -105,7 +107,9 @@ def open_corpus(path: str | pathlib.Path) -> Corpus:
     """
     folder = pathlib.Path(path)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a folder of sound files or a prepared one")
+        raise InputError(
+            f"{folder}: no such folder; give a folder of sound files or a prepared one"
+        )
     if (folder / INDEX).is_file():
         return PreparedCorpus(folder)
     files = sound_files(folder)

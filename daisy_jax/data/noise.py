@@ -25,7 +25,7 @@ def mix(speech: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
 
 
 def draw_noise(noises: Corpus, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """float32 [samples] of a random recording from a random offset on, looped if it is too short."""
+    """Float32 [samples] of a random recording from a random offset on, looped if too short."""
     index = int(rng.integers(len(noises.names)))
     length = int(noises.lengths[index])
     offset = int(rng.integers(length))

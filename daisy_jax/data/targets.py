@@ -36,7 +36,9 @@ def mfcc(waveform: np.ndarray) -> np.ndarray:
         librosa.feature.delta(cepstra, order=order, width=5, mode="nearest") for order in (1, 2)
     ]
     parts = [
-        weight * (part - part.mean(axis=1, keepdims=True)) / (part.std(axis=1, keepdims=True) + 1e-3)
+        weight
+        * (part - part.mean(axis=1, keepdims=True))
+        / (part.std(axis=1, keepdims=True) + 1e-3)
         for weight, part in zip(DELTA_WEIGHTS, parts, strict=True)
     ]
     return np.concatenate(parts).T.astype(np.float32)
@@ -74,12 +76,17 @@ def cluster_targets(
     rng = np.random.default_rng(seed)
     sample = rng.choice(len(stacked), min(fit_frames, len(stacked)), replace=False)
     kmeans = MiniBatchKMeans(
-        clusters, batch_size=10_000, n_init=5, max_no_improvement=50, random_state=seed
+        clusters,
+        batch_size=10_000,
+        n_init=5,  # pyright: ignore[reportArgumentType]
+        max_no_improvement=50,
+        random_state=seed,
     )
     kmeans.fit(stacked[sample].astype(np.float32))
     blocks = np.array_split(stacked, max(1, len(stacked) // 100_000))
     labels = np.concatenate([kmeans.predict(block.astype(np.float32)) for block in blocks])
-    return labels.astype(np.int16), kmeans.cluster_centers_.astype(np.float32)
+    centroids = np.asarray(kmeans.cluster_centers_, np.float32)
+    return np.asarray(labels, np.int16), centroids
 
 
 class FrameTargets:
@@ -93,6 +100,6 @@ class FrameTargets:
         self._starts = np.concatenate([[0], np.cumsum(counts)])
 
     def read(self, index: int, frames: slice) -> np.ndarray:
-        """int [frames] of one utterance."""
+        """The labels of one utterance's `frames`, int [frames]."""
         begin = self._starts[index]
         return self._labels[begin + frames.start : begin + frames.stop]

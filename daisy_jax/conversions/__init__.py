@@ -1,0 +1,1 @@
+"""From checkpoints of PyTorch libraries to model folders of ours. One reader for each format."""

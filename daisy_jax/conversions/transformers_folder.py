@@ -1,0 +1,176 @@
+"""Reads a folder that transformers' `save_pretrained` wrote: `config.json`, weights, preprocessor.
+
+Source: the format of transformers' HubertModel, HubertForCTC and HubertForSequenceClassification.
+"""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, SAMPLE_RATE
+from daisy_jax.config import HubertConfig
+from daisy_jax.conversions.rules import TRANSPOSED, WEIGHT_NORM, Rule, Source, Transform
+from daisy_jax.conversions.weight_files import read_json, read_weights
+from daisy_jax.errors import InputError
+
+CONFIG = "config.json"
+PREFIX = "hubert."  # of the trunk inside models with a downstream head
+EXTRAS = ("lm_head.", "classifier.", "projector.", "layer_weights", "final_proj.")
+"""Heads of CTC, classification and ContentVec models."""
+WEIGHT_NORM_NAMES = (
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+    ("weight_g", "weight_v"),
+)
+SIZES = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "dim",
+    "intermediate_size": "ffn_dim",
+    "num_attention_heads": "num_heads",
+    "num_conv_pos_embeddings": "pos_conv_kernel",
+    "num_conv_pos_embedding_groups": "pos_conv_groups",
+}
+SWITCHES = {"conv_bias": "conv_bias", "do_stable_layer_norm": "norm_first"}
+ONLY = {
+    "conv_kernel": list(CONV_KERNELS),
+    "conv_stride": list(CONV_STRIDES),
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "layer_norm_eps": 1e-5,
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
+    "add_adapter": False,
+    "adapter_attn_dim": None,
+    "quantization_config": None,
+}
+"""The one value of each that a HuBERT of ours can have; it is transformers' default, too."""
+
+
+def recognizes(path: pathlib.Path) -> bool:
+    """Whether a path looks like a folder of this format."""
+    return (path / CONFIG).is_file()
+
+
+def read(folder: pathlib.Path) -> Source:
+    """Reads a folder of a HuBERT model, with any or no downstream head.
+
+    Raises:
+      InputError: another kind of model, a config value that we cannot represent, no weights or
+        unreadable ones.
+      OSError: a file cannot be read.
+    """
+    fields = read_json(folder / CONFIG)
+    normalize, notes = _input_normalization(folder, fields.get("feat_extract_norm") == "layer")
+    try:
+        config = _config(fields, normalize)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+    tensors, files = read_weights(folder)
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
+    if prefix + "masked_spec_embed" not in tensors:
+        notes.append(
+            "no masked_spec_embed in the weights: the mask embedding, which only pretraining "
+            "needs, is zero"
+        )
+    rules = _rules(config, prefix, tensors)
+    return Source("transformers folder", config, tensors, rules, EXTRAS, files, tuple(notes))
+
+
+def _config(fields: dict[str, Any], normalize_input: bool) -> HubertConfig:
+    kind = fields.get("model_type")
+    if kind != "hubert":
+        raise InputError(
+            f"model_type is {kind!r}; only 'hubert' models can be converted, as others compute "
+            "something else"
+        )
+    problems = [
+        f"{name} is {fields[name]!r}, where only {only!r} can be represented"
+        for name, only in ONLY.items()
+        if name in fields and fields[name] != only
+    ]
+    channels = fields.get("conv_dim", [512] * len(CONV_KERNELS))
+    if not isinstance(channels, list) or len(channels) != 7 or len(set(map(str, channels))) != 1:
+        problems.append(f"conv_dim is {channels!r}, where seven equal numbers are needed")
+    norm = fields.get("feat_extract_norm", "group")
+    if norm not in ("group", "layer"):
+        problems.append(f"feat_extract_norm is {norm!r}, where 'group' or 'layer' is needed")
+    for name in SWITCHES:
+        if not isinstance(fields.get(name, False), bool):
+            problems.append(f"{name} is {fields[name]!r}, where true or false is needed")
+    if problems:
+        raise InputError(f"not a HuBERT that daisy_jax can hold: {'; '.join(problems)}")
+    return HubertConfig(
+        conv_dim=channels[0],
+        conv_norm=norm,
+        normalize_input=normalize_input,
+        **{ours: fields[name] for name, ours in (SIZES | SWITCHES).items() if name in fields},
+    )
+
+
+def _input_normalization(folder: pathlib.Path, layer_norm: bool) -> tuple[bool, list[str]]:
+    """Whether waveforms are to be normalised, and what to say about that."""
+    for name, part in (
+        ("preprocessor_config.json", None),
+        ("processor_config.json", "feature_extractor"),
+    ):
+        if (folder / name).is_file():
+            fields = read_json(folder / name)
+            fields = fields.get(part) if part else fields
+            if not isinstance(fields, dict):
+                continue
+            rate = fields.get("sampling_rate", SAMPLE_RATE)
+            if rate != SAMPLE_RATE:
+                raise InputError(
+                    f"{folder / name}: sampling_rate is {rate!r}; HuBERT needs {SAMPLE_RATE}"
+                )
+            normalize = fields.get("do_normalize", True)
+            if not isinstance(normalize, bool):
+                raise InputError(
+                    f"{folder / name}: do_normalize is {normalize!r}, where true or false is needed"
+                )
+            return normalize, [f"input normalisation: {_on(normalize)}, as {name} says"]
+    return layer_norm, [
+        f"input normalisation: {_on(layer_norm)}, assumed from the {'layer' if layer_norm else 'group'} "
+        "norm of the front end, as there is no preprocessor_config.json; add that file (do_normalize) "
+        "and convert again if the model was trained otherwise"
+    ]
+
+
+def _on(switch: bool) -> str:
+    return "on" if switch else "off"
+
+
+def _rules(config: HubertConfig, prefix: str, tensors: dict[str, np.ndarray]) -> list[Rule]:
+    rules = []
+
+    def affine(target: str, *sources: str, weight: str = "kernel", bias: bool = True) -> None:
+        for ours, theirs in [(weight, "weight"), ("bias", "bias")][: 1 + bias]:
+            add(f"{target}.{ours}", *(f"{source}.{theirs}" for source in sources))
+
+    def add(target: str, *sources: str, transform: Transform = TRANSPOSED) -> None:
+        rules.append(Rule(target, tuple(prefix + source for source in sources), transform))
+
+    for i in range(len(CONV_KERNELS)):
+        convolution = f"feature_extractor.conv_layers.{i}"
+        affine(f"feature_encoder.convolutions.{i}", f"{convolution}.conv", bias=config.conv_bias)
+        if config.conv_norm == "layer" or i == 0:
+            affine(f"feature_encoder.norms.{i}", f"{convolution}.layer_norm", weight="scale")
+    affine("feature_norm", "feature_projection.layer_norm", weight="scale")
+    affine("feature_projection", "feature_projection.projection")
+    add("mask_embedding", *["masked_spec_embed"][: prefix + "masked_spec_embed" in tensors])
+
+    positions = "encoder.pos_conv_embed.conv"
+    spellings = [[f"{positions}.{name}" for name in pair] for pair in WEIGHT_NORM_NAMES]
+    names = [pair for pair in spellings if prefix + pair[1] in tensors] or spellings
+    add("positional_convolution.convolution.kernel", *names[0], transform=WEIGHT_NORM)
+    add("positional_convolution.convolution.bias", f"{positions}.bias")
+
+    affine("encoder_norm", "encoder.layer_norm", weight="scale")
+    layer = "encoder.layers.{}"
+    affine("layers.attention.qkv", *(f"{layer}.attention.{name}_proj" for name in "qkv"))
+    affine("layers.attention.out", f"{layer}.attention.out_proj")
+    affine("layers.attention_norm", f"{layer}.layer_norm", weight="scale")
+    affine("layers.ffn.up", f"{layer}.feed_forward.intermediate_dense")
+    affine("layers.ffn.down", f"{layer}.feed_forward.output_dense")
+    affine("layers.ffn_norm", f"{layer}.final_layer_norm", weight="scale")
+    return rules

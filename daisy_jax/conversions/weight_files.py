@@ -1,0 +1,140 @@
+"""Tensors out of safetensors and torch files, whole or in shards. No code in a file is ever run."""
+
+import json
+import os
+import pathlib
+import pickle
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from daisy_jax.errors import InputError
+
+NAMES = ("model.safetensors", "pytorch_model.bin")  # the first is preferred
+INDEX = ".index.json"
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      InputError: the file holds something else.
+      OSError: the file cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not a JSON file ({error}); copy it again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not a JSON object")
+    return content
+
+
+def read_weights(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pathlib.Path, ...]]:
+    """All tensors of a folder that transformers' `save_pretrained` wrote.
+
+    Returns:
+      the tensors by name, in the type they are stored in, and the files they come from.
+
+    Raises:
+      InputError: no weights in the folder, or a file that is cut off, incomplete, holds code or
+        needs torch where there is none.
+      OSError: a file cannot be read.
+    """
+    for name in NAMES:
+        if (folder / name).is_file():
+            return read_file(folder / name), (folder / name,)
+        if (folder / (name + INDEX)).is_file():
+            return _read_shards(folder / (name + INDEX))
+    raise InputError(
+        f"{folder}: no weights there; put {' or '.join(NAMES)} beside config.json (for sharded "
+        f"weights, the {INDEX} file and all shards)"
+    )
+
+
+def read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All tensors of one safetensors or torch file, by name; raises as `read_weights` does."""
+    with path.open("rb") as file:
+        if file.read(7) == b"version":
+            raise InputError(f"{path}: a git-lfs pointer, not the weights; run git lfs pull there")
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def _read_shards(index: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pathlib.Path, ...]]:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+        raise InputError(f"{index}: no weight_map of tensor names to files; copy it again")
+    files = tuple(index.parent / name for name in sorted(set(places.values())))
+    for file in files:
+        if file.parent != index.parent or not file.is_file():
+            raise InputError(f"{index}: its shard {file.name} is not in the folder; put it there")
+    tensors: dict[str, np.ndarray] = {}
+    for file in files:
+        tensors |= read_file(file)
+    absent = sorted(set(places) - set(tensors))
+    if absent:
+        raise InputError(f"{index}: no shard holds {', '.join(absent)}; copy the shards again")
+    return tensors, files
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f"{path}: needs torch to be read; pip install 'daisy-jax[convert]', or get the model "
+            "as safetensors, which does not"
+        ) from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: not a plain file of tensors{_unsafe_names(path)}; code in such files is "
+            f"never run ({_reason(error)}); get the model as safetensors, or copy it again"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: not a whole torch file ({_reason(error)}); copy it again"
+        ) from None
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path}: holds a {type(content).__name__}, not tensors by name")
+    others = [str(name) for name, value in content.items() if not torch.is_tensor(value)]
+    if others:
+        raise InputError(f"{path}: wanted tensors only, but these are none: {', '.join(others)}")
+    return {str(name): _as_numpy(tensor) for name, tensor in content.items()}
+
+
+def _as_numpy(tensor: Any) -> np.ndarray:
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
+    return tensor.numpy()
+
+
+def _unsafe_names(path: str | os.PathLike) -> str:
+    """The classes and functions that loading a torch file would need, for a message."""
+    import torch
+
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+        return ""
+    return f" but one that needs {', '.join(names)}" if names else ""
+
+
+def _reason(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip()[:200] if lines else type(error).__name__
