@@ -103,10 +103,10 @@ def encode(
         raise InputError(
             f"waveform has {samples} samples; HuBERT needs at least {audio.FRAME_WINDOW} (25 ms)"
         )
-    lengths = np.full(batch, samples, np.int32) if lengths is None else lengths
-    lengths = _checked(lengths, "lengths", "an int array", (batch,), np.integer)
+    given = np.full(batch, samples, np.int32) if lengths is None else lengths
+    lengths = _checked(given, "lengths", "an int array", (batch,), np.integer)
     if not isinstance(lengths, Tracer) and batch:
-        shortest, longest = int(np.min(lengths)), int(np.max(lengths))
+        shortest, longest = np.min(np.asarray(lengths)), np.max(np.asarray(lengths))
         if shortest < 0 or longest > samples:
             raise InputError(
                 f"lengths go from {shortest} to {longest}; they must lie between 0 and the "

@@ -115,7 +115,7 @@ class Run:
 
 
 def warmup_then_decay(peak: float, warmup: int, steps: int) -> Callable[[Any], Any]:
-    """A learning rate that grows linearly over `warmup` steps and falls linearly to 0 at `steps`."""
+    """A learning rate that grows linearly over `warmup` steps, then falls linearly to 0."""
     import optax
 
     up = optax.linear_schedule(0, peak, warmup)
@@ -137,8 +137,8 @@ def fit(
     """Trains from the run's newest checkpoint to the last step.
 
     A run that was interrupted and resumed computes the same numbers as one that was not: a batch
-    depends on its number alone, and the state holds everything else. SIGTERM and Ctrl-C end it after
-    the current step, which is saved.
+    depends on its number alone, and the state holds everything else. SIGTERM and Ctrl-C end it
+    after the current step, which is saved.
 
     Args:
       run: where checkpoints and metrics go.

@@ -18,6 +18,11 @@ CONFIG = "config.json"
 PREFIX = "hubert."  # of the trunk inside models with a downstream head
 EXTRAS = ("lm_head.", "classifier.", "projector.", "layer_weights", "final_proj.")
 """Heads of CTC, classification and ContentVec models."""
+PREPROCESSORS = (
+    ("preprocessor_config.json", None),
+    ("processor_config.json", "feature_extractor"),
+)
+"""Files that tell about input normalisation, and the part that does; the second is newer."""
 WEIGHT_NORM_NAMES = (
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
     ("weight_g", "weight_v"),
@@ -77,6 +82,8 @@ def read(folder: pathlib.Path) -> Source:
 
 
 def _config(fields: dict[str, Any], normalize_input: bool) -> HubertConfig:
+    if str(fields.get("format")).startswith("daisy_jax/"):
+        raise InputError("this is a model folder of daisy_jax already; daisy_jax.load reads it")
     kind = fields.get("model_type")
     if kind != "hubert":
         raise InputError(
@@ -109,10 +116,7 @@ def _config(fields: dict[str, Any], normalize_input: bool) -> HubertConfig:
 
 def _input_normalization(folder: pathlib.Path, layer_norm: bool) -> tuple[bool, list[str]]:
     """Whether waveforms are to be normalised, and what to say about that."""
-    for name, part in (
-        ("preprocessor_config.json", None),
-        ("processor_config.json", "feature_extractor"),
-    ):
+    for name, part in PREPROCESSORS:
         if (folder / name).is_file():
             fields = read_json(folder / name)
             fields = fields.get(part) if part else fields
@@ -129,10 +133,11 @@ def _input_normalization(folder: pathlib.Path, layer_norm: bool) -> tuple[bool, 
                     f"{folder / name}: do_normalize is {normalize!r}, where true or false is needed"
                 )
             return normalize, [f"input normalisation: {_on(normalize)}, as {name} says"]
+    norm = "layer" if layer_norm else "group"
     return layer_norm, [
-        f"input normalisation: {_on(layer_norm)}, assumed from the {'layer' if layer_norm else 'group'} "
-        "norm of the front end, as there is no preprocessor_config.json; add that file (do_normalize) "
-        "and convert again if the model was trained otherwise"
+        f"input normalisation: {_on(layer_norm)}, assumed from the {norm} norm of the front end, as "
+        "there is no preprocessor_config.json; add that file (do_normalize) and convert again if "
+        "the model was trained otherwise"
     ]
 
 
@@ -153,8 +158,10 @@ def _rules(config: HubertConfig, prefix: str, tensors: dict[str, np.ndarray]) ->
     for i in range(len(CONV_KERNELS)):
         convolution = f"feature_extractor.conv_layers.{i}"
         affine(f"feature_encoder.convolutions.{i}", f"{convolution}.conv", bias=config.conv_bias)
-        if config.conv_norm == "layer" or i == 0:
+        if config.conv_norm == "layer":
             affine(f"feature_encoder.norms.{i}", f"{convolution}.layer_norm", weight="scale")
+        elif i == 0:
+            affine("feature_encoder.group_norm", f"{convolution}.layer_norm", weight="scale")
     affine("feature_norm", "feature_projection.layer_norm", weight="scale")
     affine("feature_projection", "feature_projection.projection")
     add("mask_embedding", *["masked_spec_embed"][: prefix + "masked_spec_embed" in tensors])

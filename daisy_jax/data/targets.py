@@ -83,10 +83,18 @@ def cluster_targets(
         random_state=seed,
     )
     kmeans.fit(stacked[sample].astype(np.float32))
-    blocks = np.array_split(stacked, max(1, len(stacked) // 100_000))
-    labels = np.concatenate([kmeans.predict(block.astype(np.float32)) for block in blocks])
     centroids = np.asarray(kmeans.cluster_centers_, np.float32)
-    return np.asarray(labels, np.int16), centroids
+    return nearest_centroid(stacked, centroids).astype(np.int16), centroids
+
+
+def nearest_centroid(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """The nearest centroid, [clusters, features], of each row of features [frames, features]."""
+    labels = []
+    for block in np.array_split(features, max(1, len(features) // 50_000)):
+        # The squared distance less the row's own norm, which does not change the order.
+        distance = np.sum(centroids**2, axis=1) - 2 * block.astype(np.float32) @ centroids.T
+        labels.append(np.argmin(distance, axis=1))
+    return np.concatenate(labels)
 
 
 class FrameTargets:

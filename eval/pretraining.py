@@ -1,0 +1,86 @@
+"""How well a pretrained model predicts its targets on speech that it has not seen.
+
+    python eval/pretraining.py --run RUN --data SPEECH
+
+Labels SPEECH with the centroids of the run (train/pretrain.py) and prints the share of frames that
+the prediction head gets right: masked frames, unmasked frames beside them, and without any mask.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import tyro
+
+from daisy_jax.terminal import Accelerator, progress_bar, run_command, use_accelerator
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    run: str
+    """The run folder of train/pretrain.py."""
+    data: str
+    """Unseen speech: a folder of sound files or a prepared folder."""
+    seed: int = 0
+    """Of the masks."""
+    accelerator: Accelerator = "auto"
+    """Where to compute."""
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    use_accelerator(config.accelerator)
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from daisy_jax import audio
+    from daisy_jax.checkpoints import load
+    from daisy_jax.data.corpus import open_corpus
+    from daisy_jax.data.targets import mfcc, nearest_centroid
+    from daisy_jax.hubert import block_features, embed, label_frames, last_block
+    from daisy_jax.pretraining import span_mask
+
+    folder = pathlib.Path(config.run)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = load(folder / "model")
+    centroids = np.load(folder / "targets.npz")["centroids"]
+    if settings["targets_from"]:
+        features = block_features(load(settings["targets_from"]), settings["targets_layer"])
+    else:
+        features = mfcc
+    corpus = open_corpus(config.data)
+
+    @jax.jit
+    def predict(waveform, lengths, masked):
+        embedded = embed(model, waveform, lengths, masked)
+        return label_frames(model, last_block(model, embedded), embedded.frame_mask)
+
+    hits = {"masked": [0, 0], "unmasked": [0, 0], "without mask": [0, 0]}
+    for index in progress_bar("predicting")(range(len(corpus.names))):
+        waveform = corpus.read(index, 0, int(corpus.lengths[index]))
+        seconds = -(-len(waveform) // audio.SAMPLE_RATE)
+        batch = audio.pad_batch([waveform], seconds * audio.SAMPLE_RATE)
+        frames = audio.frame_count(len(waveform))
+        width = audio.frame_count(batch[0].shape[1])
+        labels = nearest_centroid(features(waveform), centroids)
+        rng = np.random.default_rng([config.seed, index])
+        mask = span_mask(np.asarray([frames]), width, rng)
+        right = np.asarray(predict(*batch, mask))[0, :frames] == labels
+        plain = np.asarray(predict(*batch, jnp.zeros_like(mask)))[0, :frames] == labels
+        mask = mask[0, :frames]
+        for name, counted in (("masked", right[mask]), ("unmasked", right[~mask])):
+            hits[name][0] += int(counted.sum())
+            hits[name][1] += len(counted)
+        hits["without mask"][0] += int(plain.sum())
+        hits["without mask"][1] += frames
+    print(f"{len(corpus.names)} utterances of {config.data}, {len(centroids)} clusters")
+    for name, (right, total) in hits.items():
+        print(f"accuracy, {name}: {right / total:.3f} of {total} frames")
+
+
+if __name__ == "__main__":
+    run_command(main)
