@@ -29,13 +29,13 @@ class Branches(nnx.Module):
             self.kernel[...],
             precision=jax.lax.Precision.HIGHEST,
         )
-        return logits + self.bias[...]
+        return logits + self.bias[...][None, None]
 
 
 def frame_mean(values: jax.Array, frame_mask: jax.Array) -> jax.Array:
     """Mean of values [..., frames] over each row's valid frames; 0 for a row without frames."""
     total = jnp.sum(jnp.where(frame_mask, values, 0), axis=-1)
-    return total / jnp.maximum(jnp.sum(frame_mask, axis=-1), 1)
+    return total / jnp.maximum(jnp.sum(frame_mask, axis=-1), 1).astype(total.dtype)
 
 
 def utterance_entropy(logits: jax.Array, frame_mask: jax.Array) -> jax.Array:
@@ -72,4 +72,4 @@ def branch_loss(logits: jax.Array, labels: jax.Array, frame_mask: jax.Array) -> 
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     chosen = jnp.take_along_axis(log_probs, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
     rows = jnp.maximum(jnp.sum(jnp.any(frame_mask, axis=-1)), 1)
-    return jnp.sum(frame_mean(-chosen, frame_mask)) / rows
+    return jnp.sum(frame_mean(-chosen, frame_mask)) / rows.astype(jnp.float32)

@@ -17,7 +17,7 @@ def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 def valid_positions(size: int, counts: jax.Array) -> jax.Array:
     """True for the first `counts` [batch] positions of each row: bool [batch, size]."""
-    return jnp.arange(size) < counts[:, None]
+    return jnp.arange(size)[None] < counts[:, None]
 
 
 def masked_moments(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -27,7 +27,7 @@ def masked_moments(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]
     """
     x = x.astype(jnp.float32)
     mask = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
-    count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+    count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1).astype(jnp.float32)
     mean = jnp.sum(jnp.where(mask, x, 0), axis=1, keepdims=True) / count
     deviation = jnp.where(mask, x - mean, 0)
     return mean, jnp.sum(deviation * deviation, axis=1, keepdims=True) / count
@@ -53,8 +53,10 @@ class MaskedGroupNorm(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Normalizes x [batch, time, dim] by mask, bool [batch, time]; padding becomes garbage."""
         mean, variance = masked_moments(x, mask)
-        scale = jax.lax.rsqrt(variance + EPSILON) * self.scale[...]
-        return (x * scale + (self.bias[...] - mean * scale)).astype(x.dtype)
+        gain = self.scale[...].astype(jnp.float32)[None, None]
+        bias = self.bias[...].astype(jnp.float32)[None, None]
+        scale = jax.lax.rsqrt(variance + EPSILON) * gain
+        return (x.astype(jnp.float32) * scale + (bias - mean * scale)).astype(x.dtype)
 
 
 class FeatureEncoder(nnx.Module):

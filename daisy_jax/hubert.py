@@ -100,7 +100,7 @@ def embed(
       lengths: int [batch], true sample counts.
       masked: bool [batch, frames], frames that are replaced by the mask embedding (pretraining).
     """
-    lengths = jnp.minimum(lengths, waveform.shape[1])
+    lengths = jnp.minimum(jnp.asarray(lengths, jnp.int32), waveform.shape[1])
     if model.config.normalize_input:
         waveform = normalize_waveform(waveform, lengths)
     else:
@@ -113,7 +113,8 @@ def embed(
     hidden = projected
     if masked is not None:
         masked = (masked & frame_mask)[..., None]
-        hidden = jnp.where(masked, model.mask_embedding[...].astype(hidden.dtype), hidden)
+        embedding = model.mask_embedding[...].astype(hidden.dtype)[None, None]
+        hidden = jnp.where(masked, embedding, hidden)
     hidden = model.positional_convolution(hidden)
     if not model.config.norm_first:
         hidden = model.encoder_norm(hidden)
