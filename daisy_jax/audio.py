@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
 CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 FRAME_HOP = 320  # samples between two frames, 20 ms: the product of the strides
 FRAME_WINDOW = 400  # samples that one frame sees, 25 ms; shorter audio has no frame
+UNKNOWN_SIZE = 0x7FFF_F000  # bytes; programs that write WAV to a pipe promise so much or more
 
 
 def frame_count(samples: Any) -> Any:
@@ -21,8 +23,10 @@ def frame_count(samples: Any) -> Any:
     0 below 400 samples, 49 for one second. Source: floor((n - kernel) / stride) + 1 through the
     seven convolutions, which equals (n - 400) // 320 + 1.
     """
-    frames = (samples - FRAME_WINDOW) // FRAME_HOP + 1
-    return frames * (frames > 0)
+    least = FRAME_WINDOW - FRAME_HOP  # subtracted last: unsigned integers must not fall below 0
+    if isinstance(samples, int):
+        return max(samples - least, 0) // FRAME_HOP
+    return (samples.clip(least) - least) // FRAME_HOP
 
 
 class Clip(NamedTuple):
@@ -58,18 +62,21 @@ def load_clip(path: str | os.PathLike) -> Clip:
     with open(path, "rb") as stream:
         if not stream.read(1):
             raise InputError(f"{path}: the file is empty; record or copy it again")
+    if path.suffix.lower() == ".raw":
+        raise InputError(f"{path}: raw samples without a header; convert it to WAV or FLAC")
+    # As bytes where names are bytes: soundfile cannot encode a name that is not UTF-8.
+    name = os.fsencode(path) if os.name == "posix" else path
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(name) as file:
             samples = file.read(dtype="float32", always_2d=True)
             rate, promised, subtype = file.samplerate, file.frames, file.subtype
             log = file.extra_info
     except soundfile.LibsndfileError as error:
         raise InputError(
             f"{path}: not readable as audio ({error.error_string.rstrip('.')}); "
-            "convert it to WAV or FLAC"
+            "copy it again, or convert it to WAV or FLAC"
         ) from error
-    # libsndfile serves what is left of a cut-off WAV and says so in its log alone.
-    if len(samples) < promised or "should be" in _data_line(log):
+    if len(samples) < promised or _cut_off(log):
         raise InputError(f"{path}: the file is cut off; record or copy it again")
 
     notes = []
@@ -94,8 +101,13 @@ def load_clip(path: str | os.PathLike) -> Clip:
     return Clip(np.ascontiguousarray(waveform, np.float32), tuple(notes))
 
 
-def _data_line(log: str) -> str:
-    return next((line for line in log.splitlines() if line.strip().startswith("data")), "")
+def _cut_off(log: str) -> bool:
+    """libsndfile serves what is left of a cut-off file and says so in its log alone."""
+    sizes = re.findall(
+        r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be", log, re.MULTILINE
+    )
+    cut_off = any(int(size) < UNKNOWN_SIZE for size in sizes)
+    return cut_off or "without an End-Of-Stream flag" in log
 
 
 def pad_batch(

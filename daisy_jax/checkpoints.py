@@ -94,21 +94,20 @@ def save(model: Hubert, path: str | os.PathLike, *, dtype: str | None = None) ->
         "model": dataclasses.asdict(model.config),
         "calibration": None if calibration is None else {"dataset": calibration.dataset},
     }
-    _replace(folder / TENSORS, lambda target: save_file(tensors, target))
     text = json.dumps(content, indent=2) + "\n"
-    _replace(folder / CONFIG, lambda target: target.write_text(text, encoding="utf-8"))
-
-
-def _replace(path: pathlib.Path, write) -> None:
-    """Writes beside `path` first, so that a full disk never leaves half a file in its place."""
-    partial = path.with_name(f".{path.name}.partial")
+    # Both are written beside their places first: a full disk leaves neither half a file nor half
+    # of another model.
+    partial = {name: folder / f".{name}.partial" for name in (TENSORS, CONFIG)}
     try:
-        write(partial)
-        os.replace(partial, path)
+        save_file(tensors, partial[TENSORS])
+        partial[CONFIG].write_text(text, encoding="utf-8")
+        for name, written in partial.items():
+            os.replace(written, folder / name)
     except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from error
+        raise OSError(f"{folder / TENSORS}: cannot be written ({error})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        for written in partial.values():
+            written.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hubert:
@@ -139,6 +138,11 @@ def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hub
         raise InputError(f"{folder}: {CONFIG} and {TENSORS} disagree about the calibration")
     try:
         model = fill(abstract_model(config), tensors)
+        if entropy is not None and (entropy.ndim != 2 or entropy.shape[1] != config.num_layers):
+            raise InputError(
+                f"{CALIBRATION_TENSOR} has the shape {entropy.shape} instead of (utterances, "
+                f"{config.num_layers})"
+            )
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}") from None
 

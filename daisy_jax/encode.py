@@ -223,7 +223,7 @@ def _encode(
 
 def _deepest(allowed: jax.Array) -> jax.Array:
     """Number of the deepest allowed layer, from 1."""
-    return len(allowed) - jnp.argmax(allowed[::-1])
+    return len(allowed) - jnp.argmax(allowed[::-1]).astype(jnp.int32)
 
 
 def _full_depth(
@@ -260,7 +260,7 @@ def _full_depth(
 
 
 def _per_layer(model: Hubert, weights: RunningWeights | None) -> tuple:
-    numbers = jnp.arange(1, model.config.num_layers + 1)
+    numbers = jnp.arange(1, model.config.num_layers + 1, dtype=jnp.int32)
     return numbers, model.layers, jax.tree.map(lambda weight: weight[1:], weights)
 
 

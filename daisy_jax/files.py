@@ -64,11 +64,13 @@ def encode_files(
       **options: of `encode`: threshold (a scalar), allowed, layer_weights, return_hidden_states.
 
     Yields:
-      One `FileResult` a path, in input order; at most 64 files are held at a time.
+      One `FileResult` a path, in input order; 64 are worked on while the next 64 are read.
 
     Raises:
       InputError: an option is wrong.
     """
+    if isinstance(paths, (str, os.PathLike)):
+        raise InputError(f"paths is {os.fspath(paths)!r}; it must be a list of paths")
     remaining = iter(paths)
     with concurrent.futures.ThreadPoolExecutor(2) as readers:
         upcoming = _submit(readers, remaining)

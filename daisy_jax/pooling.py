@@ -9,7 +9,7 @@ from daisy_jax.feature_encoder import EPSILON
 
 
 def normalize(hidden: jax.Array) -> jax.Array:
-    """LayerNorm without scale and bias over the last axis, in float32. Paper: eq. (4)."""
+    """LayerNorm without scale and bias over the last axis, in float32: that of eq. (4)."""
     hidden = hidden.astype(jnp.float32)
     deviation = hidden - jnp.mean(hidden, axis=-1, keepdims=True)
     variance = jnp.mean(deviation * deviation, axis=-1, keepdims=True)
@@ -31,15 +31,23 @@ class RunningWeights(NamedTuple):
 
 def running_weights(layer_weights: jax.Array) -> RunningWeights:
     """From raw scores, float [L+1]. A score of -inf leaves its item out."""
-    scores = layer_weights.astype(jnp.float32)
-    left_out = jnp.isneginf(scores)
-    # Finite stand-ins keep gradients finite; `add` is set to 0 at the end.
-    lowest = jnp.finfo(jnp.float32).min / 2
-    totals = jax.lax.cumlogsumexp(jnp.where(left_out, lowest, scores))
-    before = jnp.concatenate([jnp.full((1,), lowest), totals[:-1]])
-    add = jnp.where(left_out, 0, jnp.exp(jnp.where(left_out, 0, scores) - totals))
-    nothing_yet = jnp.cumsum(~left_out) - ~left_out == 0
-    return RunningWeights(jnp.where(nothing_yet, 0, jnp.exp(before - totals)), add)
+    items = jnp.arange(len(layer_weights))
+    shares = prefix_softmax(layer_weights, items)  # [exits, items]
+    add = jnp.diagonal(shares)
+    return RunningWeights(jnp.sum(jnp.tril(shares, -1), axis=-1), add)
+
+
+def prefix_softmax(layer_weights: jax.Array, exit_layer: jax.Array) -> jax.Array:
+    """Softmax over items 0..exit of each row: scores [L+1], exits int [rows] -> [rows, L+1].
+
+    Zero behind the exit and where a score is -inf, all zero where nothing is left; values and
+    gradients stay finite.
+    """
+    scores = jnp.broadcast_to(
+        layer_weights.astype(jnp.float32)[None], (len(exit_layer), len(layer_weights))
+    )
+    used = jnp.arange(len(layer_weights))[None] <= exit_layer[:, None]
+    return jax.nn.softmax(scores, where=used & ~jnp.isneginf(scores))
 
 
 def pool(hidden_states: jax.Array, layer_weights: jax.Array, exit_layer: jax.Array) -> jax.Array:
@@ -55,10 +63,7 @@ def pool(hidden_states: jax.Array, layer_weights: jax.Array, exit_layer: jax.Arr
 
     Paper: eq. (4), section 3.2, with the authors' softmax and item 0.
     """
-    items = jnp.arange(hidden_states.shape[1])
-    used = items <= exit_layer[:, None]
-    scores = jnp.where(used, layer_weights.astype(jnp.float32), -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1)
+    weights = prefix_softmax(layer_weights, exit_layer)
     return jnp.einsum(
         "bl,bltd->btd", weights, normalize(hidden_states), precision=jax.lax.Precision.HIGHEST
     )

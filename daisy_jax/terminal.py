@@ -1,10 +1,11 @@
 """What every command has in common: one-line errors, exit statuses, progress bars, the device."""
 
 import contextlib
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from typing import Literal, NoReturn
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NoReturn
 
 from daisy_jax.errors import InputError
 
@@ -24,8 +25,11 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     signal.signal(signal.SIGTERM, terminate)
     try:
         sys.exit(command() or 0)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # the reader of stdout, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (InputError, OSError, FloatingPointError) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -77,15 +81,39 @@ def use_accelerator(accelerator: Accelerator) -> str:
         ) from None
 
 
-def progress_bar(description: str):
-    """A progress bar on stderr; the result wraps a sequence while it is worked through."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return lambda items: track(
-        items, description, console=console, transient=True, disable=not console.is_terminal
+def printable(text: str) -> str:
+    """The text on one line: what does not print, such as a line feed in a file's name, escaped."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
     )
+
+
+def progress_bar(
+    description: str, total: int | None = None
+) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """A progress bar on stderr; the result wraps an iterable while it is worked through.
+
+    `total` is for iterables without a length. Lines printed meanwhile appear above the bar.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # soft_wrap leaves long lines whole; what goes to a file must not pass through the bar's console.
+    console = Console(stderr=True, soft_wrap=True)
+    bar = Progress(
+        *Progress.get_default_columns(),
+        console=console,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+        disable=not console.is_terminal,
+    )
+
+    def follow(items: Iterable[Any]) -> Iterator[Any]:
+        with bar:
+            yield from bar.track(items, total, description=description)
+
+    return follow
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +53,8 @@ class Run:
             raise InputError(
                 f"{folder} holds a run; pass --resume to continue it, or another --output"
             )
+        if resume and not path.exists():
+            raise InputError(f"{folder} holds no run to resume; leave --resume out to start one")
         if path.exists():
             self._compare(json.loads(path.read_text(encoding="utf-8")))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -69,28 +72,34 @@ class Run:
         if changes:
             raise InputError(f"{self.folder} was started otherwise: {'; '.join(changes)}")
 
-    def restore(self, state: Any) -> tuple[Any, int]:
-        """The newest checkpoint and its step; `state` itself and 0 if there is none."""
+    def restore(self, state: Any) -> tuple[Any, int, list[Metrics]]:
+        """The newest checkpoint: state, step, and the metrics since the last logged step.
+
+        `state` itself, 0 and none if there is no checkpoint.
+        """
         import orbax.checkpoint as ocp
 
         step = self._manager.latest_step()
         if step is None:
             (self.folder / METRICS).write_text("", encoding="utf-8")
-            return state, 0
+            return state, 0, []
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
             named_leaves(state),
         )
         restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(target), config=ocp.args.JsonRestore()
+            ),
         )
-        # Lines behind the checkpoint will be written again.
-        lines = (self.folder / METRICS).read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        (self.folder / METRICS).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        return fill(state, restored["state"]), step
+        # Lines behind the checkpoint will be written again; a killed run may leave half a line.
+        lines = (self.folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        (self.folder / METRICS).write_text("".join(kept), encoding="utf-8")
+        return fill(state, restored["state"]), step, restored["config"].get("recent", [])
 
-    def save(self, state: Any, step: int) -> None:
+    def save(self, state: Any, step: int, recent: list[Metrics]) -> None:
         """Writes a checkpoint in the background; earlier ones are dropped when it is complete."""
         import orbax.checkpoint as ocp
 
@@ -99,7 +108,7 @@ class Run:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(named_leaves(state)),
-                    config=ocp.args.JsonSave(self.settings),
+                    config=ocp.args.JsonSave(self.settings | {"recent": _as_numbers(recent)}),
                 ),
             )
 
@@ -159,10 +168,15 @@ def fit(
     by_row = NamedSharding(mesh, PartitionSpec("data"))
 
     def place(array: np.ndarray) -> jax.Array:
+        if array.ndim and len(array) % jax.device_count():
+            raise InputError(
+                f"a batch of {len(array)} cannot be split over {jax.device_count()} devices; make "
+                "the batch size a multiple of them"
+            )
         return jax.device_put(array, by_row if array.ndim else replicated)
 
-    state, first = run.restore(jax.device_put(state, replicated))
-    recent, started = [], time.perf_counter()
+    state, first, recent = run.restore(jax.device_put(state, replicated))
+    started = time.perf_counter()
     reader = concurrent.futures.ThreadPoolExecutor(1)
     upcoming = reader.submit(batch, first)
     with reader, delayed_signals() as stopped, training_bar(steps, first) as show:
@@ -174,7 +188,7 @@ def fit(
             recent.append(metrics)
             if done % log_every == 0 or done == steps:
                 values = _means(recent)
-                rate = len(recent) / (time.perf_counter() - started)
+                rate = min(len(recent), done - first) / (time.perf_counter() - started)
                 if not math.isfinite(values["loss"]):
                     raise FloatingPointError(f"the loss is {values['loss']} at step {done}")
                 run.log(done, values | {"steps_per_second": rate})
@@ -182,17 +196,22 @@ def fit(
                 show(done, f"{text}  {rate:.2f} steps/s")
                 recent, started = [], time.perf_counter()
             if done % save_every == 0 or done == steps or stopped():
-                run.save(state, done)
+                run.save(state, done, recent)
             if stopped():
+                print(f"stopped after step {done}; --resume goes on from there", file=sys.stderr)
                 break
         run.close()
     return state
 
 
+def _as_numbers(history: list[Metrics]) -> list[dict[str, Any]]:
+    return jax.tree.map(lambda value: np.asarray(value).tolist(), jax.device_get(history))
+
+
 def _means(history: list[Metrics]) -> dict[str, Any]:
     """Mean of each metric, a number or a list of numbers."""
-    fetched = jax.device_get(history)
+    numbers = _as_numbers(history)
     return {
-        name: np.mean([metrics[name] for metrics in fetched], axis=0).tolist()
-        for name in fetched[0]
+        name: np.mean([metrics[name] for metrics in numbers], axis=0).tolist()
+        for name in numbers[0]
     }

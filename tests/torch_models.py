@@ -1,9 +1,13 @@
-"""HuBERT models of transformers with weights under which every part matters."""
+"""HuBERT models of transformers with weights under which every part matters, and their folders."""
 
+import json
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
+
+WEIGHTS = "model.safetensors"
 
 SMALL = {
     "hidden_size": 48,
@@ -43,3 +47,33 @@ def _drawn(name: str, parameter: torch.Tensor, generator: torch.Generator) -> to
         return 0.2 * noise
     fan_in = parameter[0].numel()
     return noise * (1.5 / fan_in**0.5)
+
+
+def change_tensors(folder, change):
+    """Rewrites the tensors; `change` returns others or changes those it gets."""
+    tensors = load_file(folder / WEIGHTS)
+    tensors = change(tensors) or tensors
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+
+
+def change_json(path, **fields):
+    """Sets fields of a JSON file, which is made if absent."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | fields))
+
+
+def to_torch_file(folder):
+    """Puts `pytorch_model.bin` in the place of `model.safetensors`."""
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def to_shards(folder, suffix, write):
+    """Puts two shards and an index in the place of `model.safetensors`."""
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    places = {name: f"{stem}-0000{i % 2 + 1}-of-00002.{suffix}" for i, name in enumerate(tensors)}
+    for file in sorted(set(places.values())):
+        write({n: t for n, t in tensors.items() if places[n] == file}, folder / file)
+    change_json(folder / f"{stem}.{suffix}.index.json", weight_map=places)

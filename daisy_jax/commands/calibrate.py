@@ -9,7 +9,7 @@ import tyro
 
 from daisy_jax.commands.info import entropy_table
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import Accelerator, progress_bar, use_accelerator
+from daisy_jax.terminal import Accelerator, printable, progress_bar, use_accelerator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,10 @@ class Calibrate:
             for path in (sound_files(given) if os.path.isdir(given) else [given])
         ]
         rows, failed = [], 0
-        for result in encode_files(model, progress_bar("calibrating")(files), threshold=-np.inf):
+        results = encode_files(model, files, threshold=-np.inf)
+        for result in progress_bar("calibrating", len(files))(results):
             if result.error is not None:
-                print(f"error: {result.error}", file=sys.stderr)
+                print(f"error: {printable(result.error)}", file=sys.stderr)
                 failed += 1
             else:
                 rows.append(result.entropy)

@@ -13,7 +13,7 @@ import tyro
 
 from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import Accelerator, progress_bar, use_accelerator
+from daisy_jax.terminal import Accelerator, printable, progress_bar, use_accelerator
 
 HEADER = f"{'seconds':>8} {'frames':>7} {'exit':>5} {'entropy':>8} {'saved':>7}  file"
 
@@ -77,7 +77,7 @@ class Encode:
 
         results = encode_files(
             model,
-            progress_bar("encoding")(self.files),
+            self.files,
             threshold=threshold,
             allowed=allowed,
             return_hidden_states=self.hidden_states,
@@ -85,16 +85,16 @@ class Encode:
         evaluated = np.zeros(num_layers, bool) if threshold is None else allowed
         print(HEADER)
         rows, said, failed = [], set(), 0
-        for number, result in enumerate(results):
+        for number, result in enumerate(progress_bar("encoding", len(self.files))(results)):
             if result.error is not None:
-                print(f"error: {result.error}", file=sys.stderr)
+                print(f"error: {printable(result.error)}", file=sys.stderr)
                 failed += 1
                 continue
-            for note in set(result.notes) - said:
-                said.add(note)
-                print(
-                    f"note: {result.path}: {note} (said for the first file only)", file=sys.stderr
-                )
+            for note in result.notes:
+                if note not in said:
+                    said.add(note)
+                    line = f"note: {result.path}: {note} (said for the first file only)"
+                    print(printable(line), file=sys.stderr)
             samples = round(result.seconds * SAMPLE_RATE)
             cost = int(multiply_adds(model.config, samples, result.exit_layer, evaluated))
             full = int(multiply_adds(model.config, samples, num_layers, np.zeros(num_layers, bool)))
@@ -176,7 +176,7 @@ def table_row(result, saved: float, may_be_forced: bool) -> str:
     shown = f"{entropy:.3f}" if np.isfinite(entropy) else "-"
     return (
         f"{result.seconds:8.2f} {result.num_frames:7d} {layer:>5} {shown:>8} {saved:7.1%}  "
-        f"{result.path}"
+        f"{printable(result.path)}"
     )
 
 
@@ -185,23 +185,27 @@ def output_paths(files: Sequence[str], output: str) -> list[pathlib.Path]:
 
     Files of one folder that differ in their suffix alone keep the suffix.
     """
-    paths = [pathlib.Path(os.path.abspath(file)) for file in files]
-    stems = [path.with_suffix("") for path in paths]
+    # Without the root, so that a file there has one part too.
+    paths = [pathlib.PurePath(*pathlib.Path(os.path.abspath(file)).parts[1:]) for file in files]
+    stems = [path.with_suffix("") if path.name else path for path in paths]
     twins = {
         stem
         for stem in stems
         if len({p for p, s in zip(paths, stems, strict=True) if s == stem}) > 1
     }
     names = [path if stem in twins else stem for path, stem in zip(paths, stems, strict=True)]
-    by_tail: dict[tuple[str, ...], set[pathlib.Path]] = {}
+    if len(set(names)) < len(set(paths)):  # x.wav and x.flac beside x.wav.mp3
+        names = paths
+    by_tail: dict[tuple[str, ...], set[pathlib.PurePath]] = {}
     for name in names:
-        for depth in range(1, len(name.parts)):
+        for depth in range(1, len(name.parts) + 1):
             by_tail.setdefault(name.parts[-depth:], set()).add(name)
     targets = []
     for name in names:
-        depths = range(1, len(name.parts))
-        depth = next(depth for depth in depths if len(by_tail[name.parts[-depth:]]) == 1)
-        targets.append(pathlib.Path(output, *name.parts[-depth:]).with_name(f"{name.name}.npz"))
+        whole = len(name.parts)  # also where it ends another path, and so is never alone
+        alone = (d for d in range(1, whole) if len(by_tail[name.parts[-d:]]) == 1)
+        tail = name.parts[-next(alone, whole) :]
+        targets.append(pathlib.Path(output, *tail[:-1], f"{name.name}.npz"))
     return targets
 
 

@@ -135,9 +135,9 @@ def _input_normalization(folder: pathlib.Path, layer_norm: bool) -> tuple[bool, 
             return normalize, [f"input normalisation: {_on(normalize)}, as {name} says"]
     norm = "layer" if layer_norm else "group"
     return layer_norm, [
-        f"input normalisation: {_on(layer_norm)}, assumed from the {norm} norm of the front end, as "
-        "there is no preprocessor_config.json; add that file (do_normalize) and convert again if "
-        "the model was trained otherwise"
+        f"input normalisation: {_on(layer_norm)}, assumed from the {norm} norm of the front end, "
+        "as there is no preprocessor_config.json; add that file (do_normalize) and convert again "
+        "if the model was trained otherwise"
     ]
 
 

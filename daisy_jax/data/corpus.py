@@ -38,10 +38,18 @@ class PreparedCorpus:
     """A folder made by `prepare`."""
 
     def __init__(self, folder: pathlib.Path):
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if index.get("format") != FORMAT:
-            raise InputError(f"{folder / INDEX}: format is {index.get('format')!r}, not {FORMAT!r}")
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{folder / INDEX}: not JSON ({error}); prepare it again") from None
+        found = index.get("format") if isinstance(index, dict) else None
+        if found != FORMAT:
+            raise InputError(
+                f"{folder / INDEX}: format is {found!r}, not {FORMAT!r}; prepare the folder again"
+            )
         self.names: list[str] = index["names"]
+        if not self.names:
+            raise InputError(f"{folder}: holds no utterance; prepare it again from readable files")
         self.lengths = np.asarray(index["lengths"], np.int64)
         self._samples = np.memmap(folder / SAMPLES, "<i2", "r")
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
@@ -87,10 +95,17 @@ class FolderCorpus:
 
         if not self._plain[index]:
             return audio.load(self._files[index])[start : start + samples]
-        part = soundfile.read(self._files[index], samples, start, dtype="float32", always_2d=True)[
-            0
-        ]
-        return part.mean(axis=1)
+        file, wanted = self._files[index], min(samples, int(self.lengths[index]) - start)
+        try:
+            part, _ = soundfile.read(file, wanted, start, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise InputError(f"{file}: {error.error_string}; repair or remove the file") from None
+        waveform = part.mean(axis=1)
+        if len(waveform) < wanted or not np.isfinite(waveform).all():
+            raise InputError(
+                f"{file}: cut off, or holds NaN or infinite samples; repair or remove the file"
+            )
+        return waveform
 
 
 def sound_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
@@ -134,8 +149,15 @@ def prepare(
 
     Returns:
       How many utterances were written.
+
+    Raises:
+      InputError: one of `folders` is not a folder.
     """
-    files = [(pathlib.Path(folder), file) for folder in folders for file in sound_files(folder)]
+    folders = [pathlib.Path(folder) for folder in folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; give folders of sound files")
+    files = [(folder, file) for folder in folders for file in sound_files(folder)]
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
     names, lengths = [], []

@@ -6,6 +6,7 @@ import numpy as np
 
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus
+from daisy_jax.errors import InputError
 
 # How much deltas and their deltas count beside the cepstra, which tell phones apart better.
 DELTA_WEIGHTS = (1.0, 0.6, 0.4)
@@ -73,6 +74,11 @@ def cluster_targets(
         for i in progress(range(len(corpus.names)))
     ]
     stacked = np.concatenate(rows)
+    if len(stacked) < clusters:
+        raise InputError(
+            f"{len(stacked)} frames of speech for {clusters} clusters; give more speech or ask for "
+            "fewer clusters"
+        )
     rng = np.random.default_rng(seed)
     sample = rng.choice(len(stacked), min(fit_frames, len(stacked)), replace=False)
     kmeans = MiniBatchKMeans(

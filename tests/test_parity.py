@@ -1,0 +1,62 @@
+"""Every hidden state against transformers' HubertModel, through save_pretrained and the converter.
+
+The reference computes in float64 from the same float32 weights and waveform, so that the bound is
+on our rounding alone; transformers' own float32 result lies as far from it as ours does.
+"""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from helpers import assert_close_to_scale
+from torch_models import LARGE, SMALL, drawn_model
+
+import daisy_jax
+from daisy_jax.conversions.convert import convert
+
+SHORTEST = (400, 401, 719, 720)  # one frame up to 719 samples, then two
+EVEN, ODD = 8000, 24080  # 24 and 75 frames
+SHAPES = {
+    "base": (SMALL, (*SHORTEST, EVEN, ODD)),
+    "base, odd positional kernel": (SMALL | {"num_conv_pos_embeddings": 15}, (720, ODD)),
+    "large": (SMALL | LARGE, (400, EVEN)),
+    "large, conv_bias": (SMALL | LARGE | {"conv_bias": True}, (*SHORTEST, EVEN, ODD)),
+    "full-size base": ({}, (16000,)),
+}
+
+
+def _waveform(samples):
+    """Noise with an offset; one of the lengths is quiet enough to show another epsilon."""
+    level = 0.003 if samples == EVEN else 0.05
+    noise = np.random.default_rng(samples).standard_normal(samples)
+    return (level * (noise + 0.4)).astype(np.float32)
+
+
+def _normalized(waveform):
+    """As fairseq does it: 1e-5 in the variance, where transformers' own extractor has 1e-7."""
+    centred = waveform.astype(np.float64) - np.mean(waveform, dtype=np.float64)
+    return centred / np.sqrt(np.mean(centred**2) + 1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_hidden_states_are_those_of_transformers(shape, tmp_path):
+    fields, lengths = SHAPES[shape]
+    reference = drawn_model(**fields)
+    reference.save_pretrained(tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    model = daisy_jax.load(tmp_path / "ours")
+    reference = reference.double()
+    for samples in lengths:
+        waveform = _waveform(samples)
+        given = _normalized(waveform) if model.config.normalize_input else waveform
+        with torch.no_grad():
+            desired = reference(torch.tensor(given[None]).double(), output_hidden_states=True)
+        actual = daisy_jax.encode(model, waveform[None], return_hidden_states=True)
+        assert len(desired.hidden_states) == model.config.num_layers + 1
+        assert actual.num_frames[0] == desired.last_hidden_state.shape[1]
+        for layer, hidden in enumerate(desired.hidden_states):
+            assert_close_to_scale(actual.hidden_states[0, layer], hidden[0])
+        last = daisy_jax.final_norm(model, actual.last_hidden)
+        assert_close_to_scale(last[0], desired.last_hidden_state[0])

@@ -1,0 +1,68 @@
+"""The README's code blocks run, and its commands exist."""
+
+import pathlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.split("  # ")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+SCRIPTS = [command for command in COMMANDS if command.startswith("python ")]
+SAMPLES = [
+    command for command in COMMANDS if command.startswith("daisy-jax") and "samples" in command
+]
+
+
+@pytest.mark.parametrize("number", range(README.count("```python")))
+def test_python_block_runs(number, tmp_path, monkeypatch, capsys):
+    block = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[number]
+    script = tmp_path / "block.py"
+    script.write_text(block, encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(script))
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("command", SAMPLES)
+def test_command_on_the_samples_runs(command):
+    words = shlex.split(command)
+    files = [str(path) for word in words for path in sorted(ROOT.glob(word)) if "*" in word]
+    words = [word for word in words[1:] if "*" not in word] + files
+    program = "from daisy_jax.commands.main import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "of the multiply-adds saved" in result.stdout
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_flags_of_script_exist(command):
+    script, *words = shlex.split(command)[1:]
+    result = subprocess.run(
+        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    for word in words:
+        if word.startswith("--"):
+            assert word.split("=")[0] in result.stdout, word
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_make_target_exists(command):
+    target = command.split()[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_every_link_points_to_a_file():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
