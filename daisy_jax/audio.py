@@ -76,7 +76,7 @@ def load_clip(path: str | os.PathLike) -> Clip:
             f"{path}: not readable as audio ({error.error_string.rstrip('.')}); "
             "copy it again, or convert it to WAV or FLAC"
         ) from error
-    if len(samples) < promised or _cut_off(log):
+    if len(samples) < promised or cut_off(log):
         raise InputError(f"{path}: the file is cut off; record or copy it again")
 
     notes = []
@@ -101,13 +101,13 @@ def load_clip(path: str | os.PathLike) -> Clip:
     return Clip(np.ascontiguousarray(waveform, np.float32), tuple(notes))
 
 
-def _cut_off(log: str) -> bool:
-    """libsndfile serves what is left of a cut-off file and says so in its log alone."""
+def cut_off(log: str) -> bool:
+    """Whether a file ends too early: libsndfile serves what is left of a cut-off file and says so in its log alone."""
     sizes = re.findall(
         r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be", log, re.MULTILINE
     )
-    cut_off = any(int(size) < UNKNOWN_SIZE for size in sizes)
-    return cut_off or "without an End-Of-Stream flag" in log
+    promised_more = any(int(size) < UNKNOWN_SIZE for size in sizes)
+    return promised_more or "without an End-Of-Stream flag" in log
 
 
 def pad_batch(

@@ -6,6 +6,7 @@ float32, bfloat16 or float16.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -62,6 +63,7 @@ def fill(tree: Any, tensors: dict[str, Any]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), [tensors[name] for name in wanted])
 
 
+@functools.lru_cache(maxsize=8)  # tracing takes as long as reading a large model
 def abstract_model(config: HubertConfig) -> Hubert:
     """The model of a config with shapes in the place of arrays."""
     return jax.eval_shape(lambda: Hubert(config, rngs=nnx.Rngs(0)))
@@ -86,12 +88,32 @@ def save(model: Hubert, path: str | os.PathLike, *, dtype: str | None = None) ->
         name: np.ascontiguousarray(cast(np.asarray(leaf)))
         for name, leaf in named_leaves(model).items()
     }
-    calibration = model.calibration
+    _write(folder, tensors, model.config, model.calibration)
+
+
+def save_calibration(path: str | os.PathLike, calibration: Calibration) -> None:
+    """Stores a calibration in a model folder; every other tensor keeps its bytes.
+
+    Raises:
+      OSError: the folder cannot be written. The calibration that was there before is kept then.
+    """
+    folder = pathlib.Path(path)
+    config, _ = _read_config(folder / CONFIG)
+    _write(folder, _read_tensors(folder / TENSORS), config, calibration)
+
+
+def _write(
+    folder: pathlib.Path,
+    tensors: dict[str, np.ndarray],
+    config: HubertConfig,
+    calibration: Calibration | None,
+) -> None:
     if calibration is not None:
-        tensors[CALIBRATION_TENSOR] = np.ascontiguousarray(calibration.entropy, np.float16)
+        entropy = np.ascontiguousarray(calibration.entropy, np.float16)
+        tensors = tensors | {CALIBRATION_TENSOR: entropy}
     content = {
         "format": FORMAT,
-        "model": dataclasses.asdict(model.config),
+        "model": dataclasses.asdict(config),
         "calibration": None if calibration is None else {"dataset": calibration.dataset},
     }
     text = json.dumps(content, indent=2) + "\n"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from daisy_jax import audio
 from daisy_jax.branches import utterance_entropy
@@ -93,9 +93,10 @@ def encode(
     Paper: sections 3.1 (threshold) and 3.3 (spans).
     """
     num_layers = model.config.num_layers
-    if jnp.ndim(waveform) != 2 or not jnp.issubdtype(waveform.dtype, jnp.floating):
+    waveform = _as_array(waveform)
+    if waveform.ndim != 2 or not jnp.issubdtype(waveform.dtype, jnp.floating):
         raise InputError(
-            f"waveform is {waveform.dtype} {jnp.shape(waveform)}; encode needs float "
+            f"waveform is {waveform.dtype} {waveform.shape}; encode needs float "
             "[batch, samples] at 16 kHz, full scale 1 (daisy_jax.audio.load reads files so)"
         )
     batch, samples = waveform.shape
@@ -121,7 +122,7 @@ def encode(
         threshold = _broadcast_threshold(threshold, batch)
     allowed = np.ones(num_layers, bool) if allowed is None else allowed
     allowed = _checked(allowed, "allowed", "a bool array", (num_layers,), np.bool_)
-    if not isinstance(allowed, Tracer) and not np.any(allowed):
+    if not isinstance(allowed, Tracer) and not np.any(np.asarray(allowed)):
         raise InputError("allowed is False everywhere; allow at least one layer")
     if layer_weights is not None:
         layer_weights = _checked(
@@ -132,8 +133,14 @@ def encode(
     )
 
 
+def _as_array(array: Any) -> Any:
+    """Lists, torch tensors and the like as numpy arrays; what JAX knows as it is."""
+    known = isinstance(array, (np.ndarray, jax.Array)) or hasattr(array, "__jax_array__")
+    return array if known else np.asarray(array)
+
+
 def _checked(array: Any, name: str, kind: str, shape: tuple[int, ...], dtype: type) -> Any:
-    array = array if hasattr(array, "dtype") else np.asarray(array)
+    array = _as_array(array)
     if array.shape != shape or not jnp.issubdtype(array.dtype, dtype):
         raise InputError(f"{name} is {array.dtype} {array.shape}; it must be {kind} {list(shape)}")
     return array
@@ -147,7 +154,8 @@ def _broadcast_threshold(threshold: Any, batch: int) -> Any:
         raise InputError(
             f"threshold is {values.dtype} {values.shape}; it must be a number or [{batch}], nats"
         )
-    return xp.broadcast_to(values.astype(np.float32), (batch,))
+    with np.errstate(over="ignore"):  # beyond float32 is infinity
+        return xp.broadcast_to(values.astype(np.float32), (batch,))
 
 
 @functools.partial(jax.jit, static_argnames="return_hidden_states")
@@ -169,10 +177,10 @@ def _compiled(
     specs = (everywhere, rows, rows, rows, everywhere, everywhere)
     arguments = (model, waveform, lengths, threshold, allowed, layer_weights)
     arguments = tuple(
-        jax.tree.map(lambda leaf, spec=spec: jax.sharding.reshard(leaf, spec), argument)
+        jax.sharding.reshard(argument, NamedSharding(sharding.mesh, spec))
         for argument, spec in zip(arguments, specs, strict=True)
     )
-    return jax.shard_map(run, in_specs=specs, out_specs=rows)(*arguments)
+    return jax.shard_map(run, mesh=sharding.mesh, in_specs=specs, out_specs=rows)(*arguments)
 
 
 def _encode(
@@ -195,7 +203,7 @@ def _encode(
         item0 = embedded.projected if model.config.item0 == "projection" else hidden
         pooled = weights.add[0] * normalize(item0)
 
-    if threshold is None:
+    if threshold is None or not waveform.shape[0]:
         deepest = _deepest(allowed)
         hidden, pooled, blocks = _full_depth(
             model, embedded, pooled, weights, deepest, return_hidden_states

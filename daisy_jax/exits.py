@@ -90,13 +90,15 @@ def threshold_for_budget(
     # running minimum matters, and the exit layer falls in steps as the threshold rises past it.
     lowest = np.minimum.accumulate(entropy, axis=1)[:, :-1]
     values = np.unique(lowest[np.isfinite(lowest)])
-    candidates = np.concatenate([[-np.inf], np.nextafter(values, np.float32(np.inf))])
+    # Not below the smallest normal number: XLA takes what is smaller for 0.
+    above = np.maximum(np.nextafter(values, np.float32(np.inf)), np.finfo(np.float32).tiny)
+    candidates = np.concatenate([[-np.inf], above])
 
     def within_budget(threshold: np.float32) -> bool:
         # Leaving at the deepest layer, less each step that a layer before it spares.
         stays = lowest >= threshold
         total = layers[0] * len(entropy) + int(np.sum(stays.sum(axis=0) * np.diff(layers)))
-        return total <= mean_layers * len(entropy)
+        return total / len(entropy) <= mean_layers
 
     low, high = 0, len(candidates) - 1
     if not within_budget(candidates[high]):

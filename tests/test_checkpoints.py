@@ -2,18 +2,19 @@ import dataclasses
 import json
 import os
 
-import daisy_jax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_models import made_model
+from safetensors.numpy import load_file, save_file
+
+import daisy_jax
 from daisy_jax import checkpoints
 from daisy_jax.checkpoints import named_leaves
 from daisy_jax.config import HubertConfig
 from daisy_jax.errors import InputError
 from daisy_jax.exits import Calibration
-from flax import nnx
-from safetensors.numpy import load_file, save_file
 
 CONFIG = HubertConfig(
     num_layers=2,
@@ -32,15 +33,6 @@ LARGE_LIKE = dataclasses.replace(
 )
 
 
-def drawn(config: HubertConfig, calibration: Calibration | None = None) -> daisy_jax.Hubert:
-    """A model in which every number is different, so that no mix-up goes unnoticed."""
-    model = daisy_jax.Hubert(config, rngs=nnx.Rngs(0))
-    rng = np.random.default_rng(0)
-    leaves, structure = jax.tree.flatten(model)
-    leaves = [jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32) for leaf in leaves]
-    return jax.tree.unflatten(structure, leaves).replace(calibration=calibration)
-
-
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
     entropy = np.random.default_rng(1).uniform(0, 3, (7, 2)).astype(np.float16)
@@ -49,7 +41,7 @@ def calibration() -> Calibration:
 
 @pytest.fixture
 def folder(tmp_path, calibration):
-    daisy_jax.save(drawn(CONFIG, calibration), tmp_path / "model")
+    daisy_jax.save(made_model(CONFIG, calibration), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -63,7 +55,7 @@ def assert_same(model, other) -> None:
 
 @pytest.mark.parametrize("config", [CONFIG, LARGE_LIKE], ids=["base", "large"])
 def test_a_model_comes_back_bit_by_bit(tmp_path, config):
-    model = drawn(config)
+    model = made_model(config)
     daisy_jax.save(model, tmp_path / "a" / "b")
     loaded = daisy_jax.load(tmp_path / "a" / "b")
     assert_same(loaded, model)
@@ -84,7 +76,7 @@ def test_files_have_the_documented_names_and_content(folder):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_short_storage_rounds_once_and_computes_in_float32(tmp_path, dtype):
-    model = drawn(CONFIG)
+    model = made_model(CONFIG)
     daisy_jax.save(model, tmp_path / "model", dtype=dtype)
     stored = load_file(tmp_path / "model" / "model.safetensors")
     loaded = named_leaves(daisy_jax.load(tmp_path / "model"))
@@ -101,7 +93,7 @@ def test_short_storage_rounds_once_and_computes_in_float32(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_short_trunk_keeps_branches_and_head_exact(folder, tmp_path, dtype):
-    model = drawn(CONFIG)
+    model = made_model(CONFIG)
     loaded = daisy_jax.load(folder, dtype=dtype)
     for name, leaf in named_leaves(loaded).items():
         exact = name.startswith(("branches.", "head."))
@@ -114,11 +106,11 @@ def test_a_short_trunk_keeps_branches_and_head_exact(folder, tmp_path, dtype):
 def test_an_unknown_dtype_is_refused_by_name(folder):
     for call in (
         lambda: daisy_jax.load(folder, dtype="float8"),
-        lambda: daisy_jax.save(drawn(CONFIG), folder, dtype="int8"),
+        lambda: daisy_jax.save(made_model(CONFIG), folder, dtype="int8"),
     ):
         with pytest.raises(InputError, match="must be one of float32, bfloat16, float16"):
             call()
-    assert_same(daisy_jax.load(folder), drawn(CONFIG))
+    assert_same(daisy_jax.load(folder), made_model(CONFIG))
 
 
 def test_a_calibration_comes_back_as_float16(folder, calibration):
@@ -131,14 +123,14 @@ def test_a_calibration_comes_back_as_float16(folder, calibration):
 
 def test_a_float32_calibration_is_rounded_to_float16(tmp_path):
     entropy = np.random.default_rng(0).uniform(0, 3, (5, 2)).astype(np.float32)
-    daisy_jax.save(drawn(CONFIG, Calibration(entropy, "x")), tmp_path / "model")
+    daisy_jax.save(made_model(CONFIG, Calibration(entropy, "x")), tmp_path / "model")
     loaded = daisy_jax.load(tmp_path / "model").calibration
     np.testing.assert_array_equal(loaded.entropy, entropy.astype(np.float16))
 
 
 def test_arrays_that_are_not_contiguous_are_written_right(tmp_path):
     # safetensors writes their memory as it lies, without an error.
-    model = drawn(CONFIG)
+    model = made_model(CONFIG)
     turned = jax.tree.map(lambda leaf: np.asfortranarray(np.asarray(leaf)), model)
     entropy = np.asfortranarray(np.arange(6, dtype=np.float16).reshape(3, 2))
     turned = turned.replace(calibration=Calibration(entropy, "x"))
@@ -162,9 +154,9 @@ class FullDisk:
 @pytest.mark.parametrize("before", ["without calibration", "with calibration"])
 def test_a_full_disk_keeps_the_old_model(tmp_path, monkeypatch, calibration, fails, before):
     path = tmp_path / "model"
-    old = drawn(CONFIG, calibration if before == "with calibration" else None)
+    old = made_model(CONFIG, calibration if before == "with calibration" else None)
     daisy_jax.save(old, path)
-    other = drawn(dataclasses.replace(LARGE_LIKE, dim=16), None if old.calibration else calibration)
+    other = made_model(LARGE_LIKE, None if old.calibration else calibration)
     with monkeypatch.context() as patch:
         if fails == "tensors":
             patch.setattr(checkpoints, "save_file", FullDisk())
@@ -183,7 +175,7 @@ def test_a_full_disk_keeps_the_old_model(tmp_path, monkeypatch, calibration, fai
 def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
-        daisy_jax.save(drawn(CONFIG), tmp_path / "file")
+        daisy_jax.save(made_model(CONFIG), tmp_path / "file")
 
 
 def test_a_folder_without_a_model_says_what_a_model_is(tmp_path, folder):

@@ -45,8 +45,8 @@ def _drawn(name: str, parameter: torch.Tensor, generator: torch.Generator) -> to
         return 1 + 0.3 * noise
     if parameter.ndim < 2:
         return 0.2 * noise
-    fan_in = parameter[0].numel()
-    return noise * (1.5 / fan_in**0.5)
+    gain = 1.5 if parameter.ndim == 3 else 1.0  # GELU after a convolution takes about a third away
+    return noise * (gain / parameter[0].numel() ** 0.5)
 
 
 def change_tensors(folder, change):

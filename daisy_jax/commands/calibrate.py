@@ -34,7 +34,7 @@ class Calibrate:
         use_accelerator(self.accelerator)
         import numpy as np
 
-        from daisy_jax.checkpoints import load, save
+        from daisy_jax.checkpoints import load, save_calibration
         from daisy_jax.data.corpus import sound_files
         from daisy_jax.exits import Calibration
         from daisy_jax.files import encode_files
@@ -60,6 +60,6 @@ class Calibrate:
         first = pathlib.Path(self.files[0]).absolute()
         name = self.name or (first if first.is_dir() else first.parent).name
         calibration = Calibration(np.stack(rows), name)
-        save(model.replace(calibration=calibration), self.model)
+        save_calibration(self.model, calibration)
         print(entropy_table(calibration))
         return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import sys
@@ -127,6 +128,8 @@ class Encode:
                 raise InputError(f"--layer {self.layer}: the model has layers 1 to {len(allowed)}")
             return None, np.arange(1, len(allowed) + 1) == self.layer, f"layer {self.layer}"
         if self.threshold is not None:
+            if math.isnan(self.threshold):
+                raise InputError("--threshold is nan; it must be a number of nats")
             return self.threshold, allowed, f"threshold {self.threshold:.4g} nats{span}"
         calibration = model.calibration
         if calibration is None:

@@ -81,6 +81,9 @@ class FolderCorpus:
         self.lengths = np.asarray(
             [info.frames * audio.SAMPLE_RATE // info.samplerate for info in infos], np.int64
         )
+        for file, info in zip(files, infos, strict=True):
+            if audio.cut_off(info.extra_info):
+                raise InputError(f"{file}: the file is cut off; copy it again or remove it")
         short = self.lengths < audio.FRAME_WINDOW
         if short.any():
             raise InputError(

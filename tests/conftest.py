@@ -1,0 +1,123 @@
+"""Strict JAX for every test, four virtual CPU devices, and small random models."""
+
+import os
+
+# Before jax is imported anywhere: the flag is read once.
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    ).strip()
+
+import dataclasses
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from daisy_jax import Hubert, HubertConfig
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+hypothesis.settings.register_profile(
+    "deterministic",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=20,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+hypothesis.settings.load_profile("deterministic")
+
+SMALL = HubertConfig(
+    num_layers=4,
+    dim=32,
+    ffn_dim=48,
+    num_heads=4,
+    conv_dim=16,
+    pos_conv_kernel=16,
+    pos_conv_groups=4,
+    num_clusters=7,
+    head_dim=8,
+    num_classes=12,
+)
+CONFIGS = {
+    "base": SMALL,
+    "base_authors": dataclasses.replace(SMALL, tap="ffn", item0="projection"),
+    "large": dataclasses.replace(
+        SMALL, conv_norm="layer", conv_bias=True, norm_first=True, normalize_input=True
+    ),
+    "large_ffn": dataclasses.replace(
+        SMALL,
+        conv_norm="layer",
+        norm_first=True,
+        normalize_input=True,
+        tap="ffn",
+        pos_conv_kernel=15,
+    ),
+}
+"""Post-LN and pre-LN models, both taps, both kinds of item 0, even and odd positional kernels."""
+
+
+def random_model(config: HubertConfig, seed: int = 0) -> Hubert:
+    """A model in which every parameter matters and layers change what passes through them.
+
+    Norms have scales and offsets, biases are not zero, and each residual branch is as large as
+    what it is added to. Branches sharpen with depth, from 1 to 4 times unit logits, so that
+    entropies fall from layer to layer and differ from one utterance to the next.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = jax.tree_util.keystr(path)
+        noise = rng.standard_normal(leaf.shape).astype(np.float32)
+        if "branches" in name and "kernel" in name:
+            sharpness = np.linspace(1, 4, config.num_layers, dtype=np.float32)
+            # Blocks without a norm at their end grow; their logits shall not.
+            growth = 3 if config.norm_first and config.tap == "block" else 1
+            scale = sharpness[:, None, None] / (growth * np.float32(np.sqrt(leaf.shape[1])))
+            return jnp.asarray(noise * scale)
+        if "kernel" in name:
+            fan_in = leaf.shape[-2] if "layers" in name else np.prod(leaf.shape[:-1])
+            return jnp.asarray(noise * np.float32(np.sqrt(2 / fan_in)))
+        if "scale" in name:
+            return jnp.asarray(1 + 0.2 * noise)
+        return jnp.asarray(noise if "embedding" in name else 0.2 * noise)
+
+    return jax.tree_util.tree_map_with_path(draw, Hubert(config, rngs=nnx.Rngs(0)))
+
+
+def speech_like(lengths, seed: int = 0) -> list[np.ndarray]:
+    """Waveforms of these lengths that differ in pitch, loudness and noise: float32 [samples]."""
+    rng = np.random.default_rng(seed)
+    waveforms = []
+    for length in lengths:
+        time = np.arange(length) / 16_000
+        pitch, loudness, noise = rng.uniform(80, 2000), rng.uniform(0.05, 0.8), rng.uniform(0, 1)
+        tone = np.sin(2 * np.pi * pitch * time) * np.cos(2 * np.pi * rng.uniform(1, 9) * time)
+        mixed = (1 - noise) * tone + noise * rng.standard_normal(length) / 3
+        waveforms.append((loudness * mixed).astype(np.float32))
+    return waveforms
+
+
+@pytest.fixture(scope="session")
+def small_models() -> dict[str, Hubert]:
+    return {name: random_model(config) for name, config in CONFIGS.items()}
+
+
+@pytest.fixture(scope="session", params=CONFIGS)
+def any_model(request, small_models) -> Hubert:
+    """Each of the small models in turn."""
+    return small_models[request.param]
+
+
+@pytest.fixture(scope="session")
+def base_model(small_models) -> Hubert:
+    return small_models["base"]

@@ -1,0 +1,492 @@
+"""`encode` against a plain loop over utterances and layers (`reference.py`), and its errors."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import SMALL, random_model, speech_like
+from helpers import assert_close_to_scale
+from reference import reference_of
+
+import daisy_jax.encode as encode_module
+from daisy_jax import InputError, encode
+from daisy_jax.audio import frame_count, pad_batch
+from daisy_jax.branches import Branches
+from daisy_jax.pooling import pool
+from daisy_jax.transformer import TransformerLayer
+
+LENGTHS = (9000, 400, 5000, 0, 7321, 719, 399)
+WAVEFORMS = speech_like(LENGTHS)
+BATCH, BATCH_LENGTHS = pad_batch(WAVEFORMS)
+LAYER_WEIGHTS = {
+    "spread": np.array([0.3, -1.0, 0.7, 1.5, -0.2], np.float32),
+    "left out": np.array([-np.inf, 0.4, -np.inf, -np.inf, 1.0], np.float32),
+    "only item 0": np.array([0.0] + 4 * [-np.inf], np.float32),
+    "only the last": np.array(4 * [-np.inf] + [2.0], np.float32),
+    "far from zero": np.array([3000.0, 3001.0, 2999.5, 3002.0, 3000.7], np.float32),
+    "far apart": np.array([-9000.0, -8999.0, 50.0, 49.0, 8000.0], np.float32),
+    "float32 extremes": np.array([-3.4e38, 1.0, 2.0, -3.4e38, 3.4e38], np.float32),
+}
+ALLOWED = {
+    "everywhere": [True, True, True, True],
+    "gap": [True, False, False, True],
+    "only 3": [False, False, True, False],
+    "2 and 3": [False, True, True, False],
+}
+
+
+@pytest.fixture(scope="module")
+def references(small_models):
+    return {name: reference_of(model) for name, model in small_models.items()}
+
+
+@pytest.fixture(params=["base", "base_authors", "large", "large_ffn"], scope="module")
+def pair(request, small_models, references):
+    """A model and its reference."""
+    return small_models[request.param], references[request.param]
+
+
+def threshold_amid(entropy: np.ndarray, share: float) -> float:
+    """A threshold at the given quantile that lies in a wide gap between two entropies."""
+    values = np.sort(entropy[np.isfinite(entropy)])
+    place = int(share * (len(values) - 2))
+    near = slice(max(place - 2, 0), place + 4)
+    gaps = np.diff(values[near])
+    widest = int(np.argmax(gaps))
+    assert gaps[widest] > 1e-4
+    return float(values[near][widest] + gaps[widest] / 2)
+
+
+def assert_equals_reference(out, reference, thresholds, allowed=None, layer_weights=None) -> None:
+    """Every field of `out` for the module's batch."""
+    layers = reference.config.num_layers
+    for row, waveform in enumerate(WAVEFORMS):
+        frames = int(frame_count(LENGTHS[row]))
+        assert out.num_frames[row] == frames
+        assert not np.any(out.last_hidden[row, frames:])
+        if out.pooled is not None:
+            assert not np.any(out.pooled[row, frames:])
+        if out.hidden_states is not None:
+            assert not np.any(out.hidden_states[row, :, frames:])
+        if not frames:
+            assert out.exit_layer[row] == 0
+            assert not out.forced[row]
+            assert np.all(np.isposinf(out.entropy[row]))
+            continue
+        threshold = None if thresholds is None else thresholds[row]
+        desired = reference.encode(waveform, threshold, allowed, layer_weights)
+        assert out.exit_layer[row] == desired["exit_layer"]
+        assert out.forced[row] == desired["forced"]
+        finite = np.isfinite(desired["entropy"])
+        np.testing.assert_array_equal(np.isfinite(out.entropy[row]), finite)
+        np.testing.assert_allclose(
+            out.entropy[row][finite], desired["entropy"][finite], rtol=0, atol=1e-5
+        )
+        assert_close_to_scale(out.last_hidden[row, :frames], desired["last_hidden"])
+        if out.pooled is not None:
+            assert_close_to_scale(out.pooled[row, :frames], desired["pooled"])
+        if out.hidden_states is not None:
+            states = desired["hidden_states"]
+            for number in range(layers + 1):
+                state = np.asarray(out.hidden_states[row, number, :frames])
+                if number < len(states):
+                    assert_close_to_scale(state, states[number])
+                else:
+                    assert not np.any(state)
+
+
+def test_every_layers_output_entropy_and_pooling_equal_the_reference(pair):
+    model, reference = pair
+    out = encode(
+        model,
+        BATCH,
+        BATCH_LENGTHS,
+        threshold=-np.inf,
+        layer_weights=LAYER_WEIGHTS["spread"],
+        return_hidden_states=True,
+    )
+    assert out.hidden_states.shape == (7, 5, frame_count(9000), 32)
+    assert_equals_reference(out, reference, [-np.inf] * 7, None, LAYER_WEIGHTS["spread"])
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_exits_at_a_scalar_threshold_equal_the_reference(pair, share):
+    model, reference = pair
+    entropy = encode(model, BATCH, BATCH_LENGTHS, threshold=-np.inf).entropy
+    threshold = threshold_amid(np.asarray(entropy), share)
+    out = encode(
+        model,
+        BATCH,
+        BATCH_LENGTHS,
+        threshold=threshold,
+        layer_weights=LAYER_WEIGHTS["spread"],
+        return_hidden_states=True,
+    )
+    assert_equals_reference(out, reference, [threshold] * 7, None, LAYER_WEIGHTS["spread"])
+
+
+def test_the_small_models_leave_at_many_layers(any_model):
+    entropy = np.asarray(encode(any_model, BATCH, BATCH_LENGTHS, threshold=-np.inf).entropy)
+    exits = set()
+    for share in (0.25, 0.5, 0.75):
+        out = encode(any_model, BATCH, BATCH_LENGTHS, threshold=threshold_amid(entropy, share))
+        exits |= set(np.asarray(out.exit_layer).tolist())
+    assert len(exits - {0}) >= 3
+
+
+@pytest.mark.parametrize("allowed", ALLOWED.values(), ids=ALLOWED)
+def test_spans_and_thresholds_of_each_utterance_equal_the_reference(pair, allowed):
+    model, reference = pair
+    full = np.asarray(encode(model, BATCH, BATCH_LENGTHS, threshold=-np.inf).entropy)
+    middle = threshold_amid(full, 0.5)
+    thresholds = np.array(
+        [middle, np.inf, -np.inf, 1.0, threshold_amid(full, 0.3), middle, np.inf], np.float32
+    )
+    weights = LAYER_WEIGHTS["left out"]
+    out = encode(
+        model,
+        BATCH,
+        BATCH_LENGTHS,
+        threshold=thresholds,
+        allowed=np.array(allowed),
+        layer_weights=weights,
+        return_hidden_states=True,
+    )
+    assert_equals_reference(out, reference, thresholds, allowed, weights)
+
+
+@pytest.mark.parametrize("allowed", ALLOWED.values(), ids=ALLOWED)
+def test_no_threshold_is_full_depth_without_entropies(pair, allowed):
+    model, reference = pair
+    options = {"allowed": np.array(allowed), "return_hidden_states": True}
+    options["layer_weights"] = LAYER_WEIGHTS["spread"]
+    out = encode(model.replace(branches=None), BATCH, BATCH_LENGTHS, **options)
+    assert_equals_reference(out, reference, None, allowed, LAYER_WEIGHTS["spread"])
+    assert np.all(np.isposinf(out.entropy))
+
+    never = encode(model, BATCH, BATCH_LENGTHS, threshold=-np.inf, **options)
+    np.testing.assert_array_equal(out.exit_layer, never.exit_layer)
+    np.testing.assert_array_equal(out.forced, never.forced)
+    np.testing.assert_array_equal(np.isfinite(never.entropy[0]), allowed)
+    assert_close_to_scale(out.last_hidden, never.last_hidden)
+    assert_close_to_scale(out.hidden_states, never.hidden_states)
+    assert_close_to_scale(out.pooled, never.pooled)
+
+
+def test_infinite_thresholds_leave_at_once_or_never(base_model):
+    at_once = encode(base_model, BATCH, BATCH_LENGTHS, threshold=np.inf)
+    np.testing.assert_array_equal(at_once.exit_layer, [1, 1, 1, 0, 1, 1, 0])
+    assert not np.any(at_once.forced)
+    assert np.all(np.isposinf(at_once.entropy[:, 1:]))
+    never = encode(base_model, BATCH, BATCH_LENGTHS, threshold=-np.inf)
+    np.testing.assert_array_equal(never.exit_layer, [4, 4, 4, 0, 4, 4, 0])
+    np.testing.assert_array_equal(never.forced, [1, 1, 1, 0, 1, 1, 0])
+
+
+def test_an_utterance_leaves_below_its_threshold_and_not_at_it(base_model):
+    waveform = WAVEFORMS[0][None]
+    entropy = np.asarray(encode(base_model, waveform, threshold=-np.inf).entropy)[0, :1]
+    at = encode(base_model, waveform, threshold=entropy)
+    above = encode(base_model, waveform, threshold=np.nextafter(entropy, np.float32(np.inf)))
+    assert at.exit_layer[0] > 1
+    assert above.exit_layer[0] == 1
+
+
+def test_firing_at_the_deepest_allowed_layer_is_not_forced(base_model):
+    span = np.array([False, True, False, False])
+    fired = encode(base_model, BATCH, BATCH_LENGTHS, threshold=np.inf, allowed=span)
+    forced = encode(base_model, BATCH, BATCH_LENGTHS, threshold=0.0, allowed=span)
+    np.testing.assert_array_equal(fired.exit_layer, forced.exit_layer)
+    assert not np.any(fired.forced)
+    np.testing.assert_array_equal(forced.forced, forced.num_frames > 0)
+
+
+def test_a_threshold_of_nan_never_fires(base_model):
+    out = encode(base_model, BATCH, BATCH_LENGTHS, threshold=np.nan)
+    np.testing.assert_array_equal(out.exit_layer, [4, 4, 4, 0, 4, 4, 0])
+    np.testing.assert_array_equal(out.forced, out.num_frames > 0)
+
+
+@pytest.mark.parametrize("weights", LAYER_WEIGHTS.values(), ids=LAYER_WEIGHTS)
+def test_pooled_equals_eq_4_on_stored_hidden_states(base_model, references, weights):
+    reference = references["base"]
+    thresholds = np.array([1.0, np.inf, 1.6, 0, -np.inf, 1.5, 0], np.float32)
+    out = encode(
+        base_model,
+        BATCH,
+        BATCH_LENGTHS,
+        threshold=thresholds,
+        layer_weights=weights,
+        return_hidden_states=True,
+    )
+    assert out.pooled.dtype == jnp.float32
+    pooled = pool(out.hidden_states, weights, out.exit_layer)
+    for row in np.flatnonzero(out.exit_layer):
+        frames, depth = out.num_frames[row], out.exit_layer[row]
+        states = np.asarray(out.hidden_states[row, :, :frames], np.float64)
+        desired = reference.pooled(states[0], states[1 : depth + 1], weights)
+        assert_close_to_scale(out.pooled[row, :frames], desired)
+        assert_close_to_scale(pooled[row, :frames], desired)
+    assert np.all(np.isfinite(pooled))
+    full = encode(
+        base_model, BATCH, BATCH_LENGTHS, layer_weights=weights, return_hidden_states=True
+    )
+    assert_close_to_scale(full.pooled, pool(full.hidden_states, weights, full.exit_layer))
+
+
+def test_results_without_optional_outputs_are_the_same(any_model):
+    full = encode(
+        any_model,
+        BATCH,
+        BATCH_LENGTHS,
+        threshold=1.2,
+        layer_weights=LAYER_WEIGHTS["spread"],
+        return_hidden_states=True,
+    )
+    short = encode(any_model, BATCH, BATCH_LENGTHS, threshold=1.2)
+    assert short.hidden_states is None
+    assert short.pooled is None
+    np.testing.assert_array_equal(short.exit_layer, full.exit_layer)
+    np.testing.assert_allclose(short.entropy, full.entropy, rtol=0, atol=1e-5)
+    assert_close_to_scale(short.last_hidden, full.last_hidden)
+
+
+def test_rows_below_one_window_are_empty(any_model):
+    out = encode(
+        any_model,
+        np.ones((3, 800), np.float32),
+        np.array([0, 399, 10]),
+        threshold=5.0,
+        layer_weights=LAYER_WEIGHTS["spread"],
+        return_hidden_states=True,
+    )
+    for field in (out.exit_layer, out.forced, out.num_frames):
+        assert not np.any(field)
+    for field in (out.last_hidden, out.hidden_states, out.pooled):
+        assert not np.any(field)
+    assert np.all(np.isposinf(out.entropy))
+
+
+def test_lengths_default_to_the_whole_width(base_model):
+    waveform = np.stack(speech_like([2000, 2000]))
+    out = encode(base_model, waveform, threshold=1.2)
+    same = encode(base_model, waveform, np.array([2000, 2000]), threshold=1.2)
+    np.testing.assert_array_equal(out.last_hidden, same.last_hidden)
+    np.testing.assert_array_equal(out.num_frames, [6, 6])
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.uint32, np.int64])
+def test_lengths_of_any_whole_number_type(base_model, dtype):
+    waveform = np.stack(speech_like([40_000]))  # wider than int16 can count
+    out = encode(base_model, waveform, np.array([300], dtype))
+    assert out.num_frames[0] == 0
+    out = encode(base_model, waveform, np.array([32_000], dtype))
+    assert out.num_frames[0] == 99
+
+
+def test_lists_and_torch_tensors_are_taken(base_model):
+    torch = pytest.importorskip("torch")
+    waveform = np.stack(speech_like([2000, 2000]))
+    lengths = np.array([2000, 1000])
+    desired = encode(base_model, waveform, lengths, threshold=1.2)
+    for convert in (np.ndarray.tolist, torch.tensor, jnp.asarray):
+        out = encode(base_model, convert(waveform), convert(lengths), threshold=1.2)
+        np.testing.assert_array_equal(out.last_hidden, desired.last_hidden)
+
+
+@pytest.mark.parametrize("threshold", [None, 1.0])
+def test_a_batch_without_rows_gives_a_batch_without_rows(base_model, threshold):
+    options = {"threshold": threshold, "layer_weights": LAYER_WEIGHTS["spread"]}
+    out = encode(base_model, np.zeros((0, 2000), np.float32), **options, return_hidden_states=True)
+    one = encode(base_model, np.zeros((1, 2000), np.float32), **options, return_hidden_states=True)
+    for empty, full in zip(out, one, strict=True):
+        assert (empty.shape, empty.dtype) == ((0, *full.shape[1:]), full.dtype)
+
+
+def test_nan_in_one_row_leaves_the_others_untouched(any_model):
+    options = {"layer_weights": LAYER_WEIGHTS["spread"], "return_hidden_states": True}
+    spoilt = BATCH.copy()
+    spoilt[0, 100] = np.nan
+    spoilt[4, 7000] = np.inf
+    for threshold in (1.2, None):
+        clean = encode(any_model, BATCH, BATCH_LENGTHS, threshold=threshold, **options)
+        out = encode(any_model, spoilt, BATCH_LENGTHS, threshold=threshold, **options)
+        for row in (1, 2, 3, 5, 6):
+            for actual, desired in zip(out, clean, strict=True):
+                np.testing.assert_array_equal(actual[row], desired[row])
+        assert np.isnan(out.last_hidden[0, 0]).all()
+        assert out.exit_layer[0] == 4
+        assert out.forced[0]
+
+
+@pytest.mark.parametrize("garbage", [1e3, np.nan, np.inf])
+def test_what_lies_behind_the_lengths_is_ignored(any_model, garbage):
+    spoilt = BATCH.copy()
+    spoilt[np.arange(9000) >= BATCH_LENGTHS[:, None]] = garbage
+    for threshold in (1.2, None):
+        clean = encode(any_model, BATCH, BATCH_LENGTHS, threshold=threshold)
+        out = encode(any_model, spoilt, BATCH_LENGTHS, threshold=threshold)
+        np.testing.assert_array_equal(out.exit_layer, clean.exit_layer)
+        np.testing.assert_array_equal(out.last_hidden, clean.last_hidden)
+
+
+def test_silence_and_clipped_audio_are_served(any_model):
+    waveform = np.stack([np.zeros(2000), np.sign(np.sin(np.arange(2000.0)))]).astype(np.float32)
+    out = encode(any_model, waveform, threshold=0.5, layer_weights=LAYER_WEIGHTS["spread"])
+    assert np.all(np.isfinite(out.last_hidden))
+    assert np.all(np.isfinite(out.pooled))
+
+
+# ---------------------------------------------------------------- what is computed, not how fast
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts rows that layers and branches compute, as the compiled program runs."""
+    counts = {"rows": [], "branches": 0}
+    layer_call, branch_call = TransformerLayer.__call__, Branches.__call__
+
+    def counting_layer(self, x, frame_mask):
+        jax.debug.callback(lambda rows: counts["rows"].append(int(rows)), jnp.int32(len(x)))
+        return layer_call(self, x, frame_mask)
+
+    def counting_branch(self, tapped):
+        def count(_):
+            counts["branches"] += 1
+
+        jax.debug.callback(count, jnp.int32(0))
+        return branch_call(self, tapped)
+
+    monkeypatch.setattr(TransformerLayer, "__call__", counting_layer)
+    monkeypatch.setattr(Branches, "__call__", counting_branch)
+    encode_module._compiled.clear_cache()
+
+    def run(*arguments, **options):
+        counts.update(rows=[], branches=0)
+        out = jax.block_until_ready(encode(*arguments, **options))
+        jax.effects_barrier()
+        return out, list(counts["rows"]), counts["branches"]
+
+    yield run
+    encode_module._compiled.clear_cache()
+
+
+def test_utterances_that_left_cost_nothing(base_model, counted):
+    seen = set()
+    for threshold in (np.inf, 1.95, 1.6, 1.1, 0.9, -np.inf):
+        out, rows, branches = counted(base_model, BATCH, BATCH_LENGTHS, threshold=threshold)
+        exits = np.asarray(out.exit_layer)
+        assert sum(rows) == exits.sum()
+        assert branches == exits.sum()
+        seen |= set(exits.tolist())
+    assert len(seen) >= 4
+
+
+@pytest.mark.parametrize("rows_per_slice", [2, 3, 8])
+def test_slices_are_no_more_than_hold_the_utterances_inside(
+    base_model, counted, monkeypatch, rows_per_slice
+):
+    monkeypatch.setitem(encode_module.ROWS_PER_SLICE, "cpu", rows_per_slice)
+    slice_rows = min(rows_per_slice, len(BATCH))
+    for threshold in (np.inf, 1.6, 1.1, -np.inf):
+        out, rows, _ = counted(base_model, BATCH, BATCH_LENGTHS, threshold=threshold)
+        inside = (np.asarray(out.exit_layer)[:, None] >= np.arange(1, 5)).sum(axis=0)
+        assert sum(rows) == np.sum(-(-inside // slice_rows) * slice_rows)
+
+
+@pytest.mark.parametrize("rows_per_slice", [2, 3, 8])
+def test_results_do_not_depend_on_the_slices(base_model, monkeypatch, rows_per_slice):
+    options = {"layer_weights": LAYER_WEIGHTS["spread"], "return_hidden_states": True}
+    one_each = encode(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **options)
+    monkeypatch.setitem(encode_module.ROWS_PER_SLICE, "cpu", rows_per_slice)
+    encode_module._compiled.clear_cache()
+    out = encode(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **options)
+    encode_module._compiled.clear_cache()
+    np.testing.assert_array_equal(out.exit_layer, one_each.exit_layer)
+    np.testing.assert_array_equal(out.forced, one_each.forced)
+    np.testing.assert_allclose(out.entropy, one_each.entropy, rtol=0, atol=1e-5)
+    assert_close_to_scale(out.last_hidden, one_each.last_hidden)
+    assert_close_to_scale(out.hidden_states, one_each.hidden_states)
+    assert_close_to_scale(out.pooled, one_each.pooled)
+
+
+def test_branches_of_layers_that_are_not_allowed_are_not_evaluated(base_model, counted):
+    allowed = np.array([False, True, False, True])
+    out, rows, branches = counted(
+        base_model, BATCH, BATCH_LENGTHS, threshold=-np.inf, allowed=allowed
+    )
+    assert sum(rows) == np.asarray(out.exit_layer).sum() == 5 * 4
+    assert branches == 5 * 2
+
+
+def test_layers_behind_the_deepest_allowed_one_are_not_computed(base_model, counted):
+    allowed = np.array([False, True, False, False])
+    _, rows, branches = counted(base_model, BATCH, BATCH_LENGTHS, threshold=0.0, allowed=allowed)
+    assert (sum(rows), branches) == (5 * 2, 5)
+    _, rows, branches = counted(base_model, BATCH, BATCH_LENGTHS, allowed=allowed)
+    assert (sum(rows), branches) == (7 * 2, 0)
+
+
+def test_empty_rows_cost_nothing(base_model, counted):
+    lengths = np.array([300, 0, 5000, 0, 0, 0, 0])
+    out, rows, branches = counted(base_model, BATCH, lengths, threshold=-np.inf)
+    np.testing.assert_array_equal(out.exit_layer, [0, 0, 4, 0, 0, 0, 0])
+    assert (sum(rows), branches) == (4, 4)
+    _, rows, branches = counted(base_model, BATCH, 0 * lengths, threshold=-np.inf)
+    assert (sum(rows), branches) == (0, 0)
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("waveform", "options", "message"),
+    [
+        (np.zeros(2000, np.float32), {}, r"waveform is float32 \(2000,\); encode needs float"),
+        (np.zeros((1, 2000, 1), np.float32), {}, r"waveform is float32 \(1, 2000, 1\)"),
+        (np.zeros((2, 2000), np.int16), {}, r"waveform is int16 \(2, 2000\); encode needs float"),
+        (np.zeros((2, 2000), np.complex64), {}, r"waveform is complex64"),
+        (np.zeros((2, 399), np.float32), {}, r"waveform has 399 samples; HuBERT needs at least 400"),
+        (BATCH, {"lengths": np.zeros(6, int)}, r"lengths is int64 \(6,\); it must be an int array"),
+        (BATCH, {"lengths": np.zeros((7, 1), int)}, r"lengths is int64 \(7, 1\)"),
+        (BATCH, {"lengths": np.zeros(7)}, r"lengths is float64 \(7,\); it must be an int array"),
+        (BATCH, {"lengths": np.zeros(7, bool)}, r"lengths is bool \(7,\)"),
+        (BATCH, {"lengths": np.full(7, 9001)}, r"lengths go from 9001 to 9001; .* the 9000"),
+        (BATCH, {"lengths": np.array([5, -1, 0, 0, 0, 0, 0])}, r"lengths go from -1 to 5"),
+        (BATCH, {"threshold": np.zeros(6)}, r"threshold is float64 \(6,\); .* number or \[7\]"),
+        (BATCH, {"threshold": np.zeros((7, 1))}, r"threshold is float64 \(7, 1\)"),
+        (BATCH, {"threshold": True}, r"threshold is bool \(\); it must be a number"),
+        (BATCH, {"threshold": "low"}, r"threshold is <U3 \(\); it must be a number"),
+        (BATCH, {"allowed": np.ones(3, bool)}, r"allowed is bool \(3,\); .* bool array \[4\]"),
+        (BATCH, {"allowed": np.ones(4, int)}, r"allowed is int64 \(4,\); it must be a bool array"),
+        (BATCH, {"allowed": np.zeros(4, bool)}, r"allowed is False everywhere; allow at least"),
+        (BATCH, {"layer_weights": np.zeros(4)}, r"layer_weights is float64 \(4,\); .* array \[5\]"),
+        (BATCH, {"layer_weights": np.zeros(5, int)}, r"layer_weights is int64 \(5,\)"),
+    ],
+)
+def test_mistakes_are_named(base_model, waveform, options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        encode(base_model, waveform, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_threshold_needs_branches(base_model):
+    with pytest.raises(InputError, match=r"this model has no branches.*train/branches\.py"):
+        encode(base_model.replace(branches=None), BATCH, threshold=1.0)
+    without = random_model(dataclasses.replace(SMALL, num_classes=0))
+    with pytest.raises(InputError, match="this model has no branches"):
+        encode(without, BATCH, threshold=1.0)
+    assert encode(without, BATCH, BATCH_LENGTHS).exit_layer[0] == 4
+
+
+def test_mistakes_are_named_under_jit_too(base_model):
+    closed_over = jnp.zeros(4, bool)  # concrete, though every operation on it would be traced
+    with pytest.raises(InputError, match="allowed is False everywhere"):
+        jax.jit(lambda waveform: encode(base_model, waveform, allowed=closed_over))(BATCH)
+    with pytest.raises(InputError, match="waveform has 399 samples"):
+        jax.eval_shape(encode, base_model, jax.ShapeDtypeStruct((2, 399), jnp.float32))
+    too_long = jnp.full(7, 9001)
+    with pytest.raises(InputError, match="lengths go from 9001 to 9001"):
+        jax.jit(lambda waveform: encode(base_model, waveform, too_long))(BATCH)
