@@ -102,7 +102,7 @@ def load_clip(path: str | os.PathLike) -> Clip:
 
 
 def cut_off(log: str) -> bool:
-    """Whether a file ends too early: libsndfile serves what is left of a cut-off file and says so in its log alone."""
+    """Whether a file ends too early: libsndfile serves the rest and says so in its log alone."""
     sizes = re.findall(
         r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be", log, re.MULTILINE
     )

@@ -52,7 +52,7 @@ def clip_each_branch(max_norm: float) -> optax.GradientTransformation:
 
     def update(gradients: Any, params: Any = None) -> Any:
         del params
-        norms = jax.vmap(optax.global_norm)(gradients)  # [L]
+        norms = jax.vmap(optax.tree.norm)(gradients)  # [L]
         scale = jnp.minimum(1, max_norm / jnp.maximum(norms, 1e-12))
         return jax.tree.map(
             lambda leaf: leaf * scale.reshape((-1,) + (1,) * (leaf.ndim - 1)), gradients

@@ -67,10 +67,11 @@ def masked_prediction_loss(
     scores = require_head(model)(final_norm(model, last_block(model, embedded)))
     log_probs = jax.nn.log_softmax(scores)
     loss = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
-    hits = jnp.argmax(scores, axis=-1) == labels
+    hits = (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)
 
     def mean_over(mask, values):
-        return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
+        count = jnp.sum(mask, dtype=jnp.float32)
+        return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(count, 1)
 
     hidden, seen = embedded.frame_mask & masked, embedded.frame_mask & ~masked
     metrics = {"accuracy": mean_over(hidden, hits), "unmasked_accuracy": mean_over(seen, hits)}

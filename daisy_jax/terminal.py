@@ -99,7 +99,7 @@ def progress_bar(
     from rich.console import Console
     from rich.progress import Progress
 
-    # soft_wrap leaves long lines whole; what goes to a file must not pass through the bar's console.
+    # soft_wrap leaves long lines whole; what goes to a file must not pass the bar's console.
     console = Console(stderr=True, soft_wrap=True)
     bar = Progress(
         *Progress.get_default_columns(),

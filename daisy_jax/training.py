@@ -5,6 +5,7 @@ the state and the config of each) and at the end `model/`, a model folder.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
@@ -179,7 +180,12 @@ def fit(
     started = time.perf_counter()
     reader = concurrent.futures.ThreadPoolExecutor(1)
     upcoming = reader.submit(batch, first)
-    with reader, delayed_signals() as stopped, training_bar(steps, first) as show:
+    with (
+        contextlib.closing(run),  # after an error too, or the program hangs at a half checkpoint
+        reader,
+        delayed_signals() as stopped,
+        training_bar(steps, first) as show,
+    ):
         for done in range(first + 1, steps + 1):
             current = upcoming.result()
             if done < steps:
@@ -200,7 +206,6 @@ def fit(
             if stopped():
                 print(f"stopped after step {done}; --resume goes on from there", file=sys.stderr)
                 break
-        run.close()
     return state
 
 

@@ -91,7 +91,8 @@ def random_model(config: HubertConfig, seed: int = 0) -> Hubert:
             return jnp.asarray(1 + 0.2 * noise)
         return jnp.asarray(noise if "embedding" in name else 0.2 * noise)
 
-    return jax.tree_util.tree_map_with_path(draw, Hubert(config, rngs=nnx.Rngs(0)))
+    empty = nnx.eval_shape(lambda: Hubert(config, rngs=nnx.Rngs(0)))
+    return jax.tree_util.tree_map_with_path(draw, empty)
 
 
 def speech_like(lengths, seed: int = 0) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from daisy_jax.checkpoints import abstract_model, named_leaves
 from daisy_jax.config import HubertConfig
 from daisy_jax.exits import Calibration

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sounds
+
 from daisy_jax import audio
 from daisy_jax.errors import InputError
 
@@ -24,7 +25,7 @@ def ramp(samples: int = 4_000) -> np.ndarray:
 
 
 def test_window_and_hop_follow_from_the_convolutions():
-    assert audio.FRAME_HOP == np.prod(audio.CONV_STRIDES)
+    assert np.prod(audio.CONV_STRIDES) == audio.FRAME_HOP
     assert tuple(zip(audio.CONV_KERNELS, audio.CONV_STRIDES, strict=True)) == CONVOLUTIONS
     assert frames_by_convolutions(audio.FRAME_WINDOW) == 1
     assert frames_by_convolutions(audio.FRAME_WINDOW - 1) == 0
@@ -56,7 +57,8 @@ def test_16_bit_samples_are_integers_over_32768_exactly(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("subtype", "bits"), [("PCM_U8", 8), ("PCM_24", 24), ("PCM_32", 32), ("FLOAT", 0), ("DOUBLE", 0)]
+    ("subtype", "bits"),
+    [("PCM_U8", 8), ("PCM_24", 24), ("PCM_32", 32), ("FLOAT", 0), ("DOUBLE", 0)],
 )
 def test_every_sample_type_is_scaled_to_one(tmp_path, subtype, bits):
     sound = np.clip(np.linspace(-1, 1, 4_000), -1, 1 - 2.0**-7)

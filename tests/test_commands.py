@@ -7,19 +7,20 @@ import subprocess
 import sys
 import time
 
-import daisy_jax
 import numpy as np
 import pytest
 import sounds
+from helpers import assert_close_to_scale
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_models import SMALL, made_model
+
+import daisy_jax
 from daisy_jax.commands import encode as encode_command
 from daisy_jax.commands.encode import HEADER, output_paths
 from daisy_jax.commands.main import main
 from daisy_jax.cost import multiply_adds
 from daisy_jax.exits import exit_threshold, threshold_for_budget
-from helpers import assert_close_to_scale
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from made_models import SMALL, made_model
 
 PROGRAM = [sys.executable, "-c", "from daisy_jax.commands.main import main; main()"]
 
@@ -294,7 +295,7 @@ def test_odd_file_names_stay_on_one_line(command, folder, files, tmp_path, monke
 def test_output_holds_features_and_how_they_were_made(command, folder, model, files, tmp_path):
     output = tmp_path / "deep" / "features"
     options = ("--threshold", "0.6", "--output", output, "--hidden-states")
-    status, lines, _ = command("encode", *files, "--model", folder / "model", *options)
+    status, _, _ = command("encode", *files, "--model", folder / "model", *options)
     assert status == 0
     assert sorted(os.listdir(output)) == ["a.npz", "b.npz", "c.npz", "d.npz"]
     for file in files:
@@ -434,7 +435,9 @@ def test_calibrate_stores_entropies_and_encode_works_afterwards(command, fresh, 
 def test_calibrate_serves_the_good_files_among_bad_ones(command, fresh, files, tmp_path):
     (tmp_path / "bad.wav").touch()
     name = ("--name", "two of mine")
-    status, lines, errors = command("calibrate", fresh, files[0], tmp_path / "bad.wav", files[1], *name)
+    status, lines, errors = command(
+        "calibrate", fresh, files[0], tmp_path / "bad.wav", files[1], *name
+    )
     assert status == 1
     assert errors == [f"error: {tmp_path / 'bad.wav'}: the file is empty; record or copy it again"]
     assert lines[0] == "calibration: 2 utterances of two of mine"
@@ -445,8 +448,8 @@ def test_calibrate_without_a_good_file_keeps_the_old_calibration(command, fresh,
     assert command("calibrate", fresh, files[0])[0] == 0
     before = daisy_jax.load(fresh).calibration
     assert before.dataset == pathlib.Path(files[0]).parent.name
-    for given in ([tmp_path / "gone.wav"], []):
-        status, _, errors = command("calibrate", fresh, *given)
+    for paths in ([tmp_path / "gone.wav"], []):
+        status, _, errors = command("calibrate", fresh, *paths)
         assert status == 1
         assert "no file could be encoded" in errors[-1]
     assert daisy_jax.load(fresh).calibration == before
@@ -491,7 +494,10 @@ def test_info_of_nothing_is_one_line(command, tmp_path):
     ("arguments", "taught"),
     [
         (["--help"], ["encode", "calibrate", "info", "convert"]),
-        (["encode", "--help"], ["--ratio", "--budget", "nats", "exit_counts", ".npz", "at ratio 0.7"]),
+        (
+            ["encode", "--help"],
+            ["--ratio", "--budget", "nats", "exit_counts", ".npz", "at ratio 0.7"],
+        ),
         (["calibrate", "--help"], ["entropy", "--name", "folders"]),
         (["info", "--help"], ["model folder"]),
         (["convert", "--help"], ["transformers", "without torch"]),

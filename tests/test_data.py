@@ -3,6 +3,9 @@ import json
 import numpy as np
 import pytest
 import sounds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from daisy_jax import audio
 from daisy_jax.data.batches import (
     Augmentation,
@@ -15,8 +18,6 @@ from daisy_jax.data.corpus import open_corpus, prepare, sound_files
 from daisy_jax.data.noise import draw_noise, mix
 from daisy_jax.data.targets import FrameTargets, cluster_targets, mfcc
 from daisy_jax.errors import InputError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 class Arrays:
@@ -147,7 +148,9 @@ def test_a_broken_prepared_folder_is_refused_in_one_line(tmp_path, index, said):
         open_corpus(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["text.wav", "empty.wav", "short.wav", "header.wav", "cut.wav", "cut.ogg"])
+@pytest.mark.parametrize(
+    "name", ["text.wav", "empty.wav", "short.wav", "header.wav", "cut.wav", "cut.ogg"]
+)
 def test_a_folder_with_a_bad_file_is_refused_by_its_name(tmp_path, name):
     bad = {path.name: path for path in sounds.bad_files(tmp_path / "all")}
     folder = tmp_path / "corpus"
@@ -234,7 +237,9 @@ def test_crops_reach_both_ends_of_an_utterance():
 def test_each_epoch_visits_every_utterance_once():
     lengths = np.arange(500, 517)
     order = [
-        crop.index for step in range(34) for crop in draw_by_epoch(lengths, 4, 450, seed=5, step=step)
+        crop.index
+        for step in range(34)
+        for crop in draw_by_epoch(lengths, 4, 450, seed=5, step=step)
     ]
     for epoch in range(8):
         assert sorted(order[17 * epoch : 17 * (epoch + 1)]) == list(range(17))
@@ -288,7 +293,9 @@ def test_labels_of_a_crop_are_those_of_its_frames():
         (crop,) = draw_by_duration(corpus.lengths, 1, 1_100, rng)
         found = targets.read(crop.index, crop.frames)
         first_sample = corpus.read(crop.index, crop.start, 1)[0] % 1_000_000
-        wanted = by_utterance[crop.index][int(first_sample) // 320 :][: audio.frame_count(crop.samples)]
+        wanted = by_utterance[crop.index][int(first_sample) // 320 :][
+            : audio.frame_count(crop.samples)
+        ]
         np.testing.assert_array_equal(found, wanted)
 
 

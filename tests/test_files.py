@@ -3,14 +3,15 @@ import itertools
 import os
 import pathlib
 
-import daisy_jax
 import numpy as np
 import pytest
 import sounds
-from daisy_jax import files
-from daisy_jax.errors import InputError
 from helpers import assert_close_to_scale
 from made_models import made_model
+
+import daisy_jax
+from daisy_jax import files
+from daisy_jax.errors import InputError
 
 
 def padded(waveform: np.ndarray, seconds: int) -> tuple[np.ndarray, np.ndarray]:

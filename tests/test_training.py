@@ -8,6 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sounds
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_models import made_model
+
 from daisy_jax.branch_training import branches_loss, clip_each_branch
 from daisy_jax.branches import Branches
 from daisy_jax.errors import InputError
@@ -15,10 +20,6 @@ from daisy_jax.hubert import embed, final_norm, frame_labels, last_block, tapped
 from daisy_jax.pretraining import masked_prediction_loss, span_mask
 from daisy_jax.terminal import Terminated
 from daisy_jax.training import Run, fit, warmup_then_decay
-from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from made_models import SMALL, made_model
 
 # ---- losses against numpy in float64 ----
 
@@ -100,7 +101,9 @@ def test_masked_prediction_loss_is_the_cross_entropy_of_masked_frames(
 
     @jax.jit
     def scores_of(model, waveform, lengths, masked):
-        return model.head(final_norm(model, last_block(model, embed(model, waveform, lengths, masked))))
+        return model.head(
+            final_norm(model, last_block(model, embed(model, waveform, lengths, masked)))
+        )
 
     scores = np.asarray(scores_of(model, **batch, masked=masked), np.float64)
     weight = np.float32(unmasked_weight)
@@ -178,7 +181,9 @@ def test_span_mask_draws_about_8_percent_of_the_frames_as_starts():
 
 def test_the_learning_rate_grows_and_falls_linearly():
     rate = warmup_then_decay(0.5, 10, 50)
-    assert [float(rate(step)) for step in (0, 5, 10, 30, 50)] == pytest.approx([0, 0.25, 0.5, 0.25, 0])
+    assert [float(rate(step)) for step in (0, 5, 10, 30, 50)] == pytest.approx(
+        [0, 0.25, 0.5, 0.25, 0]
+    )
     assert float(warmup_then_decay(0.5, 4, 4)(3)) == pytest.approx(0.375)
 
 

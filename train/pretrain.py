@@ -162,7 +162,7 @@ def main() -> None:
         (loss, metrics), gradients = gradient(model, **batch)
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, model)
         model = optax.apply_updates(model, updates)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         return (model, optimizer_state), {"loss": loss, "gradient_norm": norm, **metrics}
 
     samples = round(config.crop_seconds * audio.SAMPLE_RATE)

@@ -1,0 +1,82 @@
+"""Calibration: entropies of a data set at every layer."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import speech_like
+from reference import reference_of
+
+from daisy_jax import Calibration, InputError, calibrate, encode, threshold_for_budget
+from daisy_jax.audio import pad_batch
+
+LENGTHS = (3000, 400, 300, 2500, 1700, 2999)
+WAVEFORMS = speech_like(LENGTHS, seed=2)
+
+
+def batches():
+    yield pad_batch(WAVEFORMS[:3], 3000)
+    yield pad_batch(WAVEFORMS[3:5], 3000, rows=3)
+    yield pad_batch(WAVEFORMS[5:], 3000, rows=3)
+
+
+@pytest.fixture(scope="module")
+def calibration(base_model):
+    return calibrate(base_model, batches(), "made up")
+
+
+def test_entropies_are_those_of_all_layers_in_order_without_empty_rows(base_model, calibration):
+    reference = reference_of(base_model)
+    desired = [
+        reference.encode(waveform, threshold=-np.inf)["entropy"]
+        for waveform in WAVEFORMS
+        if len(waveform) >= 400
+    ]
+    assert isinstance(calibration, Calibration)
+    assert calibration.dataset == "made up"
+    assert calibration.entropy.dtype == np.float32
+    np.testing.assert_allclose(calibration.entropy, desired, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        calibration.mean_entropy, np.mean(desired, axis=0), rtol=0, atol=1e-5
+    )
+
+
+def test_a_budget_met_on_the_calibration_is_met_by_encode(base_model, calibration):
+    waveform, lengths = pad_batch(WAVEFORMS, 3000)
+    valid = np.array(LENGTHS) >= 400
+    for allowed in (np.ones(4, bool), np.array([True, False, True, True])):
+        depths = np.flatnonzero(allowed) + 1
+        for budget in (depths[0], 2.2, 3.0, 4):
+            threshold = threshold_for_budget(calibration.entropy, budget, allowed)
+            # Other shapes of batch may move entropies by 1e-5 past a threshold that is one of them.
+            out = encode(base_model, waveform, lengths, threshold=threshold + 2e-5, allowed=allowed)
+            assert np.asarray(out.exit_layer)[valid].mean() <= budget
+
+
+def test_lengths_may_be_none(base_model, calibration):
+    full = calibrate(base_model, [(WAVEFORMS[0][None], None)])
+    assert full.dataset == ""
+    np.testing.assert_allclose(full.entropy[0], calibration.entropy[0], rtol=0, atol=1e-5)
+
+
+def test_a_model_can_carry_its_calibration_as_static_data(base_model, calibration):
+    model = base_model.replace(calibration=calibration)
+    assert base_model.calibration is None
+    assert model.calibration is calibration
+    assert len(jax.tree.leaves(model)) == len(jax.tree.leaves(base_model))
+    waveform, lengths = next(batches())
+    for threshold in (1.0, calibration.mean_entropy[1]):
+        out = encode(model, waveform, lengths, threshold=threshold)
+        same = encode(base_model, waveform, lengths, threshold=threshold)
+        np.testing.assert_array_equal(out.exit_layer, same.exit_layer)
+
+
+def test_nothing_to_calibrate_on_is_an_error(base_model):
+    with pytest.raises(InputError, match="no utterance to calibrate on; give at least one of 400"):
+        calibrate(base_model, [])
+    with pytest.raises(InputError, match="no utterance to calibrate on"):
+        calibrate(base_model, [pad_batch(WAVEFORMS[2:3], 3000, rows=3)])
+
+
+def test_calibration_needs_branches(base_model):
+    with pytest.raises(InputError, match="this model has no branches"):
+        calibrate(base_model.replace(branches=None), batches())
