@@ -65,7 +65,7 @@ def load_clip(path: str | os.PathLike) -> Clip:
     if path.suffix.lower() == ".raw":
         raise InputError(f"{path}: raw samples without a header; convert it to WAV or FLAC")
     # As bytes where names are bytes: soundfile cannot encode a name that is not UTF-8.
-    name = os.fsencode(path) if os.name == "posix" else path
+    name: Any = os.fsencode(path) if os.name == "posix" else path
     try:
         with soundfile.SoundFile(name) as file:
             samples = file.read(dtype="float32", always_2d=True)

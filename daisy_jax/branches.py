@@ -52,8 +52,8 @@ def utterance_entropy(logits: jax.Array, frame_mask: jax.Array) -> jax.Array:
     """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     # A class of probability zero adds nothing, also where its logarithm is minus infinity.
-    terms = jnp.where(jnp.isneginf(log_probs), 0, -jnp.exp(log_probs) * log_probs)
-    return frame_mean(jnp.sum(terms, axis=-1), frame_mask)
+    finite = jnp.where(jnp.isneginf(log_probs), 0, log_probs)
+    return frame_mean(-jnp.sum(jnp.exp(log_probs) * finite, axis=-1), frame_mask)
 
 
 def branch_loss(logits: jax.Array, labels: jax.Array, frame_mask: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -123,6 +124,7 @@ def _write(
     try:
         save_file(tensors, partial[TENSORS])
         partial[CONFIG].write_text(text, encoding="utf-8")
+        shutil.copymode(partial[CONFIG], partial[TENSORS])  # safetensors lets the owner alone read
         for name, written in partial.items():
             os.replace(written, folder / name)
     except SafetensorError as error:

@@ -349,7 +349,16 @@ def _early_exit(
         )
         return carry, (entropy, block)
 
-    inside = frame_mask[:, 0]
+    # Under shard_map a loop's state must vary over every device axis that its inputs vary over.
+    # To choose between equals changes no value, but makes the state depend on all inputs.
+    tie = (hidden[:, 0, 0].astype(jnp.float32) == threshold) & frame_mask[:, 0] & allowed[0]
+
+    def tied(array):
+        return jnp.where(jnp.expand_dims(tie, range(1, array.ndim)), array, array)
+
+    hidden, pooled, inside, threshold = jax.tree.map(
+        tied, (hidden, pooled, frame_mask[:, 0], threshold)
+    )
     start = (hidden, pooled, inside, jnp.zeros_like(inside, jnp.int32), jnp.zeros_like(inside))
     (hidden, pooled, _, exit_layer, forced), (entropy, blocks) = jax.lax.scan(
         one_layer, start, (_per_layer(model, weights), model.branches, allowed)

@@ -38,7 +38,7 @@ ALLOWED = {
     "2 and 3": [False, True, True, False],
 }
 EVERYTHING = {"layer_weights": LAYER_WEIGHTS["spread"], "return_hidden_states": True}
-"""Most tests ask for every output at the same shapes, so that one executable a model serves them."""
+"""Most tests ask for every output at the same shapes: one executable a model serves them."""
 
 
 @pytest.fixture(scope="module")
@@ -424,7 +424,11 @@ def test_empty_rows_cost_nothing(base_model, counted):
         (np.zeros((1, 2000, 1), np.float32), {}, r"waveform is float32 \(1, 2000, 1\)"),
         (np.zeros((2, 2000), np.int16), {}, r"waveform is int16 \(2, 2000\); encode needs float"),
         (np.zeros((2, 2000), np.complex64), {}, r"waveform is complex64"),
-        (np.zeros((2, 399), np.float32), {}, r"waveform has 399 samples; HuBERT needs at least 400"),
+        (
+            np.zeros((2, 399), np.float32),
+            {},
+            r"waveform has 399 samples; HuBERT needs at least 400",
+        ),
         (BATCH, {"lengths": np.zeros(6, int)}, r"lengths is int64 \(6,\); it must be an int array"),
         (BATCH, {"lengths": np.zeros((7, 1), int)}, r"lengths is int64 \(7, 1\)"),
         (BATCH, {"lengths": np.zeros(7)}, r"lengths is float64 \(7,\); it must be an int array"),
