@@ -39,8 +39,10 @@ def normalize_waveform(waveform: jax.Array, lengths: jax.Array) -> jax.Array:
     Source: fairseq's `task.normalize`: a LayerNorm over one unpadded waveform, epsilon 1e-5.
     """
     mask = valid_positions(waveform.shape[1], lengths)
-    mean, variance = masked_moments(waveform, mask)
-    return jnp.where(mask, (waveform - mean) * jax.lax.rsqrt(variance + EPSILON), 0)
+    # A first mean takes a recording's offset away, whose rounding would depend on the width.
+    centred = jnp.where(mask, waveform - masked_moments(waveform, mask)[0], 0)
+    mean, variance = masked_moments(centred, mask)
+    return jnp.where(mask, (centred - mean) * jax.lax.rsqrt(variance + EPSILON), 0)
 
 
 class MaskedGroupNorm(nnx.Module):

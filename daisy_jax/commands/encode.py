@@ -84,7 +84,7 @@ class Encode:
             return_hidden_states=self.hidden_states,
         )
         evaluated = np.zeros(num_layers, bool) if threshold is None else allowed
-        print(HEADER)
+        print(HEADER, flush=True)
         rows, said, failed = [], set(), 0
         for number, result in enumerate(progress_bar("encoding", len(self.files))(results)):
             if result.error is not None:
