@@ -61,7 +61,7 @@ def encode(
     result does not depend on what else is in the batch, on its padding, or on its place. Time
     follows the mean exit layer of a batch, not its largest. On a mesh with Explicit axes each
     device works on its own rows; under automatic sharding results are the same, savings are not
-    promised. Weights of 400-sample windows every 320 samples: one frame each 20 ms.
+    promised. A frame is a window of 400 samples; there is one every 320 samples (20 ms).
 
     Args:
       model: from `load`. Its parts decide what is possible: thresholds need branches.
