@@ -110,6 +110,15 @@ def cut_off(log: str) -> bool:
     return promised_more or "without an End-Of-Stream flag" in log
 
 
+def batch_of_one(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One waveform, float [samples], as a batch: float32 [1, samples] and lengths int32 [1].
+
+    Padded to whole seconds, so that utterances of many lengths share few compiled shapes.
+    """
+    seconds = -(-len(waveform) // SAMPLE_RATE)
+    return pad_batch([waveform], seconds * SAMPLE_RATE)
+
+
 def pad_batch(
     waveforms: list[np.ndarray], samples: int | None = None, rows: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

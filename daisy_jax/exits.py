@@ -65,6 +65,27 @@ def exit_threshold(mean_entropy: jax.Array | np.ndarray, ratio: float | jax.Arra
     return (jnp.max(mean_entropy) + jnp.min(mean_entropy)) / 2 * ratio
 
 
+def exit_layers(
+    entropy: np.ndarray, threshold: float, allowed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where utterances leave, from entropies that were stored before; `encode` decides the same.
+
+    Args:
+      entropy: float [utterances, L], nats, as in `Calibration.entropy`.
+      threshold: nats; an utterance leaves at the first allowed layer whose entropy is below it,
+        else, forced, at the deepest allowed one.
+      allowed: bool [L], where an utterance may leave; None: everywhere.
+
+    Returns:
+      exit layers, int [utterances], 1..L, and bool [utterances], who was forced out.
+    """
+    layers = _layer_numbers(allowed, entropy.shape[1])
+    # Rounded to float32 as encode rounds it; stored entropies are exact in it.
+    fires = np.asarray(entropy, np.float32)[:, layers - 1] < np.float32(threshold)
+    forced = ~fires.any(axis=1)
+    return layers[np.where(forced, -1, fires.argmax(axis=1))], forced
+
+
 def threshold_for_budget(
     entropy: np.ndarray, mean_layers: float, allowed: np.ndarray | None = None
 ) -> float:

@@ -206,8 +206,7 @@ def block_features(model: Hubert, layer: int) -> Callable[[np.ndarray], np.ndarr
         return last_block(model, embed(model, waveform, lengths))[0]
 
     def features(waveform: np.ndarray) -> np.ndarray:
-        seconds = -(-len(waveform) // audio.SAMPLE_RATE)
-        batch, lengths = audio.pad_batch([waveform], seconds * audio.SAMPLE_RATE)
-        return np.asarray(run(shallow, batch, lengths))[: audio.frame_count(len(waveform))]
+        hidden = run(shallow, *audio.batch_of_one(waveform))
+        return np.asarray(hidden)[: audio.frame_count(len(waveform))]
 
     return features

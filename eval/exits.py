@@ -48,7 +48,7 @@ def main() -> None:
     from daisy_jax.data.noise import draw_noise, mix
     from daisy_jax.encode import encode
     from daisy_jax.errors import InputError
-    from daisy_jax.exits import exit_threshold
+    from daisy_jax.exits import exit_layers, exit_threshold
 
     model = load(config.model or None)
     if model.calibration is None:
@@ -66,14 +66,9 @@ def main() -> None:
             if noises is not None and snr is not None:
                 rng = np.random.default_rng([config.seed, index])
                 waveform = mix(waveform, draw_noise(noises, len(waveform), rng), snr)
-            seconds = -(-len(waveform) // audio.SAMPLE_RATE)
-            batch = audio.pad_batch([waveform], seconds * audio.SAMPLE_RATE)
+            batch = audio.batch_of_one(waveform)
             rows.append(np.asarray(encode(model, *batch, threshold=-np.inf).entropy)[0])
         return np.stack(rows)
-
-    def exit_layers(entropy: np.ndarray, threshold: float) -> np.ndarray:
-        fires = entropy < threshold
-        return np.where(fires.any(axis=1), fires.argmax(axis=1) + 1, entropy.shape[1])
 
     conditions: dict[str, float | None] = {"clean": None}
     if noises is not None:
@@ -97,9 +92,8 @@ def main() -> None:
         threshold = float(exit_threshold(model.calibration.mean_entropy, ratio))
         cells = []
         for entropy in measured.values():
-            exits = exit_layers(entropy, threshold)
-            forced = np.mean((entropy >= threshold).all(axis=1))
-            cells.append(f"{exits.mean():.2f} ± {exits.std():.2f} ({forced:.0%})")
+            exits, forced = exit_layers(entropy, threshold)
+            cells.append(f"{exits.mean():.2f} ± {exits.std():.2f} ({forced.mean():.0%})")
         print(f"| {ratio:g} | {threshold:.4f} | " + " | ".join(cells) + " |")
 
 

@@ -62,8 +62,7 @@ def main() -> None:
     hits = {"masked": [0, 0], "unmasked": [0, 0], "without mask": [0, 0]}
     for index in progress_bar("predicting")(range(len(corpus.names))):
         waveform = corpus.read(index, 0, int(corpus.lengths[index]))
-        seconds = -(-len(waveform) // audio.SAMPLE_RATE)
-        batch = audio.pad_batch([waveform], seconds * audio.SAMPLE_RATE)
+        batch = audio.batch_of_one(waveform)
         frames = audio.frame_count(len(waveform))
         width = audio.frame_count(batch[0].shape[1])
         labels = nearest_centroid(features(waveform), centroids)

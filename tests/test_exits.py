@@ -17,6 +17,7 @@ from daisy_jax import (
     span_threshold,
     threshold_for_budget,
 )
+from daisy_jax.exits import exit_layers
 
 TINY = np.finfo(np.float32).tiny
 
@@ -52,7 +53,7 @@ def test_ratios_outside_of_0_and_1_are_refused(ratio):
 # ---------------------------------------------------------------- budgets
 
 
-def exit_layers(entropy, threshold, allowed=None):
+def exits_by_hand(entropy, threshold, allowed=None):
     """Where each utterance leaves, spelled out: XLA counts numbers below `TINY` as zero."""
     layers = entropy.shape[1]
     allowed = np.ones(layers, bool) if allowed is None else allowed
@@ -87,7 +88,7 @@ def test_the_budgets_threshold_is_the_smallest_of_all(entropy, share, data):
     within = [
         threshold
         for threshold in candidates
-        if exit_layers(entropy, threshold, allowed).mean() <= budget
+        if exits_by_hand(entropy, threshold, allowed).mean() <= budget
     ]
     if not within:
         with pytest.raises(InputError, match="cannot be reached"):
@@ -96,7 +97,19 @@ def test_the_budgets_threshold_is_the_smallest_of_all(entropy, share, data):
     threshold = threshold_for_budget(entropy, budget, np.array(allowed))
     assert threshold == min(within)
     assert threshold == np.float32(threshold)
-    assert exit_layers(entropy, threshold, allowed).mean() <= budget
+    assert exits_by_hand(entropy, threshold, allowed).mean() <= budget
+
+
+@given(entropy=ENTROPIES, threshold=st.floats(0, 4, allow_subnormal=False), data=st.data())
+def test_exits_of_stored_entropies(entropy, threshold, data):
+    layers = entropy.shape[1]
+    allowed = data.draw(st.lists(st.booleans(), min_size=layers, max_size=layers).filter(any))
+    exits, forced = exit_layers(entropy, threshold, np.array(allowed))
+    assert list(exits) == list(exits_by_hand(entropy, threshold, allowed))
+    deepest = max(np.flatnonzero(allowed))
+    fires = entropy[:, allowed] < np.float32(threshold)
+    assert list(forced) == [not row.any() for row in fires]
+    assert all(exits[forced] == deepest + 1)
 
 
 def test_budgets_by_hand():
