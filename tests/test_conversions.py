@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 
 from safetensors.torch import load_file, save_file
 from torch_models import (
@@ -90,7 +91,7 @@ def test_report_says_what_was_read_and_what_to_do(folder):
         "67 used, 0 ignored",
         "head          absent",
         "branches      absent",
-        "convert the fairseq or s3prl checkpoint",
+        "--head-from and the fairseq or s3prl checkpoint of the same model",
     ):
         assert part in text
     assert daisy_jax.load(folder.parent / "ours").config == report.config
@@ -192,9 +193,33 @@ def test_a_model_is_never_overwritten_or_converted_twice(folder):
 
 
 def test_names_of_the_hub_are_explained(tmp_path, monkeypatch):
+    def offline(name, **_):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OSError, match="hf download facebook/hubert-base-ls960 --local-dir"):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(OSError, match=r"no connection.*hf download facebook/hubert.*--local-dir"):
         convert("facebook/hubert-base-ls960", tmp_path / "ours")
+    with pytest.raises(OSError, match="no such file or folder; give a checkpoint on this machine"):
+        convert("folder/that/is/absent", tmp_path / "ours")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_names_of_the_hub_are_downloaded(folder, monkeypatch, suffix):
+    """safetensors where the hub has them, else torch files, never both."""
+    if suffix == "bin":
+        to_torch_file(folder)
+    fetched = []
+
+    def download(name, allow_patterns):
+        fetched.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    report = convert("someone/hubert", folder.parent / "ours")
+    assert report.used == 67
+    patterns = [["*.json", "*.safetensors"], ["*.json", "*.bin"]]
+    assert fetched == [("someone/hubert", p) for p in patterns[: 1 + (suffix == "bin")]]
 
 
 def test_script_reports_or_prints_one_line(folder):

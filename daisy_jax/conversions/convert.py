@@ -7,11 +7,9 @@ import pathlib
 
 from daisy_jax import checkpoints
 from daisy_jax.config import HubertConfig
-from daisy_jax.conversions import transformers_folder
-from daisy_jax.conversions.rules import make_parameters
+from daisy_jax.conversions.grafts import apply_rules, graft
+from daisy_jax.conversions.sources import open_source
 from daisy_jax.errors import InputError
-
-READERS = (transformers_folder,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,74 +67,72 @@ class Report:
             return f"{full}; for early exit, train branches with train/branches.py"
         return (
             f"{full}; for early exit, branches must be trained, for which this model lacks "
-            "HuBERT's prediction head: convert the fairseq or s3prl checkpoint of the same model, "
-            "which have it"
+            "HuBERT's prediction head: convert once more with --head-from and the fairseq or s3prl "
+            "checkpoint of the same model, which has it"
         )
 
 
-def convert(source: str | os.PathLike, destination: str | os.PathLike) -> Report:
+def convert(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    *,
+    head_from: str | os.PathLike | None = None,
+    branches_from: str | os.PathLike | None = None,
+    num_heads: int = 0,
+) -> Report:
     """Converts a checkpoint into a model folder for `daisy_jax.load`.
 
     Every tensor of the source is used or on a short list of known extras, and every parameter is
     filled; half-precision tensors become float32. Nothing inside a pickle is run.
 
     Args:
-      source: a folder written by transformers' `save_pretrained`, or downloaded from a model hub.
+      source: a checkpoint of fairseq, s3prl, torchaudio or the DAISY authors; a folder or file of
+        transformers; or the name of a model of the Hugging Face hub.
       destination: the model folder to write; must not hold a model yet.
+      head_from: a checkpoint of the same trunk whose HuBERT prediction head is taken over.
+      branches_from: a checkpoint of the same trunk whose early-exit branches are taken over.
+      num_heads: attention heads, for state dicts without configuration; 0: as HuBERT models of
+        that width have.
 
     Returns:
       A `Report`, whose text says what was read, what was written and what to do next.
 
     Raises:
       InputError: not a checkpoint of a known format, a model that is no HuBERT, tensors that are
-        missing or unknown, or a destination that holds a model; nothing is written then.
+        missing or unknown, trunks that differ, or a destination that holds a model; nothing is
+        written then.
       OSError: a file cannot be read or written.
     """
-    path, target = pathlib.Path(source), pathlib.Path(destination)
+    target = pathlib.Path(destination)
     for name in (checkpoints.CONFIG, checkpoints.TENSORS):
         if (target / name).exists():
             raise InputError(
                 f"{target}: already holds a model ({name}), which is not overwritten; give a new "
                 "folder, or delete that one first"
             )
-    reader = _reader(path)
-    opened = reader.read(path)
-    stored = ", ".join(sorted({tensor.dtype.name for tensor in opened.tensors.values()}))
-    count = len(opened.tensors)
-    try:
-        parameters, extras = make_parameters(opened)
-        model = checkpoints.fill(checkpoints.abstract_model(opened.config), parameters)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    digests = {file.name: _sha256(file) for file in opened.files}
-    checkpoints.save(model, target)
-    return Report(
-        source=str(path),
-        destination=str(target),
-        format=opened.format,
-        sha256=digests,
-        config=opened.config,
-        used=count - len(extras),
-        ignored=tuple(extras),
-        stored=stored,
-        parameters=sum(parameter.size for parameter in parameters.values()),
-        notes=opened.notes,
+    whole = apply_rules(open_source(os.fspath(source), num_heads))
+    files = list(whole.source.files)
+    for part, path in (("head", head_from), ("branches", branches_from)):
+        if path is not None:
+            donor = apply_rules(open_source(os.fspath(path), num_heads))
+            files += donor.source.files
+            whole = graft(part, donor, whole)
+    digests = {file.name: _sha256(file) for file in files}
+    size = sum(parameter.size for parameter in whole.parameters.values())
+    checkpoints.save(
+        checkpoints.fill(checkpoints.abstract_model(whole.config), whole.parameters), target
     )
-
-
-def _reader(path: pathlib.Path):
-    """The module that reads the format which a path holds."""
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no such file or folder; give a checkpoint on this machine (a model of the "
-            f"Hugging Face hub is fetched by: hf download {path} --local-dir FOLDER)"
-        )
-    for reader in READERS:
-        if reader.recognizes(path):
-            return reader
-    raise InputError(
-        f"{path}: not a checkpoint of a known format; wanted a folder with config.json and "
-        "model.safetensors or pytorch_model.bin, as transformers' save_pretrained writes it"
+    return Report(
+        source=os.fspath(source),
+        destination=str(target),
+        format=whole.source.format,
+        sha256=digests,
+        config=whole.config,
+        used=whole.used,
+        ignored=whole.ignored,
+        stored=", ".join(whole.stored),
+        parameters=size,
+        notes=whole.source.notes,
     )
 
 

@@ -1,7 +1,8 @@
 """Which tensors of a checkpoint make which parameter of ours, complete in both directions.
 
 A format brings a list of rules. Every tensor must then be used or be on the format's list of known
-extras, and every parameter must be made; otherwise one error names all offenders.
+extras, and every parameter must be made; otherwise one error names all offenders. The same rules,
+read backwards, make the tensors out of the parameters.
 """
 
 import pathlib
@@ -15,15 +16,23 @@ from daisy_jax.config import HubertConfig
 from daisy_jax.errors import InputError
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+STACKED = ("layers.", "branches.")  # parameters with a leading axis of transformer layers
 
 
 class Transform(NamedTuple):
-    """How an array comes out of source arrays, and which shapes those must have for it."""
+    """How an array comes out of source arrays, which shapes those must have, and the way back."""
 
     source_shapes: Callable[[tuple[int, ...], int], list[tuple[int, ...]]]
     """(wanted shape, number of sources) -> the shape of each source."""
     apply: Callable[..., np.ndarray]
     """source arrays, float32 -> the array."""
+    invert: Callable[[np.ndarray, int], list[np.ndarray]]
+    """(the array, number of sources) -> source arrays from which `apply` makes it."""
+
+
+def one_way(array: np.ndarray, count: int) -> list[np.ndarray]:
+    """The `invert` of transforms that leave something out."""
+    raise NotImplementedError("this transform cannot be undone")
 
 
 def _transposed_shapes(shape: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
@@ -32,6 +41,10 @@ def _transposed_shapes(shape: tuple[int, ...], count: int) -> list[tuple[int, ..
 
 def _concatenate_transposed(*sources: np.ndarray) -> np.ndarray:
     return np.concatenate([source.T for source in sources], axis=-1)
+
+
+def _split_transposed(array: np.ndarray, count: int) -> list[np.ndarray]:
+    return [part.T for part in np.split(array, count, axis=-1)]
 
 
 def _weight_norm_shapes(shape: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
@@ -45,16 +58,27 @@ def _fold_weight_norm(gain: np.ndarray, direction: np.ndarray) -> np.ndarray:
         return (gain * direction / norm).astype(np.float32).T
 
 
-TRANSPOSED = Transform(_transposed_shapes, _concatenate_transposed)
+def _unfold_weight_norm(kernel: np.ndarray, count: int) -> list[np.ndarray]:
+    direction = kernel.T.astype(np.float64)
+    gain = np.sqrt(np.sum(direction**2, axis=(0, 1), keepdims=True))
+    direction = np.where(gain == 0, 1, direction)  # a tap of zeros: any direction, gain 0
+    return [gain.astype(np.float32), direction.astype(np.float32)]
+
+
+TRANSPOSED = Transform(_transposed_shapes, _concatenate_transposed, _split_transposed)
 """torch's axes [out, in, taps] to flax's [taps, in, out], vectors as they are. Several sources are
 put side by side along the output axis."""
-WEIGHT_NORM = Transform(_weight_norm_shapes, _fold_weight_norm)
+WEIGHT_NORM = Transform(_weight_norm_shapes, _fold_weight_norm, _unfold_weight_norm)
 """gain [1, 1, taps] and direction [out, in, taps] of a weight-normalised convolution -> its kernel
 [taps, in, out]: direction times gain over the direction's norm, which is taken for each tap."""
+UNCHANGED = Transform(
+    lambda shape, count: [shape], lambda source: source, lambda array, count: [array]
+)
+"""The axes as they are."""
 
 
 class Rule(NamedTuple):
-    """One parameter of ours. Those under `layers.` are stacked over the transformer layers."""
+    """One parameter of ours."""
 
     target: str
     """Dotted path of the parameter."""
@@ -80,7 +104,7 @@ class Source(NamedTuple):
 
 
 def make_parameters(source: Source) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Applies the rules; `source.tensors` is emptied, so that large models fit twice at most.
+    """Applies the rules; `source.tensors` is emptied on the way, so that large models fit.
 
     Returns:
       every parameter by dotted path, float32, and the names of the extras that were left out.
@@ -94,17 +118,13 @@ def make_parameters(source: Source) -> tuple[dict[str, np.ndarray], list[str]]:
         name: leaf.shape for name, leaf in named_leaves(abstract_model(source.config)).items()
     }
     for rule in source.rules:
-        shape = shapes[rule.target]
-        if not rule.sources:
-            parameters[rule.target] = np.zeros(shape, np.float32)
-        elif rule.target.startswith("layers."):
-            layers = [
-                _make(rule, layer, shape[1:], source.tensors, problems) for layer in range(shape[0])
-            ]
-            if not problems:
-                parameters[rule.target] = np.stack(layers)
-        else:
-            parameters[rule.target] = _make(rule, 0, shape, source.tensors, problems)
+        parameter = np.zeros(shapes[rule.target], np.float32)
+        parameters[rule.target] = parameter
+        if rule.target.startswith(STACKED):
+            for layer, place in enumerate(parameter):
+                _make(rule, layer, place, source.tensors, problems)
+        elif rule.sources:
+            _make(rule, 0, parameter, source.tensors, problems)
     extras = sorted(name for name in source.tensors if name.startswith(source.extras))
     problems += [f"{name} is unknown" for name in sorted(source.tensors) if name not in extras]
     source.tensors.clear()
@@ -119,13 +139,13 @@ def make_parameters(source: Source) -> tuple[dict[str, np.ndarray], list[str]]:
 def _make(
     rule: Rule,
     layer: int,
-    shape: tuple[int, ...],
+    place: np.ndarray,
     tensors: dict[str, np.ndarray],
     problems: list[str],
-) -> np.ndarray:
-    """One array of a rule, out of tensors that are taken away; zeros after adding a problem."""
+) -> None:
+    """Fills one array by a rule, out of tensors that are taken away, or adds problems."""
     names = [name.format(layer) for name in rule.sources]
-    wanted = rule.transform.source_shapes(shape, len(names))
+    wanted = rule.transform.source_shapes(place.shape, len(names))
     found, before = [], len(problems)
     for name, wanted_shape in zip(names, wanted, strict=True):
         tensor = tensors.pop(name, None)
@@ -138,8 +158,20 @@ def _make(
         else:
             found.append(tensor.astype(np.float32, copy=False))
     if len(problems) > before:
-        return np.zeros(shape, np.float32)
-    made = rule.transform.apply(*found)
-    if not np.all(np.isfinite(made)):
+        return
+    place[...] = rule.transform.apply(*found)
+    if not np.all(np.isfinite(place)):
         problems.append(f"{' with '.join(names)} gives NaN or infinite values")
-    return made
+
+
+def make_tensors(rules: list[Rule], parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `make_parameters`: a checkpoint's tensors by name, C-contiguous."""
+    tensors = {}
+    for rule in rules:
+        parameter = parameters[rule.target]
+        stacked = rule.target.startswith(STACKED)
+        for layer, array in enumerate(parameter if stacked else parameter[None]):
+            parts = rule.transform.invert(array, len(rule.sources))
+            for name, part in zip(rule.sources, parts, strict=True):
+                tensors[name.format(layer)] = np.ascontiguousarray(part)
+    return tensors

@@ -10,7 +10,13 @@ import numpy as np
 
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, SAMPLE_RATE
 from daisy_jax.config import HubertConfig
-from daisy_jax.conversions.rules import TRANSPOSED, WEIGHT_NORM, Rule, Source, Transform
+from daisy_jax.conversions.rules import Source
+from daisy_jax.conversions.trunk import (
+    TRANSFORMERS,
+    mask_embedding_note,
+    refuse_other_models,
+    trunk_rules,
+)
 from daisy_jax.conversions.weight_files import read_json, read_weights
 from daisy_jax.errors import InputError
 
@@ -18,15 +24,12 @@ CONFIG = "config.json"
 PREFIX = "hubert."  # of the trunk inside models with a downstream head
 EXTRAS = ("lm_head.", "classifier.", "projector.", "layer_weights", "final_proj.")
 """Heads of CTC, classification and ContentVec models."""
+MASK_EMBEDDING = "masked_spec_embed"
 PREPROCESSORS = (
     ("preprocessor_config.json", None),
     ("processor_config.json", "feature_extractor"),
 )
 """Files that tell about input normalisation, and the part that does; the second is newer."""
-WEIGHT_NORM_NAMES = (
-    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
-    ("weight_g", "weight_v"),
-)
 SIZES = {
     "num_hidden_layers": "num_layers",
     "hidden_size": "dim",
@@ -51,9 +54,9 @@ ONLY = {
 """The one value of each that a HuBERT of ours can have; it is transformers' default, too."""
 
 
-def recognizes(path: pathlib.Path) -> bool:
-    """Whether a path looks like a folder of this format."""
-    return (path / CONFIG).is_file()
+def describes(folder: pathlib.Path) -> bool:
+    """Whether a folder holds the config of a transformers model."""
+    return (folder / CONFIG).is_file() and "model_type" in read_json(folder / CONFIG)
 
 
 def read(folder: pathlib.Path) -> Source:
@@ -64,21 +67,41 @@ def read(folder: pathlib.Path) -> Source:
         unreadable ones.
       OSError: a file cannot be read.
     """
+    config, notes = read_config(folder)
+    tensors, files = read_weights(folder)
+    return make_source("transformers folder", config, notes, tensors, files)
+
+
+def make_source(
+    format: str,
+    config: HubertConfig,
+    notes: tuple[str, ...],
+    tensors: dict[str, np.ndarray],
+    files: tuple[pathlib.Path, ...],
+) -> Source:
+    """A source out of transformers' tensors, wherever they and the config come from."""
+    refuse_other_models(tensors)
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
+    mask_embedding = prefix + MASK_EMBEDDING
+    return Source(
+        format=format,
+        config=config,
+        tensors=tensors,
+        rules=trunk_rules(config, TRANSFORMERS, tensors, mask_embedding, prefix),
+        extras=EXTRAS,
+        files=files,
+        notes=(*notes, *mask_embedding_note(mask_embedding, tensors)),
+    )
+
+
+def read_config(folder: pathlib.Path) -> tuple[HubertConfig, tuple[str, ...]]:
+    """The config that a folder's JSON files describe, and notes on it; raises as `read`."""
     fields = read_json(folder / CONFIG)
     normalize, notes = _input_normalization(folder, fields.get("feat_extract_norm") == "layer")
     try:
-        config = _config(fields, normalize)
+        return _config(fields, normalize), tuple(notes)
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
-    tensors, files = read_weights(folder)
-    prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
-    if prefix + "masked_spec_embed" not in tensors:
-        notes.append(
-            "no masked_spec_embed in the weights: the mask embedding, which only pretraining "
-            "needs, is zero"
-        )
-    rules = _rules(config, prefix, tensors)
-    return Source("transformers folder", config, tensors, rules, EXTRAS, files, tuple(notes))
 
 
 def _config(fields: dict[str, Any], normalize_input: bool) -> HubertConfig:
@@ -143,41 +166,3 @@ def _input_normalization(folder: pathlib.Path, layer_norm: bool) -> tuple[bool, 
 
 def _on(switch: bool) -> str:
     return "on" if switch else "off"
-
-
-def _rules(config: HubertConfig, prefix: str, tensors: dict[str, np.ndarray]) -> list[Rule]:
-    rules = []
-
-    def affine(target: str, *sources: str, weight: str = "kernel", bias: bool = True) -> None:
-        for ours, theirs in [(weight, "weight"), ("bias", "bias")][: 1 + bias]:
-            add(f"{target}.{ours}", *(f"{source}.{theirs}" for source in sources))
-
-    def add(target: str, *sources: str, transform: Transform = TRANSPOSED) -> None:
-        rules.append(Rule(target, tuple(prefix + source for source in sources), transform))
-
-    for i in range(len(CONV_KERNELS)):
-        convolution = f"feature_extractor.conv_layers.{i}"
-        affine(f"feature_encoder.convolutions.{i}", f"{convolution}.conv", bias=config.conv_bias)
-        if config.conv_norm == "layer":
-            affine(f"feature_encoder.norms.{i}", f"{convolution}.layer_norm", weight="scale")
-        elif i == 0:
-            affine("feature_encoder.group_norm", f"{convolution}.layer_norm", weight="scale")
-    affine("feature_norm", "feature_projection.layer_norm", weight="scale")
-    affine("feature_projection", "feature_projection.projection")
-    add("mask_embedding", *["masked_spec_embed"][: prefix + "masked_spec_embed" in tensors])
-
-    positions = "encoder.pos_conv_embed.conv"
-    spellings = [[f"{positions}.{name}" for name in pair] for pair in WEIGHT_NORM_NAMES]
-    names = [pair for pair in spellings if prefix + pair[1] in tensors] or spellings
-    add("positional_convolution.convolution.kernel", *names[0], transform=WEIGHT_NORM)
-    add("positional_convolution.convolution.bias", f"{positions}.bias")
-
-    affine("encoder_norm", "encoder.layer_norm", weight="scale")
-    layer = "encoder.layers.{}"
-    affine("layers.attention.qkv", *(f"{layer}.attention.{name}_proj" for name in "qkv"))
-    affine("layers.attention.out", f"{layer}.attention.out_proj")
-    affine("layers.attention_norm", f"{layer}.layer_norm", weight="scale")
-    affine("layers.ffn.up", f"{layer}.feed_forward.intermediate_dense")
-    affine("layers.ffn.down", f"{layer}.feed_forward.output_dense")
-    affine("layers.ffn_norm", f"{layer}.final_layer_norm", weight="scale")
-    return rules

@@ -1,15 +1,13 @@
 """Tensors out of safetensors and torch files, whole or in shards. No code in a file is ever run."""
 
 import json
-import os
 import pathlib
-import pickle
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from daisy_jax.conversions.torch_files import read_torch_file
 from daisy_jax.errors import InputError
 
 NAMES = ("model.safetensors", "pytorch_model.bin")  # the first is preferred
@@ -45,7 +43,7 @@ def read_weights(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pat
     """
     for name in NAMES:
         if (folder / name).is_file():
-            return read_file(folder / name), (folder / name,)
+            return _read_tensors(folder / name), (folder / name,)
         if (folder / (name + INDEX)).is_file():
             return _read_shards(folder / (name + INDEX))
     raise InputError(
@@ -54,12 +52,30 @@ def read_weights(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pat
     )
 
 
-def read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of one safetensors or torch file, by name; raises as `read_weights` does."""
+def read_file(path: pathlib.Path) -> Any:
+    """What a file holds: tensors by name, for torch files anything; raises as `read_weights`."""
     with path.open("rb") as file:
         if file.read(7) == b"version":
             raise InputError(f"{path}: a git-lfs pointer, not the weights; run git lfs pull there")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+
+
+def check_tensors(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
+    """The content of a file, as tensors by name.
+
+    Raises:
+      InputError: it holds something else.
+    """
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path}: holds a {type(content).__name__}, not tensors by name")
+    others = [str(name) for name, value in content.items() if not isinstance(value, np.ndarray)]
+    if others:
+        raise InputError(f"{path}: wanted tensors only, but these are none: {', '.join(others)}")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    return check_tensors(path, read_file(path))
 
 
 def _read_shards(index: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pathlib.Path, ...]]:
@@ -72,7 +88,7 @@ def _read_shards(index: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[path
             raise InputError(f"{index}: its shard {file.name} is not in the folder; put it there")
     tensors: dict[str, np.ndarray] = {}
     for file in files:
-        tensors |= read_file(file)
+        tensors |= _read_tensors(file)
     absent = sorted(set(places) - set(tensors))
     if absent:
         raise InputError(f"{index}: no shard holds {', '.join(absent)}; copy the shards again")
@@ -86,55 +102,3 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise InputError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
-
-
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError:
-        raise InputError(
-            f"{path}: needs torch to be read; pip install 'daisy-jax[convert]', or get the model "
-            "as safetensors, which does not"
-        ) from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: not a plain file of tensors{_unsafe_names(path)}; code in such files is "
-            f"never run ({_reason(error)}); get the model as safetensors, or copy it again"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path}: not a whole torch file ({_reason(error)}); copy it again"
-        ) from None
-    if not isinstance(content, dict) or not content:
-        raise InputError(f"{path}: holds a {type(content).__name__}, not tensors by name")
-    others = [str(name) for name, value in content.items() if not torch.is_tensor(value)]
-    if others:
-        raise InputError(f"{path}: wanted tensors only, but these are none: {', '.join(others)}")
-    return {str(name): _as_numpy(tensor) for name, tensor in content.items()}
-
-
-def _as_numpy(tensor: Any) -> np.ndarray:
-    import torch
-
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
-    return tensor.numpy()
-
-
-def _unsafe_names(path: str | os.PathLike) -> str:
-    """The classes and functions that loading a torch file would need, for a message."""
-    import torch
-
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-        return ""
-    return f" but one that needs {', '.join(names)}" if names else ""
-
-
-def _reason(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip()[:200] if lines else type(error).__name__

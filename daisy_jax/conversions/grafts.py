@@ -1,0 +1,108 @@
+"""Puts one checkpoint's prediction head or branches onto another checkpoint's trunk."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from daisy_jax.config import HubertConfig
+from daisy_jax.conversions.rules import Source, make_parameters
+from daisy_jax.errors import InputError
+
+FIELDS = {"head": ("num_clusters", "head_dim"), "branches": ("num_classes", "tap", "item0")}
+"""The fields of a config that belong to a part; the others are the trunk's."""
+FREE_FIELDS = ("normalize_input", "conv_bias")  # the second: absent biases are zero
+UNTRAINED = "mask_embedding"  # absent from some formats, without effect on features
+TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+"""How far two trunks may be apart, relative to the rms of a parameter: rounding, not training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A checkpoint as parameters of ours."""
+
+    source: Source
+    """What was read; its tensors are used up."""
+    config: HubertConfig
+    parameters: dict[str, np.ndarray]
+    """By dotted path, float32."""
+    ignored: tuple[str, ...]
+    """Names of tensors that were left out."""
+    used: int
+    """How many others there were."""
+    stored: tuple[str, ...]
+    """Types that the tensors had."""
+
+    def part(self, name: str) -> dict[str, np.ndarray]:
+        """The parameters of the head or of the branches."""
+        return {n: p for n, p in self.parameters.items() if n.startswith(name + ".")}
+
+
+def apply_rules(source: Source) -> Converted:
+    """Makes the parameters; raises as `make_parameters` does, naming the file."""
+    stored = tuple(sorted({tensor.dtype.name for tensor in source.tensors.values()}))
+    count = len(source.tensors)
+    try:
+        parameters, ignored = make_parameters(source)
+    except InputError as error:
+        raise InputError(f"{source.files[0]}: {error}") from None
+    used = count - len(ignored)
+    return Converted(source, source.config, parameters, tuple(ignored), used, stored)
+
+
+def graft(part: Literal["head", "branches"], donor: Converted, onto: Converted) -> Converted:
+    """The checkpoint `onto` with the head or the branches of `donor`.
+
+    Raises:
+      InputError: `donor` has no such part, `onto` has one already, or their trunks differ by more
+        than the rounding of the types they are stored in.
+    """
+    here, there = onto.source.files[0], donor.source.files[0]
+    if not donor.part(part):
+        raise InputError(f"{there}: has no {part}; give a checkpoint that has")
+    if onto.part(part):
+        raise InputError(f"{here}: has {part} of its own; leave --{part}-from out")
+    _check_trunks(donor, onto)
+    fields = {name: getattr(donor.config, name) for name in FIELDS[part]}
+    notes = [f"{part}: from {there}"]
+    if donor.config.normalize_input != onto.config.normalize_input:
+        on, off = (there, here) if donor.config.normalize_input else (here, there)
+        notes.append(
+            f"warning: {on} normalises its input and {off} does not, so the {part} will see "
+            f"features that differ from those they were trained on; the model does as {here} says"
+        )
+    return dataclasses.replace(
+        onto,
+        source=onto.source._replace(notes=(*onto.source.notes, *notes)),
+        config=dataclasses.replace(onto.config, **fields),
+        parameters=onto.parameters | donor.part(part),
+    )
+
+
+def _check_trunks(donor: Converted, onto: Converted) -> None:
+    here, there = onto.source.files[0], donor.source.files[0]
+    free = (*FREE_FIELDS, *FIELDS["head"], *FIELDS["branches"])
+    for field in dataclasses.fields(HubertConfig):
+        ours, theirs = getattr(onto.config, field.name), getattr(donor.config, field.name)
+        if field.name not in free and ours != theirs:
+            raise InputError(
+                f"{there}: another architecture than {here}: {field.name} is {theirs!r} instead "
+                f"of {ours!r}"
+            )
+    tolerance = max(TOLERANCE[dtype] for dtype in (*donor.stored, *onto.stored))
+    worst, where = 0.0, ""
+    for name in onto.parameters | donor.parameters:
+        if name.startswith(("head.", "branches.", UNTRAINED)):
+            continue
+        ours, theirs = onto.parameters.get(name), donor.parameters.get(name)
+        first = np.zeros_like(theirs) if ours is None else ours
+        second = np.zeros_like(first) if theirs is None else theirs
+        scale = max(float(np.sqrt(np.mean(np.square(first)))), 1e-30)
+        difference = float(np.sqrt(np.mean(np.square(first - second)))) / scale
+        if difference > worst:
+            worst, where = difference, name
+    if worst > tolerance:
+        raise InputError(
+            f"{there}: belongs to another trunk than {here}: {where} differs by {worst:.2g} of its "
+            f"size, where rounding explains {tolerance:g}; give the checkpoint of the same model"
+        )

@@ -1,0 +1,70 @@
+"""Finds out what a path holds, and opens it with the module that reads that format."""
+
+import pathlib
+import re
+
+from daisy_jax.conversions import bare_file, fairseq_file, transformers_folder
+from daisy_jax.conversions.rules import Source
+from daisy_jax.conversions.weight_files import read_file
+from daisy_jax.errors import InputError
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def open_source(path: str | pathlib.Path, num_heads: int = 0) -> Source:
+    """Opens a checkpoint of any known format.
+
+    Args:
+      path: a file; a folder of transformers; or the name of a model of the Hugging Face hub, such
+        as "facebook/hubert-base-ls960", which is downloaded.
+      num_heads: attention heads of a model without configuration; 0: as HuBERT models of its width.
+
+    Raises:
+      InputError: not a checkpoint of a known format, or not of a HuBERT.
+      OSError: nothing is there, a file cannot be read, or the hub cannot be reached.
+    """
+    place = pathlib.Path(path)
+    if not place.exists():
+        place = _download(str(path))
+    try:
+        if place.is_dir():
+            if not (place / transformers_folder.CONFIG).is_file():
+                raise InputError(
+                    "not a checkpoint of a known format; wanted a folder with config.json and "
+                    "model.safetensors or pytorch_model.bin, as transformers' save_pretrained "
+                    "writes it, or a checkpoint file of fairseq, s3prl or torchaudio"
+                )
+            return transformers_folder.read(place)
+        content = read_file(place)
+        if fairseq_file.recognizes(content):
+            return fairseq_file.read(place, content)
+        return bare_file.read(place, content, num_heads)
+    except InputError as error:
+        if str(error).startswith(str(place)):
+            raise
+        raise InputError(f"{place}: {error}") from None
+
+
+def _download(name: str) -> pathlib.Path:
+    """A folder with a model of the hub; safetensors if it has them, else torch files."""
+    missing = f"{name}: no such file or folder"
+    if not HUB_NAME.fullmatch(name):
+        raise FileNotFoundError(f"{missing}; give a checkpoint on this machine or a name of a hub")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise FileNotFoundError(
+            f"{missing}; a model of the hub needs pip install 'daisy-jax[convert]'"
+        ) from None
+    try:
+        for suffix in ("safetensors", "bin"):
+            patterns = ["*.json", f"*.{suffix}"]
+            folder = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+            if any(folder.glob(f"*.{suffix}")):
+                break
+    except OSError as error:  # all of the hub's errors are
+        raise FileNotFoundError(
+            f"{missing}, and the hub could not give it ({str(error).splitlines()[0]}); with a "
+            f"connection, hf download {name} --local-dir FOLDER fetches it for later"
+        ) from None
+    return folder

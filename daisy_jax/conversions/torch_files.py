@@ -1,0 +1,128 @@
+"""Reads what `torch.save` wrote, without running code from the file.
+
+torch's restricted unpickler builds tensors and plain containers. Of the few classes that HuBERT's
+checkpoints mention beside these, stand-ins take the place, which only keep attributes; a file that
+needs any other class or function is refused. Source: `torch.load(weights_only=True)`, and what
+fairseq, s3prl and omegaconf put into checkpoints.
+"""
+
+import pathlib
+import pickle
+import re
+import zipfile
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from daisy_jax.errors import InputError
+
+STAND_INS = (
+    "argparse.Namespace",
+    "fairseq.data.dictionary.Dictionary",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.nodes.AnyNode",
+    "omegaconf.nodes.BooleanNode",
+    "omegaconf.nodes.FloatNode",
+    "omegaconf.nodes.IntegerNode",
+    "omegaconf.nodes.StringNode",
+    "typing.Any",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "_codecs.encode",
+)
+"""Classes and functions of which a stand-in takes the place, so that none of them is called."""
+
+
+class StandIn:
+    """Takes the place of an object of a class that is not to be built: attributes, no behaviour."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            vars(self).update({str(name): value for name, value in state.items()})
+
+
+def read_torch_file(path: pathlib.Path) -> Any:
+    """The content of a file: containers, plain values and numpy arrays in their stored types.
+
+    Objects become dictionaries of their attributes, omegaconf's containers what they contain.
+
+    Raises:
+      InputError: the file is cut off, needs a class that is not on the list, which is named, or
+        there is no torch.
+      OSError: the file cannot be read.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f"{path}: needs torch to be read; pip install 'daisy-jax[convert]', or get the model "
+            "as safetensors, which does not"
+        ) from None
+    stand_ins = [(StandIn, name) for name in STAND_INS]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            # Pages of a mapped file are read when their tensor is used; old files are not zip.
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: not a plain file of tensors{_refused_names(path, str(error))}; code in such "
+            f"files is never run ({_reason(error)}); get the model as safetensors, or copy it again"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"{path}: not a whole torch file ({_reason(error)}); copy it again"
+        ) from None
+    return _plain(content)
+
+
+def _plain(value: Any) -> Any:
+    import torch
+
+    if torch.is_tensor(value):
+        return _as_numpy(value)
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, StandIn):
+        attributes = vars(value)
+        for name in ("_content", "_val"):  # of omegaconf's containers and leaves
+            if name in attributes:
+                return _plain(attributes[name])
+        return _plain(attributes)
+    return value
+
+
+def _as_numpy(tensor: Any) -> np.ndarray:
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
+    return tensor.numpy()
+
+
+def _refused_names(path: pathlib.Path, message: str) -> str:
+    """The classes and functions that loading a file would need, for a message."""
+    import torch
+
+    try:
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(STAND_INS)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+        names = set(re.findall(r"GLOBAL (\S+) was not", message))
+    return f" but one that needs {', '.join(sorted(names))}" if names else ""
+
+
+def _reason(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip()[:200] if lines else type(error).__name__
