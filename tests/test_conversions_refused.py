@@ -140,7 +140,7 @@ FLAWS = {
         lambda f: (to_torch_file(f), torch.save([1], f / "pytorch_model.bin")),
         "holds a list, not tensors by name",
     ),
-    "code": (_plant_code, "one that needs builtins.exec; code in such files is never run"),
+    "code": (_plant_code, "as it needs builtins.exec; code in such files is never run"),
     "code, old format": (
         lambda f: _plant_code(f, _use_new_zipfile_serialization=False),
         "code in such files is never run",

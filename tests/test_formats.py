@@ -1,4 +1,4 @@
-"""Every format gives the model that PyTorch ran: states, labels, entropies, exits. No torch here."""
+"""Each format gives the model that PyTorch ran: states, labels, entropies, exits."""
 
 import pathlib
 

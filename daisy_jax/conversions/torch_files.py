@@ -33,7 +33,6 @@ STAND_INS = (
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
     "numpy.dtype",
-    "_codecs.encode",
 )
 """Classes and functions of which a stand-in takes the place, so that none of them is called."""
 
@@ -75,10 +74,10 @@ def read_torch_file(path: pathlib.Path) -> Any:
             )
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path}: not a plain file of tensors{_refused_names(path, str(error))}; code in such "
-            f"files is never run ({_reason(error)}); get the model as safetensors, or copy it again"
+            f"{path}: not a plain file of tensors, as {_refusal(path, str(error))}; code in such "
+            "files is never run; get the model as safetensors, or copy it again"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # whatever a torn file makes of torch: nothing else can go wrong
         raise InputError(
             f"{path}: not a whole torch file ({_reason(error)}); copy it again"
         ) from None
@@ -112,15 +111,18 @@ def _as_numpy(tensor: Any) -> np.ndarray:
     return tensor.numpy()
 
 
-def _refused_names(path: pathlib.Path, message: str) -> str:
-    """The classes and functions that loading a file would need, for a message."""
+def _refusal(path: pathlib.Path, message: str) -> str:
+    """Why torch refused a file: the classes and functions it needs, if these are the reason."""
     import torch
 
     try:
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(STAND_INS)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-        names = set(re.findall(r"GLOBAL (\S+) was not", message))
-    return f" but one that needs {', '.join(sorted(names))}" if names else ""
+    except Exception:  # of old files, which it cannot list, and of torn ones
+        names = set(re.findall(r"GLOBAL (\S+) (?:was|whose)", message))
+    if names:
+        return f"it needs {', '.join(sorted(names))}"
+    reason = re.search(r"WeightsUnpickler error: (.*)", message)
+    return (reason[1] if reason else message.strip().splitlines()[0])[:200]
 
 
 def _reason(error: Exception) -> str:

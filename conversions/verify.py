@@ -1,0 +1,167 @@
+r"""Checks a converted model against PyTorch on the checkpoint that it was converted from.
+
+    python conversions/verify.py DST --against SRC [--audio FILE]
+
+Runs transformers on its own folders, and a plain PyTorch forward pass on other formats, in float64;
+prints the largest difference of every hidden state relative to its rms, of the branches' entropies
+and of the frame labels. Exit status 1 if one is beyond the tolerance.
+
+With the reference features that fairseq publishes for its checkpoints (`sample.base.L9.npy` and its
+kin, of `6313-76958-0021.flac`) those are checked as well:
+
+    python conversions/verify.py DST --against hubert_base_ls960.pt --audio 6313-76958-0021.flac \
+        --features sample.base.L9.npy --features-layer 9
+"""
+
+import dataclasses
+import pathlib
+from typing import Annotated, Any
+
+import tyro
+
+from daisy_jax.errors import InputError
+from daisy_jax.terminal import run_command, use_accelerator
+
+SAMPLE = pathlib.Path(__file__).parent.parent / "daisy_jax" / "samples" / "reading-3.flac"
+SPECIALS = 4  # rows of fairseq's label embeddings that belong to no cluster
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compare."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """The model folder."""
+    against: str
+    """The checkpoint it was converted from."""
+    audio: str = str(SAMPLE)
+    """A sound file."""
+    tolerance: float = 2e-5
+    """Largest difference allowed, relative to the rms of the hidden state; nats for entropies.
+    Double of what is promised, as single numbers of a long file stray further."""
+    features: str = ""
+    """A .npy file [frames, dim] with fairseq's features of the audio."""
+    features_layer: int = 0
+    """The layer that they come from, from 1."""
+    features_tolerance: float = 1e-3
+    """Their tolerance; they were computed on another machine, in lower precision."""
+    num_heads: int = 0
+    """Attention heads, for state dicts without configuration."""
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    use_accelerator("cpu")  # whose float32 products are exact to the last bits
+
+    import numpy as np
+
+    import daisy_jax
+    from daisy_jax.conversions.sources import open_source
+
+    model = daisy_jax.load(config.model)
+    waveform = daisy_jax.audio.load(config.audio)
+    source = open_source(config.against, config.num_heads)
+    threshold = -np.inf if source.config.num_classes else None
+    out = daisy_jax.encode(model, waveform[None], threshold=threshold, return_hidden_states=True)
+    ours = np.asarray(out.hidden_states[0], np.float64)
+    print(f"{config.model} against {config.against} ({source.format}), {ours.shape[1]} frames")
+    found = Differences(config.tolerance)
+    if source.format == "transformers folder":
+        hidden = transformers_states(config.against, waveform, source.config.normalize_input)
+        found.add_states(hidden, ours)
+    else:
+        labels = daisy_jax.frame_labels(model, waveform[None])[0] if model.head else None
+        compare_everything(source, waveform, ours, out.entropy[0], labels, found)
+    if config.features:
+        layers = model.config.num_layers
+        if not 1 <= config.features_layer <= layers:
+            raise InputError(f"--features-layer is {config.features_layer}; give 1 to {layers}")
+        reference = np.load(config.features)
+        name = f"{config.features}, layer {config.features_layer}"
+        found.add_array(name, reference, ours[config.features_layer], config.features_tolerance)
+    found.finish()
+
+
+def compare_everything(
+    source: Any, waveform: Any, ours: Any, entropy: Any, labels: Any, found: "Differences"
+) -> None:
+    """Hidden states, entropies and labels against the plain PyTorch forward pass."""
+    import numpy as np
+    import torch
+    from torch_forward import TorchHubert
+
+    settings = source.config
+    theirs = TorchHubert(source.tensors, settings.num_heads, settings.norm_first)
+    with torch.no_grad():
+        states = theirs.run(waveform, settings.normalize_input)
+        found.add_states(states.hidden, ours)
+        if settings.num_classes:
+            tapped = states.ffn if settings.tap == "ffn" else states.hidden[1:]
+            for layer, reference in enumerate(theirs.entropies(tapped)):
+                difference = abs(reference - float(entropy[layer]))
+                found.add(f"entropy {layer + 1}, nats", difference)
+        if settings.num_clusters:
+            specials = 0 if "torchaudio" in source.format else SPECIALS
+            scores = theirs.label_scores(states.final, settings.num_clusters, specials)
+            chosen = scores[torch.arange(len(scores)), torch.tensor(np.array(labels)).long()]
+            equal = int((scores.argmax(dim=-1).numpy() == np.asarray(labels)).sum())
+            print(f"frame labels: {equal} of {len(scores)} equal")
+            # A label may only differ where two clusters score the same.
+            lost = float((scores.max(dim=-1).values - chosen).max())
+            found.add("score lost by the labels", lost)
+
+
+def transformers_states(folder: str, waveform: Any, normalize: bool) -> list[Any]:
+    """Hidden states [frames, dim] of transformers' own HubertModel, float64."""
+    import torch
+    import transformers
+
+    model = transformers.HubertModel.from_pretrained(folder, dtype=torch.float64).eval()
+    x = torch.from_numpy(waveform).double()[None]
+    if normalize:
+        x = torch.nn.functional.layer_norm(x, x.shape[1:], eps=1e-5)
+    with torch.no_grad():
+        return [states[0] for states in model(x, output_hidden_states=True).hidden_states]
+
+
+class Differences:
+    """Prints differences and remembers which are too large."""
+
+    def __init__(self, tolerance: float):
+        self.tolerance = tolerance
+        self.beyond: list[str] = []
+
+    def add(self, name: str, difference: float, tolerance: float | None = None) -> None:
+        """One difference; not a number is too large, too."""
+        tolerance = self.tolerance if tolerance is None else tolerance
+        fits = difference <= tolerance
+        print(f"{name}: {difference:.1e}{'' if fits else f', beyond {tolerance:g}'}")
+        if not fits:
+            self.beyond.append(name)
+
+    def add_array(self, name: str, theirs: Any, ours: Any, tolerance: float | None = None) -> None:
+        """The largest difference of two arrays, relative to the rms of the first."""
+        import numpy as np
+
+        theirs = np.asarray(theirs, np.float64)
+        if theirs.shape != ours.shape:
+            raise InputError(f"{name}: {theirs.shape}, where ours has {ours.shape}")
+        scale = np.sqrt(np.mean(theirs**2))
+        self.add(name, float(np.max(np.abs(theirs - ours)) / scale), tolerance)
+
+    def add_states(self, theirs: list[Any], ours: Any) -> None:
+        """All hidden states of a model."""
+        if len(theirs) != len(ours):
+            raise InputError(f"{len(theirs) - 1} layers, where ours has {len(ours) - 1}")
+        for layer, (reference, mine) in enumerate(zip(theirs, ours, strict=True)):
+            self.add_array(f"hidden state {layer}", reference, mine)
+
+    def finish(self) -> None:
+        """Ends the command with status 1 if anything was too large."""
+        if self.beyond:
+            raise InputError(f"the models differ in {len(self.beyond)} places: {self.beyond[0]}")
+        print("equal within the tolerance")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,260 @@
+"""Pickled checkpoints: read without their libraries, and never run."""
+
+import argparse
+import contextlib
+import pathlib
+import re
+import sys
+import types
+
+import formats
+import numpy as np
+import pytest
+from formats import SIZES, load_case
+
+torch = pytest.importorskip("torch")
+
+import daisy_jax
+from daisy_jax import InputError
+from daisy_jax.conversions.convert import convert
+from daisy_jax.conversions.torch_files import read_torch_file
+
+FORMATS = {
+    "fairseq": formats.fairseq,
+    "fairseq, old": formats.fairseq_old,
+    "fairseq, fine-tuned": formats.fairseq_finetuned,
+    "s3prl": formats.s3prl,
+    "DAISY": formats.daisy,
+    "torchaudio": formats.torchaudio,
+    "torchaudio pretraining": formats.torchaudio_pretraining,
+    "transformers": lambda case: dict(case.tensors),
+}
+ZIP = pytest.mark.parametrize("zip", [True, False], ids=["zip", "legacy"])
+
+
+@pytest.fixture
+def case():
+    return load_case("base")
+
+
+def write(content, path, zip=True):
+    torch.save(formats.to_tensors(content), path, _use_new_zipfile_serialization=zip)
+    return path
+
+
+@contextlib.contextmanager
+def foreign(*names):
+    """Classes of libraries that are not installed, importable while a file is written."""
+    made, modules = [], []
+    for name in names:
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            module = ".".join(parts[:depth])
+            if module not in sys.modules:
+                sys.modules[module] = types.ModuleType(module)
+                modules.append(module)
+        kind = type(parts[-1], (), {"__module__": ".".join(parts[:-1])})
+        setattr(sys.modules[".".join(parts[:-1])], parts[-1], kind)
+        made.append(kind)
+    try:
+        yield made
+    finally:
+        for module in modules:
+            del sys.modules[module]
+
+
+def made_of(kind, **attributes):
+    instance = kind()
+    vars(instance).update(attributes)
+    return instance
+
+
+@ZIP
+@pytest.mark.parametrize("format", FORMATS)
+def test_files_give_what_their_content_gives(case, tmp_path, format, zip):
+    path = write(FORMATS[format](case), tmp_path / "file.pt", zip)
+    report = convert(path, tmp_path / "ours", num_heads=SIZES["heads"])
+    model = daisy_jax.load(tmp_path / "ours")
+    out = daisy_jax.encode(model, case.waveform[None])
+    scale = np.std(case.hidden_states[-1])
+    np.testing.assert_allclose(
+        out.last_hidden[0] / scale, case.hidden_states[-1] / scale, rtol=0, atol=1e-5
+    )
+    name = {"DAISY": "the DAISY authors' checkpoint"}.get(format, format.split(",")[0])
+    assert report.format.startswith(name)
+    assert str(report)
+
+
+@ZIP
+def test_objects_of_fairseq_are_read_without_it(case, tmp_path, zip):
+    """An old file: a Namespace, a Dictionary, numpy scalars beside the weights."""
+    content = formats.to_tensors(formats.fairseq_old(case))
+    content["args"] = argparse.Namespace(**content["args"])
+    content["extra_state"] = {"val_loss": np.float64(1.5), "best": np.float32(2)}
+    with foreign("fairseq.data.dictionary.Dictionary") as (dictionary,):
+        symbols = made_of(dictionary, symbols=formats.symbols(), nspecial=4, unk_word="<unk>")
+        content["task_state"] = {"dictionaries": [symbols]}
+        torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=zip)
+    assert "fairseq" not in sys.modules
+    report = convert(tmp_path / "old.pt", tmp_path / "ours")
+    assert report.config.num_clusters == formats.CLUSTERS
+    labels = daisy_jax.frame_labels(daisy_jax.load(tmp_path / "ours"), case.waveform[None])
+    assert labels[0].tolist() == case.labels.tolist()
+
+
+@ZIP
+def test_settings_of_omegaconf_are_read_without_it(case, tmp_path, zip):
+    content = formats.to_tensors(formats.fairseq(case))
+    names = (
+        "omegaconf.dictconfig.DictConfig",
+        "omegaconf.nodes.AnyNode",
+        "omegaconf.base.ContainerMetadata",
+    )
+    with foreign(*names) as (mapping, leaf, metadata):
+
+        def wrapped(value):
+            if not isinstance(value, dict):
+                return made_of(leaf, _val=value, _parent=None)
+            inner = {name: wrapped(item) for name, item in value.items()}
+            return made_of(mapping, _content=inner, _metadata=made_of(metadata, key=None))
+
+        content["cfg"] = wrapped(content["cfg"])
+        torch.save(content, tmp_path / "new.pt", _use_new_zipfile_serialization=zip)
+    report = convert(tmp_path / "new.pt", tmp_path / "ours")
+    write(formats.fairseq(case), tmp_path / "plain.pt")
+    assert report.config == convert(tmp_path / "plain.pt", tmp_path / "plain").config
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_widened(case, tmp_path, dtype):
+    content = formats.to_tensors(formats.fairseq(case))
+    content["model"] = {name: tensor.to(dtype) for name, tensor in content["model"].items()}
+    torch.save(content, tmp_path / "half.pt")
+    report = convert(tmp_path / "half.pt", tmp_path / "ours")
+    assert report.stored == str(dtype).removeprefix("torch.")
+    weight = content["model"]["encoder.layers.1.fc1.weight"].float().numpy()
+    model = daisy_jax.load(tmp_path / "ours")
+    np.testing.assert_array_equal(model.layers.ffn.up.kernel[1], weight.T)
+
+
+def test_grafts_from_files(case, tmp_path):
+    trunk = write(formats.torchaudio(case), tmp_path / "trunk.pth")
+    head = write(formats.fairseq(case), tmp_path / "head.pt")
+    branches = write(formats.daisy(case), tmp_path / "branches.pt")
+    report = convert(
+        trunk, tmp_path / "ours", head_from=head, branches_from=branches, num_heads=SIZES["heads"]
+    )
+    assert set(report.sha256) == {"trunk.pth", "head.pt", "branches.pt"}
+    for part in ("7 clusters", "7 classes", f"head: from {head}", f"branches: from {branches}"):
+        assert part in str(report)
+    model = daisy_jax.load(tmp_path / "ours")
+    out = daisy_jax.encode(model, case.waveform[None], threshold=-np.inf)
+    np.testing.assert_allclose(out.entropy[0], case.entropy[1], rtol=1e-5)
+    labels = daisy_jax.frame_labels(model, case.waveform[None])
+    assert labels[0].tolist() == case.labels.tolist()
+
+
+def test_config_beside_a_transformers_file_counts(case, tmp_path):
+    from make_references import FIELDS, KIND_FIELDS
+    from torch_models import drawn_model
+
+    drawn_model(seed=7, **FIELDS, **KIND_FIELDS["large"]).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    report = convert(tmp_path / "model.safetensors", tmp_path / "ours")
+    assert not report.config.normalize_input
+    assert report.config.num_heads == SIZES["heads"]
+
+
+# ---------------------------------------------------------------- files that are not served
+
+
+class Code:
+    """Unpickles by calling a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@ZIP
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda mark: Code(exec, f"open({str(mark)!r}, 'w')"), "exec"),
+        (lambda mark: Code(__import__("os").system, f"touch {mark}"), "posix.system"),
+        (lambda mark: Code(getattr, pathlib.Path(mark), "touch"), "getattr"),
+    ],
+)
+def test_code_is_named_and_not_run(case, tmp_path, make, name, zip):
+    content = formats.to_tensors(formats.fairseq(case))
+    content["extra_state"] = make(tmp_path / "mark")
+    torch.save(content, tmp_path / "bad.pt", _use_new_zipfile_serialization=zip)
+    with pytest.raises(InputError) as caught:
+        convert(tmp_path / "bad.pt", tmp_path / "ours")
+    message = str(caught.value)
+    assert re.search(rf"as it needs \S*{name}[;,]", message)
+    assert "code in such files is never run" in message
+    assert "\n" not in message
+    assert not (tmp_path / "mark").exists()
+    assert not (tmp_path / "ours").exists()
+
+
+@ZIP
+def test_classes_that_are_not_on_the_list_are_named(case, tmp_path, zip):
+    content = formats.to_tensors(formats.fairseq(case))
+    with foreign("apex.amp.Scaler") as (scaler,):
+        content["extra_state"] = made_of(scaler, scale=1.0)
+        torch.save(content, tmp_path / "bad.pt", _use_new_zipfile_serialization=zip)
+    with pytest.raises(InputError, match=r"as it needs apex\.amp\.Scaler;"):
+        convert(tmp_path / "bad.pt", tmp_path / "ours")
+
+
+@ZIP
+def test_functions_on_the_list_are_not_called(tmp_path, zip):
+    """Even those are only stood in for: what they would make stays unmade."""
+    path = tmp_path / "file.pt"
+    torch.save({"a": np.float64(1)}, path, _use_new_zipfile_serialization=zip)
+    assert read_torch_file(path) == {"a": {}}
+
+
+@ZIP
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_files_that_are_cut_off_are_said_to_be(case, tmp_path, zip, share):
+    path = write(formats.fairseq(case), tmp_path / "cut.pt", zip)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(InputError) as caught:
+        convert(path, tmp_path / "ours")
+    assert str(caught.value).startswith(str(path))
+    assert "copy it again" in str(caught.value)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_things_that_are_no_checkpoints_are_refused(tmp_path):
+    (tmp_path / "text.pt").write_text("hello, I am a text file\n" * 100)
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name, message in (
+        ("text.pt", "copy it again"),
+        ("empty.pt", "copy it again"),
+        ("list.pt", "holds a list, not tensors by name"),
+    ):
+        with pytest.raises(InputError) as caught:
+            convert(tmp_path / name, tmp_path / "ours")
+        assert message in str(caught.value)
+        assert str(caught.value).startswith(str(tmp_path / name))
+
+
+def test_stored_references_are_what_pytorch_computes_today():
+    pytest.importorskip("transformers")
+    from make_references import make_reference
+
+    for kind in formats.KINDS:
+        with np.load(formats.DATA / f"{kind}.npz") as file:
+            stored = dict(file)
+        made = make_reference(kind)
+        assert stored.keys() == made.keys()
+        for name, array in made.items():
+            np.testing.assert_allclose(stored[name], array, rtol=1e-6, atol=1e-6, err_msg=name)

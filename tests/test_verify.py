@@ -1,0 +1,160 @@
+"""Checking conversions against PyTorch, and the way back to transformers."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import formats
+import numpy as np
+import pytest
+from formats import SIZES, load_case
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from made_models import SMALL, made_model
+from make_references import FIELDS, KIND_FIELDS
+from torch_models import drawn_model
+
+import daisy_jax
+from daisy_jax import InputError
+from daisy_jax.checkpoints import named_leaves
+from daisy_jax.conversions.convert import convert
+from daisy_jax.conversions.export import export
+
+SCRIPT = pathlib.Path(__file__).parent.parent / "conversions" / "verify.py"
+
+
+def verify(*arguments):
+    command = [sys.executable, SCRIPT, *arguments, "--num-heads", str(SIZES["heads"])]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def write(content, path):
+    torch.save(formats.to_tensors(content), path)
+    return path
+
+
+# ---------------------------------------------------------------- verify.py
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "lines"),
+    [
+        (formats.fairseq, "base", ["hidden state 2: ", "frame labels: ", "score lost by the"]),
+        (formats.torchaudio_pretraining, "large", ["hidden state 2: ", "frame labels: "]),
+        (formats.daisy, "base", ["hidden state 0: ", "entropy 1, nats: ", "entropy 2, nats: "]),
+    ],
+)
+def test_right_conversions_are_found_equal(tmp_path, make, kind, lines):
+    source = write(make(load_case(kind)), tmp_path / "source.pt")
+    convert(source, tmp_path / "ours", num_heads=SIZES["heads"])
+    done = verify(tmp_path / "ours", "--against", source)
+    assert (done.returncode, done.stderr) == (0, "")
+    for line in [*lines, "equal within the tolerance"]:
+        assert line in done.stdout
+
+
+def test_transformers_itself_runs_on_its_folders(tmp_path):
+    drawn_model(seed=7, **FIELDS, **KIND_FIELDS["large"]).save_pretrained(tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    done = verify(tmp_path / "ours", "--against", tmp_path / "theirs")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("hidden state") == 3
+
+
+def test_wrong_conversions_are_found(tmp_path):
+    """One bias of one layer is off; published features are off as well."""
+    case = load_case("base")
+    source = write(formats.fairseq(case), tmp_path / "source.pt")
+    convert(source, tmp_path / "ours")
+    model = daisy_jax.load(tmp_path / "ours")
+    bias = model.layers.ffn.down.bias
+    bias[...] = bias[...].at[1, 3].add(0.01)
+    daisy_jax.save(model, tmp_path / "spoilt")
+    np.save(tmp_path / "features.npy", np.zeros((149, SIZES["dim"])) + 1)
+    features = ["--features", tmp_path / "features.npy", "--features-layer", "1"]
+    done = verify(tmp_path / "spoilt", "--against", source, *features)
+    assert done.returncode == 1
+    assert "hidden state 1: " in done.stdout
+    assert done.stdout.count(", beyond") == 2
+    assert done.stderr.startswith("error: the models differ in 2 places: hidden state 2")
+
+
+def test_published_features_are_checked(tmp_path):
+    case = load_case("large")
+    source = write(formats.fairseq(case), tmp_path / "source.pt")
+    convert(source, tmp_path / "ours")
+    audio = pathlib.Path(daisy_jax.__file__).parent / "samples" / "reading-3.flac"
+    model = daisy_jax.load(tmp_path / "ours")
+    out = daisy_jax.encode(model, daisy_jax.audio.load(audio)[None], return_hidden_states=True)
+    np.save(tmp_path / "sample.L1.npy", out.hidden_states[0, 1])
+    features = ["--features", tmp_path / "sample.L1.npy", "--features-layer", "1"]
+    done = verify(tmp_path / "ours", "--against", source, *features)
+    assert done.returncode == 0, done.stderr
+    assert "sample.L1.npy, layer 1: 0.0e+00" in done.stdout
+
+
+# ---------------------------------------------------------------- --to transformers
+
+
+@pytest.mark.parametrize("kind", formats.KINDS)
+def test_there_and_back_again(tmp_path, kind):
+    """Every tensor is bit-equal; the positional kernel, which is refactored, equal to 1e-6."""
+    first = drawn_model(seed=7, **FIELDS, **KIND_FIELDS[kind])
+    first.save_pretrained(tmp_path / "first")
+    convert(tmp_path / "first", tmp_path / "ours")
+    report = export(tmp_path / "ours", tmp_path / "second")
+    assert report.tensors == len(first.state_dict())
+    assert report.left_out == ()
+    second = transformers.HubertModel.from_pretrained(tmp_path / "second")
+    before, after = first.state_dict(), second.state_dict()
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        if "parametrizations" not in name:
+            assert torch.equal(after[name], tensor), name
+    kernels = [model.encoder.pos_conv_embed.conv.weight.detach() for model in (first, second)]
+    assert torch.allclose(*kernels, rtol=0, atol=1e-6 * float(kernels[0].abs().max()))
+    waveform = torch.from_numpy(load_case(kind).waveform)[None]
+    with torch.no_grad():
+        outputs = [model(waveform).last_hidden_state for model in (first, second.eval())]
+    assert torch.allclose(*outputs, rtol=0, atol=1e-5 * float(outputs[0].std()))
+    assert convert(tmp_path / "second", tmp_path / "again").config == report_config(tmp_path)
+
+
+def report_config(tmp_path):
+    return daisy_jax.load(tmp_path / "ours").config
+
+
+def test_export_says_what_it_leaves_out(tmp_path):
+    calibration = daisy_jax.Calibration(np.ones((2, 3), np.float16), "set")
+    daisy_jax.save(made_model(SMALL, calibration), tmp_path / "ours")
+    report = export(tmp_path / "ours", tmp_path / "theirs")
+    assert report.left_out == ("head", "branches", "calibration")
+    assert "branches; a HubertModel has no place for it" in str(report)
+    fields = json.loads((tmp_path / "theirs" / "preprocessor_config.json").read_text())
+    assert fields["do_normalize"] is False
+    model = transformers.HubertModel.from_pretrained(tmp_path / "theirs")
+    assert model.config.num_hidden_layers == 3
+
+
+def test_taps_of_zeros_survive_the_way_back(tmp_path):
+    model = made_model(SMALL)
+    kernel = model.positional_convolution.convolution.kernel
+    kernel[...] = kernel[...].at[2].set(0)
+    daisy_jax.save(model, tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "again")
+    again = named_leaves(daisy_jax.load(tmp_path / "again"))
+    name = "positional_convolution.convolution.kernel"
+    np.testing.assert_allclose(again[name], kernel[...], rtol=0, atol=1e-6)
+
+
+def test_export_refuses_what_it_must(tmp_path):
+    daisy_jax.save(made_model(SMALL), tmp_path / "ours")
+    with pytest.raises(InputError, match="holds something already, which is not overwritten"):
+        export(tmp_path / "ours", tmp_path / "ours")
+    with pytest.raises(OSError, match=r"no config\.json there"):
+        export(tmp_path / "absent", tmp_path / "theirs")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"]
