@@ -53,6 +53,7 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     use_accelerator("cpu")  # whose float32 products are exact to the last bits
 
+    import jax.numpy as jnp
     import numpy as np
 
     import daisy_jax
@@ -63,14 +64,15 @@ def main() -> None:
     source = open_source(config.against, config.num_heads)
     threshold = -np.inf if source.config.num_classes else None
     out = daisy_jax.encode(model, waveform[None], threshold=threshold, return_hidden_states=True)
-    ours = np.asarray(out.hidden_states[0], np.float64)
+    ours = np.asarray(out.hidden_states, np.float64)[0]
     print(f"{config.model} against {config.against} ({source.format}), {ours.shape[1]} frames")
     found = Differences(config.tolerance)
     if source.format == "transformers folder":
         hidden = transformers_states(config.against, waveform, source.config.normalize_input)
         found.add_states(hidden, ours)
     else:
-        labels = daisy_jax.frame_labels(model, waveform[None])[0] if model.head else None
+        batch = jnp.asarray(waveform)[None]
+        labels = daisy_jax.frame_labels(model, batch)[0] if model.head else None
         compare_everything(source, waveform, ours, out.entropy[0], labels, found)
     if config.features:
         layers = model.config.num_layers

@@ -82,7 +82,7 @@ def exit_layers(
     layers = _layer_numbers(allowed, entropy.shape[1])
     # Rounded to float32 as encode rounds it; stored entropies are exact in it.
     fires = np.asarray(entropy, np.float32)[:, layers - 1] < np.float32(threshold)
-    forced = ~fires.any(axis=1)
+    forced = np.logical_not(fires.any(axis=1))
     return layers[np.where(forced, -1, fires.argmax(axis=1))], forced
 
 

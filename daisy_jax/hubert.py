@@ -163,8 +163,8 @@ def require_head(model: Hubert) -> Head:
     """The prediction head; an InputError that names the ways out if the model has none."""
     if model.head is None:
         raise InputError(
-            "this model has no HuBERT prediction head, so it cannot label frames; convert it from "
-            "a fairseq or s3prl checkpoint, which have one"
+            "this model has no HuBERT prediction head, so it cannot label frames; convert it again "
+            "with --head-from and a fairseq or s3prl checkpoint of the same model, which has one"
         )
     return model.head
 

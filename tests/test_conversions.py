@@ -2,11 +2,13 @@
 
 import hashlib
 import pathlib
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tyro
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -26,6 +28,8 @@ from torch_models import (
 
 import daisy_jax
 from daisy_jax import InputError
+from daisy_jax.checkpoints import abstract_model, named_leaves
+from daisy_jax.commands.convert import Convert
 from daisy_jax.conversions.convert import convert
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "conversions" / "convert.py"
@@ -234,3 +238,24 @@ def test_script_reports_or_prints_one_line(folder):
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr.startswith("error: ")
     assert failed.stderr.count("\n") == 1
+
+
+DOCS = pathlib.Path(__file__).parent.parent / "docs" / "checkpoints.md"
+COMMANDS = re.findall(r"`?daisy-jax (convert [^`\n]+)", DOCS.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_docs_are_understood(command):
+    parsed = tyro.cli(Convert, args=command.split()[1:])
+    assert parsed.source
+    assert parsed.destination
+
+
+@pytest.mark.parametrize("conv_norm", ["group", "layer"])
+def test_every_module_of_a_model_stands_in_the_docs(conv_norm):
+    text = DOCS.read_text(encoding="utf-8")
+    table = text[text.index("| name | shape |") :]
+    config = daisy_jax.HubertConfig(conv_norm=conv_norm, num_clusters=2, num_classes=2)
+    for name in [*named_leaves(abstract_model(config)), "calibration.entropy"]:
+        module = re.sub(r"\.\d", ".{0..6}", name.rpartition(".")[0] or name)
+        assert f"`{module}" in table, name

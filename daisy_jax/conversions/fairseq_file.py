@@ -10,7 +10,7 @@ Sources: the checkpoints of fairseq's `HubertModel` and `HubertCtc`, s3prl's `up
 import dataclasses
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -41,7 +41,7 @@ SIZES = {
 """Fields of fairseq's HubertConfig, what we call them, and what they are if left out."""
 CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 CONV_TERM = re.compile(r"\[((?:\(\d+,\d+,\d+\),?)+)\](?:\*(\d{1,2}))?")
-NORMS = {"default": "group", "layer_norm": "layer"}
+NORMS: dict[str, Literal["group", "layer"]] = {"default": "group", "layer_norm": "layer"}
 ONLY = {
     "activation_fn": "gelu",
     "layer_type": "transformer",

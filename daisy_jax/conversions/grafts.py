@@ -1,7 +1,6 @@
 """Puts one checkpoint's prediction head or branches onto another checkpoint's trunk."""
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 
@@ -50,8 +49,8 @@ def apply_rules(source: Source) -> Converted:
     return Converted(source, source.config, parameters, tuple(ignored), used, stored)
 
 
-def graft(part: Literal["head", "branches"], donor: Converted, onto: Converted) -> Converted:
-    """The checkpoint `onto` with the head or the branches of `donor`.
+def graft(part: str, donor: Converted, onto: Converted) -> Converted:
+    """The checkpoint `onto` with a part, "head" or "branches", of `donor`.
 
     Raises:
       InputError: `donor` has no such part, `onto` has one already, or their trunks differ by more

@@ -121,8 +121,8 @@ def make_parameters(source: Source) -> tuple[dict[str, np.ndarray], list[str]]:
         parameter = np.zeros(shapes[rule.target], np.float32)
         parameters[rule.target] = parameter
         if rule.target.startswith(STACKED):
-            for layer, place in enumerate(parameter):
-                _make(rule, layer, place, source.tensors, problems)
+            for layer in range(len(parameter)):
+                _make(rule, layer, parameter[layer], source.tensors, problems)
         elif rule.sources:
             _make(rule, 0, parameter, source.tensors, problems)
     extras = sorted(name for name in source.tensors if name.startswith(source.extras))

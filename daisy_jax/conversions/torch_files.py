@@ -65,7 +65,7 @@ def read_torch_file(path: pathlib.Path) -> Any:
             f"{path}: needs torch to be read; pip install 'daisy-jax[convert]', or get the model "
             "as safetensors, which does not"
         ) from None
-    stand_ins = [(StandIn, name) for name in STAND_INS]
+    stand_ins: list[Any] = [(StandIn, name) for name in STAND_INS]
     try:
         with torch.serialization.safe_globals(stand_ins):
             # Pages of a mapped file are read when their tensor is used; old files are not zip.
