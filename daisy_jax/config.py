@@ -5,8 +5,12 @@ from typing import Any, Literal, Self
 
 from daisy_jax.errors import InputError
 
-TRUNK_SIZES = ("num_layers", "dim", "ffn_dim", "num_heads", "conv_dim", "pos_conv_kernel")
+TRUNK_SIZES = (
+    *("num_layers", "dim", "ffn_dim", "num_heads"),
+    *("conv_dim", "pos_conv_kernel", "pos_conv_groups"),
+)
 OPTIONAL_SIZES = ("num_clusters", "head_dim", "num_classes")
+SWITCHES = ("conv_bias", "norm_first", "normalize_input")
 CHOICES = {
     "conv_norm": ("group", "layer"),
     "tap": ("block", "ffn"),
@@ -61,13 +65,18 @@ class HubertConfig:
                 raise InputError(
                     f"config {name} is {value!r}; it must be a whole number of at least {least}"
                 )
+        if self.num_clusters and not self.head_dim:
+            raise InputError("config head_dim is 0; a prediction head needs at least 1")
+        for name in SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"config {name} is {getattr(self, name)!r}; wanted true or false")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(
                     f"config {name} is {getattr(self, name)!r}; it must be one of {choices}"
                 )
         for name in ("num_heads", "pos_conv_groups"):
-            if getattr(self, name) < 1 or self.dim % getattr(self, name):
+            if self.dim % getattr(self, name):
                 raise InputError(
                     f"config {name} is {getattr(self, name)}; it must divide dim = {self.dim}"
                 )

@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from daisy_jax import audio
 from daisy_jax.branches import utterance_entropy
 from daisy_jax.errors import InputError
 from daisy_jax.hubert import Embedded, Hubert, embed
+from daisy_jax.inputs import checked, checked_batch, has_values
 from daisy_jax.pooling import RunningWeights, normalize, running_weights
 
 ROWS_PER_SLICE = {"cpu": 1}
@@ -93,57 +92,25 @@ def encode(
     Paper: sections 3.1 (threshold) and 3.3 (spans).
     """
     num_layers = model.config.num_layers
-    waveform = _as_array(waveform)
-    if waveform.ndim != 2 or not jnp.issubdtype(waveform.dtype, jnp.floating):
-        raise InputError(
-            f"waveform is {waveform.dtype} {waveform.shape}; encode needs float "
-            "[batch, samples] at 16 kHz, full scale 1 (daisy_jax.audio.load reads files so)"
-        )
-    batch, samples = waveform.shape
-    if samples < audio.FRAME_WINDOW:
-        raise InputError(
-            f"waveform has {samples} samples; HuBERT needs at least {audio.FRAME_WINDOW} (25 ms)"
-        )
-    given = np.full(batch, samples, np.int32) if lengths is None else lengths
-    lengths = _checked(given, "lengths", "an int array", (batch,), np.integer)
-    if not isinstance(lengths, Tracer) and batch:
-        shortest, longest = np.min(np.asarray(lengths)), np.max(np.asarray(lengths))
-        if shortest < 0 or longest > samples:
-            raise InputError(
-                f"lengths go from {shortest} to {longest}; they must lie between 0 and the "
-                f"{samples} samples of the waveform"
-            )
+    waveform, lengths = checked_batch(waveform, lengths)
     if threshold is not None:
         if model.branches is None:
             raise InputError(
                 "this model has no branches, so a threshold cannot be met; train them with "
                 "train/branches.py, or pass threshold=None for full depth"
             )
-        threshold = _broadcast_threshold(threshold, batch)
+        threshold = _broadcast_threshold(threshold, waveform.shape[0])
     allowed = np.ones(num_layers, bool) if allowed is None else allowed
-    allowed = _checked(allowed, "allowed", "a bool array", (num_layers,), np.bool_)
-    if not isinstance(allowed, Tracer) and not np.any(np.asarray(allowed)):
+    allowed = checked(allowed, "allowed", "a bool array", (num_layers,), np.bool_)
+    if has_values(allowed) and not np.any(np.asarray(allowed)):
         raise InputError("allowed is False everywhere; allow at least one layer")
     if layer_weights is not None:
-        layer_weights = _checked(
+        layer_weights = checked(
             layer_weights, "layer_weights", "a float array", (num_layers + 1,), np.floating
         )
     return _compiled(
         model, waveform, lengths, threshold, allowed, layer_weights, return_hidden_states
     )
-
-
-def _as_array(array: Any) -> Any:
-    """Lists, torch tensors and the like as numpy arrays; what JAX knows as it is."""
-    known = isinstance(array, (np.ndarray, jax.Array)) or hasattr(array, "__jax_array__")
-    return array if known else np.asarray(array)
-
-
-def _checked(array: Any, name: str, kind: str, shape: tuple[int, ...], dtype: type) -> Any:
-    array = _as_array(array)
-    if array.shape != shape or not jnp.issubdtype(array.dtype, dtype):
-        raise InputError(f"{name} is {array.dtype} {array.shape}; it must be {kind} {list(shape)}")
-    return array
 
 
 def _broadcast_threshold(threshold: Any, batch: int) -> Any:

@@ -20,6 +20,7 @@ from daisy_jax.feature_encoder import (
     normalize_waveform,
     valid_positions,
 )
+from daisy_jax.inputs import checked_batch
 from daisy_jax.transformer import PositionalConvolution, TransformerLayer
 
 
@@ -169,7 +170,11 @@ def require_head(model: Hubert) -> Head:
     return model.head
 
 
-def frame_labels(model: Hubert, waveform: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+def frame_labels(
+    model: Hubert,
+    waveform: jax.Array | np.ndarray,
+    lengths: jax.Array | np.ndarray | None = None,
+) -> jax.Array:
     """HuBERT's own label of each frame: the best-scoring cluster on unmasked input.
 
     Args:
@@ -181,13 +186,12 @@ def frame_labels(model: Hubert, waveform: jax.Array, lengths: jax.Array | None =
       int32 [batch, frames], clusters from 0; -1 on padded frames.
 
     Raises:
-      InputError: the model has no prediction head.
+      InputError: the model has no prediction head, or an argument is of the wrong shape or type.
 
     Paper: section 3.1, "running HuBERT and taking the argmax from the last linear layer".
     """
     require_head(model)
-    if lengths is None:
-        lengths = jnp.full(waveform.shape[0], waveform.shape[1], jnp.int32)
+    waveform, lengths = checked_batch(waveform, lengths)
     embedded = embed(model, waveform, lengths)
     return label_frames(model, last_block(model, embedded), embedded.frame_mask)
 

@@ -420,9 +420,9 @@ def test_empty_rows_cost_nothing(base_model, counted):
 @pytest.mark.parametrize(
     ("waveform", "options", "message"),
     [
-        (np.zeros(2000, np.float32), {}, r"waveform is float32 \(2000,\); encode needs float"),
+        (np.zeros(2000, np.float32), {}, r"waveform is float32 \(2000,\); wanted float"),
         (np.zeros((1, 2000, 1), np.float32), {}, r"waveform is float32 \(1, 2000, 1\)"),
-        (np.zeros((2, 2000), np.int16), {}, r"waveform is int16 \(2, 2000\); encode needs float"),
+        (np.zeros((2, 2000), np.int16), {}, r"waveform is int16 \(2, 2000\); wanted float"),
         (np.zeros((2, 2000), np.complex64), {}, r"waveform is complex64"),
         (
             np.zeros((2, 399), np.float32),

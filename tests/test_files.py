@@ -174,7 +174,7 @@ def test_a_file_without_permission_is_named(model, folder, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32])
 def test_encode_refuses_integer_samples(model, dtype):
-    with pytest.raises(InputError, match=r"encode needs float \[batch, samples\]"):
+    with pytest.raises(InputError, match=r"wanted float \[batch, samples\]"):
         daisy_jax.encode(model, np.zeros((1, 16_000), dtype))
 
 

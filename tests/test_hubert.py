@@ -12,7 +12,15 @@ from flax import nnx
 from helpers import assert_close_to_scale
 from reference import reference_of
 
-from daisy_jax import Calibration, Hubert, HubertConfig, InputError, final_norm, frame_labels
+from daisy_jax import (
+    Calibration,
+    Hubert,
+    HubertConfig,
+    InputError,
+    encode,
+    final_norm,
+    frame_labels,
+)
 from daisy_jax.audio import frame_count, pad_batch
 from daisy_jax.hubert import block_features, embed
 
@@ -84,6 +92,22 @@ def test_frame_labels_without_lengths_and_under_jit(base_model):
 def test_frame_labels_need_a_head(base_model):
     with pytest.raises(InputError, match=r"no HuBERT prediction head.*again with --head-from"):
         frame_labels(base_model.replace(head=None), BATCH)
+
+
+@pytest.mark.parametrize(
+    ("waveform", "lengths", "message"),
+    [
+        (BATCH[0], None, r"waveform is float32 .*; wanted float \[batch, samples\]"),
+        ((BATCH * 1000).astype(np.int16), None, "waveform is int16"),
+        (BATCH[:, :399], None, "waveform has 399 samples"),
+        (BATCH, BATCH_LENGTHS[:2], "lengths is int32"),
+        (BATCH, np.full(len(BATCH), 10**6), "lengths go from 1000000 to 1000000"),
+    ],
+)
+def test_frame_labels_refuse_what_encode_refuses(base_model, waveform, lengths, message):
+    for function in (frame_labels, encode):
+        with pytest.raises(InputError, match=message):
+            function(base_model, waveform, lengths)
 
 
 def test_final_norm_is_the_last_layer_norm_of_pre_ln_models_only(small_models):
@@ -229,6 +253,10 @@ def test_from_dict_names_unknown_and_missing_fields():
         ({"num_heads": 5}, "config num_heads is 5; it must divide dim = 768"),
         ({"pos_conv_groups": 7}, "config pos_conv_groups is 7; it must divide dim = 768"),
         ({"pos_conv_groups": 0}, "config pos_conv_groups is 0"),
+        ({"pos_conv_groups": 16.0}, r"config pos_conv_groups is 16\.0; it must be a whole number"),
+        ({"num_clusters": 5, "head_dim": 0}, "config head_dim is 0; a prediction head needs"),
+        ({"norm_first": "true"}, "config norm_first is 'true'; wanted true or false"),
+        ({"conv_bias": 1}, "config conv_bias is 1; wanted true or false"),
     ],
 )
 def test_impossible_configs_are_refused(changes, message):

@@ -1,0 +1,64 @@
+"""Checks of what callers pass, before anything is traced."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from daisy_jax import audio
+from daisy_jax.errors import InputError
+
+
+def as_array(array: Any) -> Any:
+    """Lists, torch tensors and the like as numpy arrays; what JAX knows as it is."""
+    known = isinstance(array, (np.ndarray, jax.Array)) or hasattr(array, "__jax_array__")
+    return array if known else np.asarray(array)
+
+
+def has_values(array: Any) -> bool:
+    """Whether an array's values can be looked at here: not traced, not on other hosts."""
+    if isinstance(array, Tracer):
+        return False
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
+
+
+def checked(array: Any, name: str, kind: str, shape: tuple[int, ...], dtype: type) -> Any:
+    """The array, if it has the shape and a type of the kind; raises InputError otherwise."""
+    array = as_array(array)
+    if array.shape != shape or not jnp.issubdtype(array.dtype, dtype):
+        raise InputError(f"{name} is {array.dtype} {array.shape}; it must be {kind} {list(shape)}")
+    return array
+
+
+def checked_batch(waveform: Any, lengths: Any) -> tuple[Any, Any]:
+    """A batch of waveforms and their lengths, which are all full if None.
+
+    Returns:
+      waveform float [batch, samples] and lengths int [batch].
+
+    Raises:
+      InputError: another rank or type, fewer than 400 samples, or lengths outside of the waveform.
+    """
+    waveform = as_array(waveform)
+    if waveform.ndim != 2 or not jnp.issubdtype(waveform.dtype, jnp.floating):
+        raise InputError(
+            f"waveform is {waveform.dtype} {waveform.shape}; wanted float [batch, samples] at "
+            "16 kHz, full scale 1 (daisy_jax.audio.load reads files so)"
+        )
+    batch, samples = waveform.shape
+    if samples < audio.FRAME_WINDOW:
+        raise InputError(
+            f"waveform has {samples} samples; HuBERT needs at least {audio.FRAME_WINDOW} (25 ms)"
+        )
+    given = np.full(batch, samples, np.int32) if lengths is None else lengths
+    lengths = checked(given, "lengths", "an int array", (batch,), np.integer)
+    if batch and has_values(lengths):
+        shortest, longest = np.min(np.asarray(lengths)), np.max(np.asarray(lengths))
+        if shortest < 0 or longest > samples:
+            raise InputError(
+                f"lengths go from {shortest} to {longest}; they must lie between 0 and the "
+                f"{samples} samples of the waveform"
+            )
+    return waveform, lengths
