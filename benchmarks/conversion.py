@@ -8,6 +8,7 @@ memory.
 """
 
 import dataclasses
+import multiprocessing
 import pathlib
 import subprocess
 import sys
@@ -43,7 +44,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=config.folder) as name:
         folder = pathlib.Path(name)
         source = folder / ("model.safetensors" if config.format == "safetensors" else "model.pt")
-        write(config, source)
+        # In a process of its own: a child's largest memory counts its parent's at the fork.
+        writer = multiprocessing.get_context("spawn").Process(target=write, args=(config, source))
+        writer.start()
+        writer.join()
         command = [sys.executable, "-c", CONVERT, str(source), str(folder / "model")]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     parameters, peak = map(int, done.stdout.split())
