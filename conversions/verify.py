@@ -14,6 +14,7 @@ kin, of `6313-76958-0021.flac`) those are checked as well:
 """
 
 import dataclasses
+import math
 import pathlib
 from typing import Annotated, Any
 
@@ -45,8 +46,6 @@ class Config:
     """The layer that they come from, from 1."""
     features_tolerance: float = 1e-3
     """Their tolerance; they were computed on another machine, in lower precision."""
-    num_heads: int = 0
-    """Attention heads, for state dicts without configuration."""
 
 
 def main() -> None:
@@ -61,11 +60,24 @@ def main() -> None:
 
     model = daisy_jax.load(config.model)
     waveform = daisy_jax.audio.load(config.audio)
-    source = open_source(config.against, config.num_heads)
-    threshold = -np.inf if source.config.num_classes else None
+    source = open_source(config.against, model.config.num_heads)
+    for part, ours_has, theirs_has in (
+        ("prediction head", model.head, source.config.num_clusters),
+        ("branches", model.branches, source.config.num_classes),
+    ):
+        if bool(ours_has) != bool(theirs_has):
+            where = config.model if ours_has else config.against
+            print(f"{part}: not compared, as only {where} has one")
+    threshold = -np.inf if model.branches else None
     out = daisy_jax.encode(model, waveform[None], threshold=threshold, return_hidden_states=True)
     ours = np.asarray(out.hidden_states, np.float64)[0]
     print(f"{config.model} against {config.against} ({source.format}), {ours.shape[1]} frames")
+    print(
+        f"taken as the checkpoint's configuration has it: {source.config.num_heads} heads, input "
+        f"normalisation {'on' if source.config.normalize_input else 'off'}"
+    )
+    if source.config.normalize_input != model.config.normalize_input:
+        raise InputError(f"{config.model} treats input normalisation otherwise; convert again")
     found = Differences(config.tolerance)
     if source.format == "transformers folder":
         hidden = transformers_states(config.against, waveform, source.config.normalize_input)
@@ -78,7 +90,10 @@ def main() -> None:
         layers = model.config.num_layers
         if not 1 <= config.features_layer <= layers:
             raise InputError(f"--features-layer is {config.features_layer}; give 1 to {layers}")
-        reference = np.load(config.features)
+        try:
+            reference = np.load(config.features)
+        except ValueError as error:
+            raise InputError(f"{config.features}: not a .npy file of numbers ({error})") from None
         name = f"{config.features}, layer {config.features_layer}"
         found.add_array(name, reference, ours[config.features_layer], config.features_tolerance)
     found.finish()
@@ -97,12 +112,12 @@ def compare_everything(
     with torch.no_grad():
         states = theirs.run(waveform, settings.normalize_input)
         found.add_states(states.hidden, ours)
-        if settings.num_classes:
+        if settings.num_classes and math.isfinite(entropy[0]):
             tapped = states.ffn if settings.tap == "ffn" else states.hidden[1:]
             for layer, reference in enumerate(theirs.entropies(tapped)):
                 difference = abs(reference - float(entropy[layer]))
                 found.add(f"entropy {layer + 1}, nats", difference)
-        if settings.num_clusters:
+        if settings.num_clusters and labels is not None:
             specials = 0 if "torchaudio" in source.format else SPECIALS
             scores = theirs.label_scores(states.final, settings.num_clusters, specials)
             chosen = scores[torch.arange(len(scores)), torch.tensor(np.array(labels)).long()]

@@ -82,7 +82,6 @@ def save(model: Hubert, path: str | os.PathLike, *, dtype: str | None = None) ->
       OSError: the folder cannot be written. A model that was there before is kept then.
     """
     folder = pathlib.Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
     cast = (lambda leaf: leaf.astype(_checked_dtype(dtype))) if dtype else (lambda leaf: leaf)
     # safetensors writes arrays that are not C-contiguous wrongly, without an error (its #825).
     tensors = {
@@ -117,14 +116,36 @@ def _write(
         "model": dataclasses.asdict(config),
         "calibration": None if calibration is None else {"dataset": calibration.dataset},
     }
-    text = json.dumps(content, indent=2) + "\n"
-    # Both are written beside their places first: a full disk leaves neither half a file nor half
+    write_folder(folder, tensors, {CONFIG: content})
+
+
+def write_folder(
+    folder: pathlib.Path,
+    tensors: dict[str, np.ndarray],
+    contents: dict[str, dict[str, Any]],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Writes `model.safetensors` and JSON files into a folder, all of them or none.
+
+    Args:
+      folder: made if absent.
+      tensors: C-contiguous arrays by name.
+      contents: what the JSON files hold, by file name.
+      metadata: of the tensor file.
+
+    Raises:
+      OSError: the folder cannot be written; files that were there before are kept then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # All are written beside their places first: a full disk leaves neither half a file nor half
     # of another model.
-    partial = {name: folder / f".{name}.partial" for name in (TENSORS, CONFIG)}
+    partial = {name: folder / f".{name}.partial" for name in (TENSORS, *contents)}
     try:
-        save_file(tensors, partial[TENSORS])
-        partial[CONFIG].write_text(text, encoding="utf-8")
-        shutil.copymode(partial[CONFIG], partial[TENSORS])  # safetensors lets the owner alone read
+        save_file(tensors, partial[TENSORS], metadata)
+        for name, content in contents.items():
+            partial[name].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            # safetensors lets the owner alone read
+            shutil.copymode(partial[name], partial[TENSORS])
         for name, written in partial.items():
             os.replace(written, folder / name)
     except SafetensorError as error:
@@ -132,6 +153,18 @@ def _write(
     finally:
         for written in partial.values():
             written.unlink(missing_ok=True)
+
+
+def refuse_to_overwrite(folder: pathlib.Path) -> None:
+    """Raises an InputError if a new model folder cannot be made there, before any work is done."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a new folder")
+    for name in (CONFIG, TENSORS):
+        if (folder / name).exists():
+            raise InputError(
+                f"{folder}: already holds a model ({name}), which is not overwritten; give a new "
+                "folder, or delete that one first"
+            )
 
 
 def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hubert:

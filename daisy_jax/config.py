@@ -10,6 +10,7 @@ TRUNK_SIZES = (
     *("conv_dim", "pos_conv_kernel", "pos_conv_groups"),
 )
 OPTIONAL_SIZES = ("num_clusters", "head_dim", "num_classes")
+MOST = 1_000_000
 SWITCHES = ("conv_bias", "norm_first", "normalize_input")
 CHOICES = {
     "conv_norm": ("group", "layer"),
@@ -61,9 +62,11 @@ class HubertConfig:
     def __post_init__(self) -> None:
         for name in TRUNK_SIZES + OPTIONAL_SIZES:
             value, least = getattr(self, name), 1 if name in TRUNK_SIZES else 0
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not least <= value <= MOST:
                 raise InputError(
-                    f"config {name} is {value!r}; it must be a whole number of at least {least}"
+                    f"config {name} is {value!r}; it must be a whole number of at least {least} "
+                    f"and at most {MOST}"
                 )
         if self.num_clusters and not self.head_dim:
             raise InputError("config head_dim is 0; a prediction head needs at least 1")

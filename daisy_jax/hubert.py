@@ -172,8 +172,8 @@ def require_head(model: Hubert) -> Head:
 
 def frame_labels(
     model: Hubert,
-    waveform: jax.Array | np.ndarray,
-    lengths: jax.Array | np.ndarray | None = None,
+    waveform: Any,
+    lengths: Any = None,
 ) -> jax.Array:
     """HuBERT's own label of each frame: the best-scoring cluster on unmasked input.
 

@@ -57,6 +57,11 @@ def delayed_signals() -> Iterator[Callable[[], bool]]:
         signal.raise_signal(received[0])
 
 
+def as_table(rows: list[tuple[str, str]]) -> str:
+    """A line for each name and text; what the texts hold cannot move the cursor or fake a line."""
+    return "\n".join(f"{name:<13} {printable(text)}" for name, text in rows)
+
+
 def use_accelerator(accelerator: Accelerator) -> str:
     """Makes JAX compute on a kind of device; to be called before the first array exists.
 

@@ -25,8 +25,8 @@ TO_FAIRSEQ = [
     (r"pos_conv_embed\.conv\.parametrizations\.weight\.original0", "pos_conv.0.weight_g"),
     (r"pos_conv_embed\.conv\.parametrizations\.weight\.original1", "pos_conv.0.weight_v"),
     (r"pos_conv_embed\.conv", "pos_conv.0"),
-    (r"(layers\.\d)\.attention\.", r"\1.self_attn."),
-    (r"(layers\.\d)\.layer_norm", r"\1.self_attn_layer_norm"),
+    (r"(layers\.\d+)\.attention\.", r"\1.self_attn."),
+    (r"(layers\.\d+)\.layer_norm", r"\1.self_attn_layer_norm"),
     (r"feed_forward\.intermediate_dense", "fc1"),
     (r"feed_forward\.output_dense", "fc2"),
 ]

@@ -1,5 +1,6 @@
 """Folders that cannot be converted: each ends in one line naming the flaw; nothing is written."""
 
+import json
 import sys
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch_models import (
     SMALL,
     WEIGHTS,
@@ -46,15 +47,20 @@ def _set(name, make):
         (_set(QUERY, lambda t: t.int()), [f"{QUERY} is int32, not one of float16"]),
         (_set(QUERY, lambda t: t * torch.nan), [f"{QUERY} with ", "gives NaN or infinite values"]),
         (
-            lambda tensors: {"encoder.layer_norm.bias": torch.ones(3), "other": torch.ones(1)},
+            lambda tensors: {
+                "encoder.layer_norm.bias": torch.ones(3),
+                "other": torch.ones(1),
+                "another": torch.ones(1),
+            },
             [
-                "67 tensors do not fit",
+                "68 tensors do not fit",
                 "encoder.layer_norm.bias has the shape (3,) instead of (48,)",
                 "encoder.layers.2.feed_forward.output_dense.bias is missing",
                 f"{GAIN} is missing",
                 "other is unknown",
             ],
         ),
+        (lambda _: {"a": torch.ones(1)}, ["1 tensors are too few for the 3 layers"]),
     ],
 )
 def test_tensors_that_do_not_fit_are_all_named(folder, change, offenders):
@@ -132,27 +138,56 @@ def _wrong_shard(folder):
     save_file({"a": torch.ones(1)}, folder / "model-00002-of-00002.safetensors")
 
 
+def _copy_into_other_shard(folder):
+    first, second = (folder / f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+    tensors, others = load_file(first), load_file(second)
+    save_file(others | dict([next(iter(tensors.items()))]), second)
+
+
+def _with_one_more(folder):
+    places = json.loads((folder / f"{WEIGHTS}.index.json").read_text())["weight_map"]
+    return places | {"one.more": next(iter(places.values()))}
+
+
 FLAWS = {
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "no weights there; put model.safetensors or"),
     "cut off": (lambda f: _cut(f, WEIGHTS), "not a whole safetensors file"),
     "torch file cut off": (_cut_torch_file, "not a whole torch file"),
     "torch file of a list": (
         lambda f: (to_torch_file(f), torch.save([1], f / "pytorch_model.bin")),
-        "holds a list, not tensors by name",
+        "holds a list, where tensors by name were wanted",
     ),
-    "code": (_plant_code, "as it needs builtins.exec; code in such files is never run"),
+    "code": (_plant_code, "as it needs builtins.exec, and code in such files is never run"),
     "code, old format": (
         lambda f: _plant_code(f, _use_new_zipfile_serialization=False),
         "code in such files is never run",
     ),
     "shard lost": (_lose_shard, "its shard model-00002-of-00002.safetensors is not in the folder"),
-    "wrong shard": (_wrong_shard, "no shard holds "),
+    "wrong shard": (_wrong_shard, "holds tensors that are not listed as its own: a"),
     "shard elsewhere": (
         lambda f: (
             (f / WEIGHTS).rename(f.parent / WEIGHTS),
             change_json(f / f"{WEIGHTS}.index.json", weight_map={"a": f"../{WEIGHTS}"}),
         ),
         "is not in the folder",
+    ),
+    "tensor in both shards": (
+        lambda f: (to_shards(f, "safetensors", save_file), _copy_into_other_shard(f)),
+        "holds tensors that are not listed as its own: ",
+    ),
+    "shard incomplete": (
+        lambda f: (
+            to_shards(f, "safetensors", save_file),
+            change_json(f / f"{WEIGHTS}.index.json", weight_map=_with_one_more(f)),
+        ),
+        "no shard holds one.more",
+    ),
+    "empty index": (
+        lambda f: (
+            (f / WEIGHTS).unlink(),
+            change_json(f / f"{WEIGHTS}.index.json", weight_map={}),
+        ),
+        "no weight_map",
     ),
     "pointer": (
         lambda f: (f / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"),

@@ -188,6 +188,30 @@ def test_heads_that_do_not_fit_are_refused(case, change, message):
     assert message in str(caught.value)
 
 
+def test_several_dictionaries_of_unknown_size_are_refused(case):
+    content = formats.fairseq_old(case)
+    content["args"]["labels"] = ["km", "km2"]
+    with pytest.raises(InputError, match="belongs to 2 label dictionaries, whose sizes the file"):
+        converted(content)
+
+
+@pytest.mark.parametrize("format", ["fairseq", "s3prl"])
+def test_absent_normalisation_is_assumed_from_the_front_end(case, format):
+    content = WITH_HEAD[format](case)
+    del (content["cfg"]["task"] if format == "fairseq" else content["task_cfg"])["normalize"]
+    whole = converted(content)
+    assert whole.config.normalize_input == case.large
+    assert any("has no task.normalize" in note for note in whole.source.notes)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 16)])
+def test_branches_without_classes_are_refused(case, shape):
+    content = formats.daisy(case)
+    content["model_weight"]["final_proj.0.weight"] = np.zeros(shape, np.float32)
+    with pytest.raises(InputError, match=r"final_proj\.0\.weight has the shape"):
+        converted(content)
+
+
 def test_other_temperature_is_said(case):
     content = formats.fairseq(case)
     content["cfg"]["model"]["logit_temp"] = 0.2
@@ -217,7 +241,7 @@ def test_convolutions_are_read_without_evaluation(case, spelling):
         ("conv_feature_layers", "__import__('os').getpid()", "wanted a sum of lists"),
         ("conv_feature_layers", "[(8,10,5)] * 7", "only HuBERT's kernels and strides"),
         ("conv_feature_layers", "[(8,10,5)] * 10000000", "wanted a sum of lists"),
-        ("encoder_layers", "two", "num_layers is 'two'"),
+        ("encoder_layers", "two", "encoder_layers is 'two'; wanted int"),
         ("encoder_layers", 1, "encoder.layers.1.fc1.weight is unknown"),
         ("encoder_attention_heads", 3, "num_heads is 3; it must divide"),
         ("encoder_embed_dim", 32, "post_extract_proj.weight has the shape (16, 8) instead of"),
@@ -289,7 +313,7 @@ def test_state_dicts_of_other_things_are_refused(case):
         converted({"a": np.ones(1)})
     with pytest.raises(InputError, match="a fairseq state dict without its configuration"):
         converted(formats.fairseq_tensors(case))
-    with pytest.raises(InputError, match="wanted tensors only, but these are none: epoch"):
+    with pytest.raises(InputError, match="wanted plain tensors only, but these are none: epoch"):
         converted(formats.torchaudio(case) | {"epoch": 3})
 
 
@@ -319,6 +343,32 @@ def test_halves_agree_with_their_originals(case):
     assert whole.config.num_clusters == CLUSTERS
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_almost_equal_trunks_are_others(case, dtype):
+    """Scaled by less than 1e-3, or different in one number: more than rounding explains."""
+    onto = converted(formats.torchaudio(case))
+    content = formats.fairseq(case)
+    name = "encoder.layers.0.fc2.weight"
+    scaled = content["model"] | {name: content["model"][name] * np.float32(1.0008)}
+    one = content["model"][name].copy()
+    one[3, 5] *= 1.002
+    for tensors in (scaled, content["model"] | {name: one}):
+        content["model"] = {n: a.astype(dtype) for n, a in tensors.items()}
+        with pytest.raises(InputError, match=r"numbers of layers\.ffn\.down\.kernel differ"):
+            graft("head", converted(content), onto)
+
+
+def test_ignored_tensors_do_not_loosen_the_comparison(case):
+    content = formats.fairseq_finetuned(case)
+    content["model"] = {
+        name: a * np.float32(1.0001) if "fc1" in name else a for name, a in content["model"].items()
+    }
+    content["model"]["w2v_encoder.proj.bias"] = np.ones(3, np.float16)
+    content["model"]["w2v_encoder.proj.steps"] = np.ones(1, np.int64)
+    with pytest.raises(InputError, match="belongs to another trunk"):
+        graft("head", converted(formats.fairseq(case)), converted(content))
+
+
 def test_absent_biases_agree_with_zeros():
     """transformers' Large has biases in its front end that fairseq's lacks; they are zero."""
     case = load_case("large-bias")
@@ -342,7 +392,10 @@ def test_grafts_onto_another_trunk_are_refused(case):
     content = formats.fairseq(case)
     weight = content["model"]["encoder.layers.1.fc1.weight"]
     content["model"]["encoder.layers.1.fc1.weight"] = weight + 1e-3 * np.std(weight)
-    with pytest.raises(InputError, match=r"another trunk than .*: layers.ffn.up.kernel differs by"):
+    with pytest.raises(
+        InputError,
+        match=r"another trunk than .*: \d+ of the 768 numbers of layers\.ffn\.up",
+    ):
         graft("head", converted(content), converted(formats.torchaudio(case)))
     other = load_case("base" if case.large else "large")
     with pytest.raises(InputError, match=r"another architecture than .*: conv_norm is"):

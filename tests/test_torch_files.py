@@ -1,6 +1,7 @@
 """Pickled checkpoints: read without their libraries, and never run."""
 
 import argparse
+import collections
 import contextlib
 import pathlib
 import re
@@ -17,7 +18,7 @@ torch = pytest.importorskip("torch")
 import daisy_jax
 from daisy_jax import InputError
 from daisy_jax.conversions.convert import convert
-from daisy_jax.conversions.torch_files import read_torch_file
+from daisy_jax.conversions.torch_files import StandIn, read_torch_file
 
 FORMATS = {
     "fairseq": formats.fairseq,
@@ -116,7 +117,9 @@ def test_settings_of_omegaconf_are_read_without_it(case, tmp_path, zip):
             if not isinstance(value, dict):
                 return made_of(leaf, _val=value, _parent=None)
             inner = {name: wrapped(item) for name, item in value.items()}
-            return made_of(mapping, _content=inner, _metadata=made_of(metadata, key=None))
+            cache = collections.defaultdict(dict)
+            known = made_of(metadata, key=None, object_type=dict, resolver_cache=cache)
+            return made_of(mapping, _content=inner, _metadata=known)
 
         content["cfg"] = wrapped(content["cfg"])
         torch.save(content, tmp_path / "new.pt", _use_new_zipfile_serialization=zip)
@@ -144,7 +147,7 @@ def test_grafts_from_files(case, tmp_path):
     report = convert(
         trunk, tmp_path / "ours", head_from=head, branches_from=branches, num_heads=SIZES["heads"]
     )
-    assert set(report.sha256) == {"trunk.pth", "head.pt", "branches.pt"}
+    assert [path for path, _ in report.sha256] == [str(trunk), str(head), str(branches)]
     for part in ("7 clusters", "7 classes", f"head: from {head}", f"branches: from {branches}"):
         assert part in str(report)
     model = daisy_jax.load(tmp_path / "ours")
@@ -194,7 +197,7 @@ def test_code_is_named_and_not_run(case, tmp_path, make, name, zip):
     with pytest.raises(InputError) as caught:
         convert(tmp_path / "bad.pt", tmp_path / "ours")
     message = str(caught.value)
-    assert re.search(rf"as it needs \S*{name}[;,]", message)
+    assert re.search(rf"as it needs \S*{name},", message)
     assert "code in such files is never run" in message
     assert "\n" not in message
     assert not (tmp_path / "mark").exists()
@@ -207,7 +210,7 @@ def test_classes_that_are_not_on_the_list_are_named(case, tmp_path, zip):
     with foreign("apex.amp.Scaler") as (scaler,):
         content["extra_state"] = made_of(scaler, scale=1.0)
         torch.save(content, tmp_path / "bad.pt", _use_new_zipfile_serialization=zip)
-    with pytest.raises(InputError, match=r"as it needs apex\.amp\.Scaler;"):
+    with pytest.raises(InputError, match=r"as it needs apex\.amp\.Scaler, and"):
         convert(tmp_path / "bad.pt", tmp_path / "ours")
 
 
@@ -216,7 +219,7 @@ def test_functions_on_the_list_are_not_called(tmp_path, zip):
     """Even those are only stood in for: what they would make stays unmade."""
     path = tmp_path / "file.pt"
     torch.save({"a": np.float64(1)}, path, _use_new_zipfile_serialization=zip)
-    assert read_torch_file(path) == {"a": {}}
+    assert isinstance(read_torch_file(path)["a"], StandIn)
 
 
 @ZIP
@@ -237,14 +240,90 @@ def test_things_that_are_no_checkpoints_are_refused(tmp_path):
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save([1, 2], tmp_path / "list.pt")
     for name, message in (
-        ("text.pt", "copy it again"),
+        ("text.pt", "not a whole torch file"),
         ("empty.pt", "copy it again"),
-        ("list.pt", "holds a list, not tensors by name"),
+        ("list.pt", "holds a list, where tensors by name were wanted"),
     ):
         with pytest.raises(InputError) as caught:
             convert(tmp_path / name, tmp_path / "ours")
         assert message in str(caught.value)
         assert str(caught.value).startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.ones(3).to(torch.float8_e4m3fn),
+        torch.eye(2).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    ],
+)
+def test_tensors_that_numpy_lacks_disturb_only_where_they_are_used(case, tmp_path, value):
+    content = formats.to_tensors(formats.fairseq(case))
+    content["extra_state"] = {"state": value}
+    torch.save(content, tmp_path / "beside.pt")
+    convert(tmp_path / "beside.pt", tmp_path / "ours")
+    content["model"]["mask_emb"] = value
+    torch.save(content, tmp_path / "used.pt")
+    with pytest.raises(InputError, match="wanted plain tensors only, but these are none: mask_emb"):
+        convert(tmp_path / "used.pt", tmp_path / "again")
+
+
+def test_endless_content_is_refused(case, tmp_path):
+    content = formats.to_tensors(formats.fairseq(case))
+    content["extra_state"] = []
+    content["extra_state"].append(content["extra_state"])
+    torch.save(content, tmp_path / "endless.pt")
+    with pytest.raises(InputError, match="nested too deeply"):
+        convert(tmp_path / "endless.pt", tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("encoder_layers", np.int64(2), "encoder_layers is an object; wanted int"),
+        ("encoder_layers", torch.tensor(2), "encoder_layers is an object; wanted int"),
+        ("layer_norm_first", "${model.x}", r"layer_norm_first is '\$\{model.x\}'; wanted bool"),
+        ("extractor_mode", ["default"], r"extractor_mode is \['default'\]; wanted str"),
+        ("_name", torch.ones(2), "_name is an object; wanted str"),
+        ("logit_temp", np.float64(0.1), "logit_temp is an object; wanted float"),
+    ],
+)
+def test_settings_of_other_types_are_refused(case, tmp_path, name, value, message):
+    content = formats.to_tensors(formats.fairseq(case))
+    content["cfg"]["model"][name] = value
+    torch.save(content, tmp_path / "odd.pt")
+    with pytest.raises(InputError, match=message):
+        convert(tmp_path / "odd.pt", tmp_path / "ours")
+
+
+def test_safetensors_are_known_by_their_content(case, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file(case.tensors, tmp_path / "renamed.pt")
+    report = convert(tmp_path / "renamed.pt", tmp_path / "ours", num_heads=SIZES["heads"])
+    assert report.format == "transformers file"
+
+
+def test_names_in_a_file_cannot_fake_the_report(case, tmp_path):
+    content = case.tensors | {"lm_head.\x1b[2J\nwritten       /safe": np.ones(2, np.float32)}
+    report = convert(
+        write(content, tmp_path / "file.pt"), tmp_path / "ours", num_heads=SIZES["heads"]
+    )
+    assert "\x1b" not in str(report)
+    assert str(report).count("\nwritten ") == 1
+
+
+def test_destinations_are_checked_before_any_work(case, tmp_path):
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(InputError, match="is a file; give a new folder"):
+        convert(tmp_path / "absent.pt", tmp_path / "file")
+
+
+def test_heads_beside_a_configuration_must_agree_with_it(case, tmp_path):
+    path = write(formats.fairseq(case), tmp_path / "file.pt")
+    with pytest.raises(InputError, match="has 2 attention heads by its configuration, not 8"):
+        convert(path, tmp_path / "ours", num_heads=8)
 
 
 def test_stored_references_are_what_pytorch_computes_today():

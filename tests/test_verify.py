@@ -27,7 +27,7 @@ SCRIPT = pathlib.Path(__file__).parent.parent / "conversions" / "verify.py"
 
 
 def verify(*arguments):
-    command = [sys.executable, SCRIPT, *arguments, "--num-heads", str(SIZES["heads"])]
+    command = [sys.executable, SCRIPT, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -80,6 +80,15 @@ def test_wrong_conversions_are_found(tmp_path):
     assert "hidden state 1: " in done.stdout
     assert done.stdout.count(", beyond") == 2
     assert done.stderr.startswith("error: the models differ in 2 places: hidden state 2")
+
+
+def test_parts_that_one_side_lacks_are_said(tmp_path):
+    case = load_case("base")
+    trunk = write(formats.torchaudio(case), tmp_path / "trunk.pth")
+    convert(trunk, tmp_path / "ours", num_heads=SIZES["heads"])
+    done = verify(tmp_path / "ours", "--against", write(formats.fairseq(case), tmp_path / "f.pt"))
+    assert done.returncode == 0, done.stderr
+    assert "prediction head: not compared, as only" in done.stdout
 
 
 def test_published_features_are_checked(tmp_path):
@@ -153,7 +162,7 @@ def test_taps_of_zeros_survive_the_way_back(tmp_path):
 
 def test_export_refuses_what_it_must(tmp_path):
     daisy_jax.save(made_model(SMALL), tmp_path / "ours")
-    with pytest.raises(InputError, match="holds something already, which is not overwritten"):
+    with pytest.raises(InputError, match="already holds a model"):
         export(tmp_path / "ours", tmp_path / "ours")
     with pytest.raises(OSError, match=r"no config\.json there"):
         export(tmp_path / "absent", tmp_path / "theirs")

@@ -42,8 +42,9 @@ def read(path: pathlib.Path, content: Any, num_heads: int) -> Source:
     Raises:
       InputError: no HuBERT, or one that we cannot represent.
     """
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    for box in ("state_dict", "model"):  # of training frameworks
+        if isinstance(content, dict) and isinstance(content.get(box), dict):
+            content = content[box]
     tensors = check_tensors(path, content)
     refuse_other_models(tensors)
     ending = ".weight"
@@ -75,8 +76,10 @@ def _torchaudio(
     rules = trunk_rules(config, TORCHAUDIO, tensors, mask_embedding, prefix)
     labels = tensors.get(outer + LABELS)
     if labels is not None:
-        if labels.ndim != 2:
-            raise InputError(f"{outer + LABELS} has the shape {labels.shape}; wanted two axes")
+        if labels.ndim != 2 or not labels.size:
+            raise InputError(
+                f"{outer + LABELS} has the shape {labels.shape}; wanted [clusters, head_dim]"
+            )
         config = dataclasses.replace(config, num_clusters=len(labels), head_dim=labels.shape[1])
         projection = outer + "logit_generator.final_proj"
         rules += [

@@ -4,12 +4,13 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import shlex
 
 from daisy_jax import checkpoints
 from daisy_jax.config import HubertConfig
-from daisy_jax.conversions.grafts import apply_rules, graft
+from daisy_jax.conversions.grafts import apply_rules, graft_from
 from daisy_jax.conversions.sources import open_source
-from daisy_jax.errors import InputError
+from daisy_jax.terminal import as_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Report:
     """The model folder that was written."""
     format: str
     """The format of the source, e.g. "transformers folder"."""
-    sha256: dict[str, str]
-    """Checksums of the files of weights, by file name."""
+    sha256: tuple[tuple[str, str], ...]
+    """The files of weights that were read, each with its checksum."""
     config: HubertConfig
     """The architecture."""
     used: int
@@ -41,7 +42,7 @@ class Report:
         config = self.config
         rows = [
             ("source", f"{self.source} ({self.format})"),
-            *(("sha256", f"{digest}  {name}") for name, digest in self.sha256.items()),
+            *(("sha256", f"{digest}  {path}") for path, digest in self.sha256),
             (
                 "architecture",
                 f"{config.num_layers} {'pre' if config.norm_first else 'post'}-LN layers of width "
@@ -57,12 +58,13 @@ class Report:
             ("written", self.destination),
             ("next", self._next_step()),
         ]
-        return "\n".join(f"{name:<13} {text}" for name, text in rows)
+        return as_table(rows)
 
     def _next_step(self) -> str:
-        full = f"daisy-jax encode --model {self.destination} --full FILES works now"
+        folder = shlex.quote(self.destination)
+        full = f"daisy-jax encode --model {folder} --full FILES works now"
         if self.config.num_classes:
-            return f"daisy-jax calibrate {self.destination} FILES"
+            return f"daisy-jax calibrate {folder} FILES"
         if self.config.num_clusters:
             return f"{full}; for early exit, train branches with train/branches.py"
         return (
@@ -104,20 +106,14 @@ def convert(
       OSError: a file cannot be read or written.
     """
     target = pathlib.Path(destination)
-    for name in (checkpoints.CONFIG, checkpoints.TENSORS):
-        if (target / name).exists():
-            raise InputError(
-                f"{target}: already holds a model ({name}), which is not overwritten; give a new "
-                "folder, or delete that one first"
-            )
+    checkpoints.refuse_to_overwrite(target)
     whole = apply_rules(open_source(os.fspath(source), num_heads))
     files = list(whole.source.files)
     for part, path in (("head", head_from), ("branches", branches_from)):
         if path is not None:
-            donor = apply_rules(open_source(os.fspath(path), num_heads))
-            files += donor.source.files
-            whole = graft(part, donor, whole)
-    digests = {file.name: _sha256(file) for file in files}
+            whole, more = graft_from(part, open_source(os.fspath(path), num_heads), whole)
+            files += more
+    digests = [(str(file), _sha256(file)) for file in files]
     size = sum(parameter.size for parameter in whole.parameters.values())
     checkpoints.save(
         checkpoints.fill(checkpoints.abstract_model(whole.config), whole.parameters), target
@@ -126,7 +122,7 @@ def convert(
         source=os.fspath(source),
         destination=str(target),
         format=whole.source.format,
-        sha256=digests,
+        sha256=tuple(digests),
         config=whole.config,
         used=whole.used,
         ignored=whole.ignored,

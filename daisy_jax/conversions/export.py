@@ -1,13 +1,10 @@
 """A model folder of ours in, a folder for `transformers.HubertModel.from_pretrained` out."""
 
 import dataclasses
-import json
 import os
 import pathlib
-import shutil
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from daisy_jax import checkpoints
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, SAMPLE_RATE
@@ -21,9 +18,7 @@ from daisy_jax.conversions.transformers_folder import (
     SWITCHES,
 )
 from daisy_jax.conversions.trunk import TRANSFORMERS, trunk_rules
-from daisy_jax.errors import InputError
-
-WEIGHTS = "model.safetensors"
+from daisy_jax.terminal import as_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +35,16 @@ class ExportReport:
     def __str__(self) -> str:
         rows = [
             ("source", f"{self.source} (daisy_jax model folder)"),
-            ("tensors", f"{self.tensors} written as float32, the trunk bit for bit"),
+            (
+                "tensors",
+                f"{self.tensors} written as float32, bit for bit but for the positional kernel, "
+                "which is split into gain and direction",
+            ),
             *(("left out", f"{part}; a HubertModel has no place for it") for part in self.left_out),
             ("written", self.destination),
             ("next", f"transformers.HubertModel.from_pretrained({self.destination!r})"),
         ]
-        return "\n".join(f"{name:<13} {text}" for name, text in rows)
+        return as_table(rows)
 
 
 def export(source: str | os.PathLike, destination: str | os.PathLike) -> ExportReport:
@@ -53,18 +52,17 @@ def export(source: str | os.PathLike, destination: str | os.PathLike) -> ExportR
 
     Args:
       source: a folder that `daisy_jax.load` reads.
-      destination: the folder to write; must be absent or empty.
+      destination: the folder to write; must not hold a model yet.
 
     Returns:
       An `ExportReport`, whose text says what was written and what was left out.
 
     Raises:
-      InputError: the source is not a model folder, or the destination is not empty.
+      InputError: the source is not a model folder, or the destination holds a model.
       OSError: a file cannot be read or written.
     """
     target = pathlib.Path(destination)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target}: holds something already, which is not overwritten")
+    checkpoints.refuse_to_overwrite(target)
     model = checkpoints.load(source)
     config = model.config
     rules = trunk_rules(config, TRANSFORMERS, (MASK_EMBEDDING,), MASK_EMBEDDING)
@@ -88,15 +86,7 @@ def export(source: str | os.PathLike, destination: str | os.PathLike) -> ExportR
         "padding_value": 0.0,
         "return_attention_mask": config.conv_norm == "layer",
     }
-    # In a folder beside its place first: a full disk leaves no half of a model.
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        for name, content in ((CONFIG, fields), (PREPROCESSORS[0][0], preprocessor)):
-            (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    contents = {CONFIG: fields, PREPROCESSORS[0][0]: preprocessor}
+    checkpoints.write_folder(target, tensors, contents, metadata={"format": "pt"})
     left_out = [name for name in ("head", "branches", "calibration") if getattr(model, name)]
     return ExportReport(str(source), str(target), len(tensors), tuple(left_out))

@@ -113,21 +113,28 @@ def make_parameters(source: Source) -> tuple[dict[str, np.ndarray], list[str]]:
       InputError: a tensor is missing, unknown, of another shape or not of finite floats; all
         offenders are listed.
     """
-    parameters, problems = {}, []
+    parameters, problems, flawed = {}, [], []
     shapes = {
         name: leaf.shape for name, leaf in named_leaves(abstract_model(source.config)).items()
     }
+    if source.config.num_layers > len(source.tensors):
+        raise InputError(
+            f"{len(source.tensors)} tensors are too few for the {source.config.num_layers} layers "
+            "that the config describes; copy weights and config from the same place"
+        )
     for rule in source.rules:
-        parameter = np.zeros(shapes[rule.target], np.float32)
-        parameters[rule.target] = parameter
-        if rule.target.startswith(STACKED):
-            for layer in range(len(parameter)):
-                _make(rule, layer, parameter[layer], source.tensors, problems)
-        elif rule.sources:
-            _make(rule, 0, parameter, source.tensors, problems)
+        shape = shapes[rule.target]
+        stacked = rule.target.startswith(STACKED)
+        found = [
+            _take(rule, layer, shape[stacked:], source.tensors, problems)
+            for layer in range(shape[0] if stacked else 1)
+        ]
+        if not problems:  # else a wrong config could ask for any amount of memory
+            parameters[rule.target] = _make(rule, shape, found, flawed)
     extras = sorted(name for name in source.tensors if name.startswith(source.extras))
     problems += [f"{name} is unknown" for name in sorted(source.tensors) if name not in extras]
     source.tensors.clear()
+    problems += flawed
     if problems:
         raise InputError(
             f"{len(problems)} tensors do not fit the HuBERT that the config describes, so nothing "
@@ -136,17 +143,19 @@ def make_parameters(source: Source) -> tuple[dict[str, np.ndarray], list[str]]:
     return parameters, extras
 
 
-def _make(
+def _take(
     rule: Rule,
     layer: int,
-    place: np.ndarray,
+    shape: tuple[int, ...],
     tensors: dict[str, np.ndarray],
     problems: list[str],
-) -> None:
-    """Fills one array by a rule, out of tensors that are taken away, or adds problems."""
+) -> list[np.ndarray]:
+    """The tensors of a rule for one layer, taken away from the others; or more problems."""
     names = [name.format(layer) for name in rule.sources]
-    wanted = rule.transform.source_shapes(place.shape, len(names))
-    found, before = [], len(problems)
+    found = []
+    if not names:
+        return found
+    wanted = rule.transform.source_shapes(shape, len(names))
     for name, wanted_shape in zip(names, wanted, strict=True):
         tensor = tensors.pop(name, None)
         if tensor is None:
@@ -156,12 +165,25 @@ def _make(
         elif tensor.dtype.name not in FLOATS:
             problems.append(f"{name} is {tensor.dtype.name}, not one of {', '.join(FLOATS)}")
         else:
-            found.append(tensor.astype(np.float32, copy=False))
-    if len(problems) > before:
-        return
-    place[...] = rule.transform.apply(*found)
-    if not np.all(np.isfinite(place)):
-        problems.append(f"{' with '.join(names)} gives NaN or infinite values")
+            found.append(tensor)
+    return found
+
+
+def _make(
+    rule: Rule, shape: tuple[int, ...], found: list[list[np.ndarray]], flawed: list[str]
+) -> np.ndarray:
+    """A parameter out of the tensors of each layer, which are let go one after the other."""
+    parameter = np.zeros(shape, np.float32)
+    places = parameter if rule.target.startswith(STACKED) else parameter[None]
+    for layer in range(len(places)):
+        sources = [tensor.astype(np.float32, copy=False) for tensor in found[layer]]
+        found[layer] = []
+        if sources:
+            places[layer] = rule.transform.apply(*sources)
+        if not np.all(np.isfinite(places[layer])):
+            names = " with ".join(name.format(layer) for name in rule.sources)
+            flawed.append(f"{names} gives NaN or infinite values")
+    return parameter
 
 
 def make_tensors(rules: list[Rule], parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Finds out what a path holds, and opens it with the module that reads that format."""
 
+import os
 import pathlib
 import re
 
@@ -8,7 +9,7 @@ from daisy_jax.conversions.rules import Source
 from daisy_jax.conversions.weight_files import read_file
 from daisy_jax.errors import InputError
 
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 def open_source(path: str | pathlib.Path, num_heads: int = 0) -> Source:
@@ -27,22 +28,32 @@ def open_source(path: str | pathlib.Path, num_heads: int = 0) -> Source:
     if not place.exists():
         place = _download(str(path))
     try:
-        if place.is_dir():
-            if not (place / transformers_folder.CONFIG).is_file():
-                raise InputError(
-                    "not a checkpoint of a known format; wanted a folder with config.json and "
-                    "model.safetensors or pytorch_model.bin, as transformers' save_pretrained "
-                    "writes it, or a checkpoint file of fairseq, s3prl or torchaudio"
-                )
-            return transformers_folder.read(place)
-        content = read_file(place)
-        if fairseq_file.recognizes(content):
-            return fairseq_file.read(place, content)
-        return bare_file.read(place, content, num_heads)
+        source = _read(place, num_heads)
     except InputError as error:
-        if str(error).startswith(str(place)):
+        if str(error).startswith((f"{place}:", f"{place}{os.sep}")):
             raise
         raise InputError(f"{place}: {error}") from None
+    if num_heads not in (0, source.config.num_heads):
+        raise InputError(
+            f"{place}: has {source.config.num_heads} attention heads by its configuration, not "
+            f"{num_heads}; leave --num-heads out"
+        )
+    return source
+
+
+def _read(place: pathlib.Path, num_heads: int) -> Source:
+    if place.is_dir():
+        if not (place / transformers_folder.CONFIG).is_file():
+            raise InputError(
+                "not a checkpoint of a known format; wanted a folder with config.json and "
+                "model.safetensors or pytorch_model.bin, as transformers' save_pretrained writes "
+                "it, or a checkpoint file of fairseq, s3prl or torchaudio"
+            )
+        return transformers_folder.read(place)
+    content = read_file(place)
+    if fairseq_file.recognizes(content):
+        return fairseq_file.read(place, content)
+    return bare_file.read(place, content, num_heads)
 
 
 def _download(name: str) -> pathlib.Path:
@@ -62,7 +73,7 @@ def _download(name: str) -> pathlib.Path:
             folder = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
             if any(folder.glob(f"*.{suffix}")):
                 break
-    except OSError as error:  # all of the hub's errors are
+    except Exception as error:  # no connection, no such model, no right to it, a bad name
         raise FileNotFoundError(
             f"{missing}, and the hub could not give it ({str(error).splitlines()[0]}); with a "
             f"connection, hf download {name} --local-dir FOLDER fetches it for later"

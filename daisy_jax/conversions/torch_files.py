@@ -19,6 +19,13 @@ from daisy_jax.errors import InputError
 
 STAND_INS = (
     "argparse.Namespace",
+    "builtins.bool",
+    "builtins.dict",
+    "builtins.float",
+    "builtins.int",
+    "builtins.list",
+    "builtins.str",
+    "collections.defaultdict",
     "fairseq.data.dictionary.Dictionary",
     "omegaconf.base.ContainerMetadata",
     "omegaconf.base.Metadata",
@@ -38,7 +45,7 @@ STAND_INS = (
 
 
 class StandIn:
-    """Takes the place of an object of a class that is not to be built: attributes, no behaviour."""
+    """Takes the place of what is not to be built, or cannot be held: attributes, no behaviour."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -51,7 +58,8 @@ class StandIn:
 def read_torch_file(path: pathlib.Path) -> Any:
     """The content of a file: containers, plain values and numpy arrays in their stored types.
 
-    Objects become dictionaries of their attributes, omegaconf's containers what they contain.
+    Objects become dictionaries of their attributes, omegaconf's containers what they contain. A
+    `StandIn` stays where nothing is known: in the place of a numpy scalar or of a sparse tensor.
 
     Raises:
       InputError: the file is cut off, needs a class that is not on the list, which is named, or
@@ -74,14 +82,17 @@ def read_torch_file(path: pathlib.Path) -> Any:
             )
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path}: not a plain file of tensors, as {_refusal(path, str(error))}; code in such "
-            "files is never run; get the model as safetensors, or copy it again"
+            f"{path}: not a plain file of tensors, as {_refusal(path, str(error))}; get the model "
+            "as safetensors, or copy it again"
         ) from None
     except Exception as error:  # whatever a torn file makes of torch: nothing else can go wrong
         raise InputError(
             f"{path}: not a whole torch file ({_reason(error)}); copy it again"
         ) from None
-    return _plain(content)
+    try:
+        return _plain(content)
+    except RecursionError:
+        raise InputError(f"{path}: its content is nested too deeply for a checkpoint") from None
 
 
 def _plain(value: Any) -> Any:
@@ -98,17 +109,20 @@ def _plain(value: Any) -> Any:
         for name in ("_content", "_val"):  # of omegaconf's containers and leaves
             if name in attributes:
                 return _plain(attributes[name])
-        return _plain(attributes)
+        return _plain(attributes) if attributes else value
     return value
 
 
-def _as_numpy(tensor: Any) -> np.ndarray:
+def _as_numpy(tensor: Any) -> np.ndarray | StandIn:
     import torch
 
     tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
-    return tensor.numpy()
+    try:
+        if tensor.dtype == torch.bfloat16:
+            return tensor.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
+        return tensor.numpy()
+    except (TypeError, RuntimeError, ValueError):  # sparse, quantised, 8-bit and the like
+        return StandIn()
 
 
 def _refusal(path: pathlib.Path, message: str) -> str:
@@ -120,9 +134,9 @@ def _refusal(path: pathlib.Path, message: str) -> str:
     except Exception:  # of old files, which it cannot list, and of torn ones
         names = set(re.findall(r"GLOBAL (\S+) (?:was|whose)", message))
     if names:
-        return f"it needs {', '.join(sorted(names))}"
-    reason = re.search(r"WeightsUnpickler error: (.*)", message)
-    return (reason[1] if reason else message.strip().splitlines()[0])[:200]
+        return f"it needs {', '.join(sorted(names))}, and code in such files is never run"
+    reason = re.search(r"WeightsUnpickler error: +(\S.*)", message)
+    return reason[1][:200] if reason else "torch cannot read it"
 
 
 def _reason(error: Exception) -> str:

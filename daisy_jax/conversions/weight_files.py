@@ -23,7 +23,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({error}); copy it again") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a JSON object")
@@ -55,9 +55,12 @@ def read_weights(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pat
 def read_file(path: pathlib.Path) -> Any:
     """What a file holds: tensors by name, for torch files anything; raises as `read_weights`."""
     with path.open("rb") as file:
-        if file.read(7) == b"version":
-            raise InputError(f"{path}: a git-lfs pointer, not the weights; run git lfs pull there")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+        beginning = file.read(19)
+    if beginning == b"version https://git":
+        raise InputError(f"{path}: a git-lfs pointer, not the weights; run git lfs pull there")
+    # safetensors begin with the length of a header in JSON, torch's files never so.
+    safe = path.suffix == ".safetensors" or beginning[7:9] == b"\0{"
+    return _read_safetensors(path) if safe else read_torch_file(path)
 
 
 def check_tensors(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
@@ -67,10 +70,13 @@ def check_tensors(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
       InputError: it holds something else.
     """
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{path}: holds a {type(content).__name__}, not tensors by name")
+        kind = "no tensors" if content == {} else f"a {type(content).__name__}"
+        raise InputError(f"{path}: holds {kind}, where tensors by name were wanted")
     others = [str(name) for name, value in content.items() if not isinstance(value, np.ndarray)]
     if others:
-        raise InputError(f"{path}: wanted tensors only, but these are none: {', '.join(others)}")
+        raise InputError(
+            f"{path}: wanted plain tensors only, but these are none: {', '.join(others)}"
+        )
     return {str(name): tensor for name, tensor in content.items()}
 
 
@@ -80,7 +86,8 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_shards(index: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pathlib.Path, ...]]:
     places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+    usable = isinstance(places, dict) and all(isinstance(p, str) for p in places.values())
+    if not usable or not places:
         raise InputError(f"{index}: no weight_map of tensor names to files; copy it again")
     files = tuple(index.parent / name for name in sorted(set(places.values())))
     for file in files:
@@ -88,7 +95,14 @@ def _read_shards(index: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[path
             raise InputError(f"{index}: its shard {file.name} is not in the folder; put it there")
     tensors: dict[str, np.ndarray] = {}
     for file in files:
-        tensors |= _read_tensors(file)
+        shard = _read_tensors(file)
+        strays = [name for name in shard if places.get(name) != file.name]
+        if strays:
+            raise InputError(
+                f"{index}: {file.name} holds tensors that are not listed as its own: "
+                f"{', '.join(strays)}; copy the shards again"
+            )
+        tensors |= shard
     absent = sorted(set(places) - set(tensors))
     if absent:
         raise InputError(f"{index}: no shard holds {', '.join(absent)}; copy the shards again")
@@ -102,3 +116,5 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise InputError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
+    except (AttributeError, TypeError) as error:  # of types that numpy does not have
+        raise InputError(f"{path}: holds tensors of a type that is not read ({error})") from None
