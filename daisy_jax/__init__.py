@@ -18,6 +18,8 @@ from daisy_jax.exits import (
 from daisy_jax.files import FileResult, encode_files
 from daisy_jax.hubert import Hubert, final_norm, frame_labels
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Calibration",
     "Encoded",

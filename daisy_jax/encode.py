@@ -74,7 +74,8 @@ def encode(
         deepest allowed layer; differentiable in reverse mode.
       allowed: bool [L], where an utterance may leave; None: everywhere. Branches of other layers
         are not evaluated.
-      layer_weights: float [L+1], raw scores of item 0 and the layers; makes `pooled`.
+      layer_weights: float [L+1], raw scores of item 0 and the layers; makes `pooled`. To train them
+        beside exits, pool kept hidden states with `daisy_jax.pooling.pool`, which has a gradient.
       return_hidden_states: whether to keep every layer's output.
 
     Returns:

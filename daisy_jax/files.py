@@ -53,7 +53,7 @@ class FileResult(NamedTuple):
 def encode_files(
     model: Hubert, paths: Iterable[str | os.PathLike], **options: Any
 ) -> Iterator[FileResult]:
-    """Encodes sound files of any format, rate and channel count.
+    """Encodes sound files of every format of libsndfile, any rate and channel count, up to 60 s.
 
     Reads ahead in threads and batches files of similar length. A file that cannot be read does not
     disturb the others.
@@ -71,6 +71,8 @@ def encode_files(
     """
     if isinstance(paths, (str, os.PathLike)):
         raise InputError(f"paths is {os.fspath(paths)!r}; it must be a list of paths")
+    if np.ndim(options.get("threshold") or 0.0):
+        raise InputError("threshold must be one number for all files; call once for each threshold")
     remaining = iter(paths)
     with concurrent.futures.ThreadPoolExecutor(2) as readers:
         upcoming = _submit(readers, remaining)

@@ -14,7 +14,12 @@ from daisy_jax.errors import InputError
 def as_array(array: Any) -> Any:
     """Lists, torch tensors and the like as numpy arrays; what JAX knows as it is."""
     known = isinstance(array, (np.ndarray, jax.Array)) or hasattr(array, "__jax_array__")
-    return array if known else np.asarray(array)
+    try:
+        return array if known else np.asarray(array)
+    except ValueError:
+        raise InputError(
+            "lists of different length are no batch; daisy_jax.audio.pad_batch makes one of them"
+        ) from None
 
 
 def has_values(array: Any) -> bool:

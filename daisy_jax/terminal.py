@@ -16,6 +16,13 @@ class Terminated(BaseException):
     """SIGTERM has come: unwind, so that what is done can be kept."""
 
 
+EXTRAS = {
+    **dict.fromkeys(("librosa", "sklearn", "optax", "orbax"), "train"),
+    **dict.fromkeys(("torch", "transformers", "huggingface_hub"), "convert"),
+}
+"""Modules that commands import where they use them, and the extra that installs each."""
+
+
 def run_command(command: Callable[[], int | None]) -> NoReturn:
     """Runs a command and exits: 0 on success, 1 after an error, 130 and 143 after a signal."""
 
@@ -28,8 +35,18 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader of stdout, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(str(error.name).partition(".")[0])
+        if extra is None:
+            raise
+        install = f"pip install 'daisy-jax[{extra}]'"
+        print(f"error: {error.name} is needed and not installed; {install}", file=sys.stderr)
+        sys.exit(1)
     except (InputError, OSError, FloatingPointError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            text = f"{os.fsdecode(error.filename)}: {error.strerror}"  # without the number
+        print(f"error: {printable(text)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -41,20 +58,22 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
 def delayed_signals() -> Iterator[Callable[[], bool]]:
     """Holds SIGTERM and Ctrl-C back, for work that must not stop half way.
 
-    Yields a function that tells whether one has come; it takes effect when the block ends.
+    Yields a function that tells whether one has come; all take effect when the block ends. What is
+    ignored anyway, as Ctrl-C is by a shell script's background jobs, stays ignored.
     """
     received: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, frame: received.append(number))
         for number in (signal.SIGTERM, signal.SIGINT)
+        if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield lambda: bool(received)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if received:
-        signal.raise_signal(received[0])
+    for number in received:
+        signal.raise_signal(number)
 
 
 def as_table(rows: list[tuple[str, str]]) -> str:

@@ -170,7 +170,8 @@ def test_spans_allow_the_layers_of_the_exits_file(command, folder, model, files,
         (["--ratio", "1.5"], "ratio is 1.5; it must be in [0, 1]"),
         (["--ratio", "nan"], "ratio is nan; it must be in [0, 1]"),
         (["--threshold", "nan"], "--threshold is nan"),
-        (["--budget", "0.5"], "a mean exit layer of 0.5 cannot be reached"),
+        (["--budget", "0.5"], "--budget 0.5: give 1 to 3 layers"),
+        (["--budget", "4"], "--budget 4: give 1 to 3 layers"),
         (["--hidden-states"], "--hidden-states needs --output"),
         (["--model", "nowhere"], "nowhere: no config.json there"),
     ],
@@ -239,11 +240,21 @@ def test_bad_files_are_one_line_each_and_the_others_are_encoded(command, folder,
     status, lines, errors = command("encode", *given, "--model", folder / "model", "--full")
     assert status == 1
     assert [row[5] for row in rows(lines)] == files[:2]
-    assert lines[-1].startswith("2 files, ")
+    assert lines[-1].startswith(f"2 files, {len(bad)} failed, ")
     assert len(errors) == len(bad)
     for line, (path, said) in zip(errors, bad.items(), strict=True):
         assert line.startswith(f"error: {path}: ")
         assert said in line
+
+
+def test_folders_stand_for_the_files_in_them(command, folder, files):
+    by_folder = command(
+        "encode", pathlib.Path(files[0]).parent, "--model", folder / "model", "--full"
+    )
+    named = [row[5] for row in rows(by_folder[1])]
+    assert by_folder[0] == 0
+    assert named == sorted(named)
+    assert set(files) >= set(named) > {files[0]}
 
 
 def test_only_bad_files_give_no_total(command, folder):
@@ -448,10 +459,10 @@ def test_calibrate_without_a_good_file_keeps_the_old_calibration(command, fresh,
     assert command("calibrate", fresh, files[0])[0] == 0
     before = daisy_jax.load(fresh).calibration
     assert before.dataset == pathlib.Path(files[0]).parent.name
-    for paths in ([tmp_path / "gone.wav"], []):
+    for paths, said in (([tmp_path / "gone.wav"], "no file could be encoded"), ([], "no files")):
         status, _, errors = command("calibrate", fresh, *paths)
         assert status == 1
-        assert "no file could be encoded" in errors[-1]
+        assert said in errors[-1]
     assert daisy_jax.load(fresh).calibration == before
 
 
@@ -479,6 +490,8 @@ def test_info_shows_parts_and_thresholds(command, folder, model):
     status, lines, _ = command("info", folder / "trunk")
     assert status == 0
     assert "branches: none" in lines
+    assert lines[-1] == "calibration: none; it needs branches first"
+    status, lines, _ = command("info", folder / "plain")
     assert lines[-1] == "calibration: none; run daisy-jax calibrate"
 
 

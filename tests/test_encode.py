@@ -420,6 +420,7 @@ def test_empty_rows_cost_nothing(base_model, counted):
 @pytest.mark.parametrize(
     ("waveform", "options", "message"),
     [
+        ([np.zeros(900), np.zeros(800)], {}, r"lists of different length .*audio\.pad_batch"),
         (np.zeros(2000, np.float32), {}, r"waveform is float32 \(2000,\); wanted float"),
         (np.zeros((1, 2000, 1), np.float32), {}, r"waveform is float32 \(1, 2000, 1\)"),
         (np.zeros((2, 2000), np.int16), {}, r"waveform is int16 \(2, 2000\); wanted float"),

@@ -196,3 +196,8 @@ def test_paths_come_back_as_they_were_given(model, tmp_path):
     results = list(daisy_jax.encode_files(model, paths))
     assert [result.error for result in results] == [None] * len(names)
     assert [result.path for result in results] == paths
+
+
+def test_thresholds_are_one_number_for_all_files(model):
+    with pytest.raises(InputError, match="threshold must be one number for all files"):
+        next(daisy_jax.encode_files(model, ["a.wav"], threshold=[0.3, 0.5]))

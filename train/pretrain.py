@@ -87,8 +87,10 @@ def main() -> None:
     device = use_accelerator(config.accelerator)
 
     import jax
+    import librosa  # noqa: F401 (this and sklearn: missed before the run folder is made, not after)
     import numpy as np
     import optax
+    import sklearn  # noqa: F401
     from flax import nnx
 
     from daisy_jax import audio

@@ -1,9 +1,9 @@
 """`daisy-jax calibrate`: stores a data set's entropies with a model."""
 
 import dataclasses
-import os
 import pathlib
 import sys
+from typing import Annotated
 
 import tyro
 
@@ -22,7 +22,7 @@ class Calibrate:
 
     model: tyro.conf.Positional[str]
     """A model folder with branches; its calibration is replaced."""
-    files: tyro.conf.Positional[tuple[str, ...]]
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")]
     """Sound files, or folders that are searched for them."""
     name: str = ""
     """Name of the data set; empty: the first file's folder."""
@@ -35,18 +35,14 @@ class Calibrate:
         import numpy as np
 
         from daisy_jax.checkpoints import load, save_calibration
-        from daisy_jax.data.corpus import sound_files
+        from daisy_jax.data.corpus import expand_folders
         from daisy_jax.exits import Calibration
         from daisy_jax.files import encode_files
 
         model = load(self.model)
         if model.branches is None:
             raise InputError(f"{self.model} has no branches; train them with train/branches.py")
-        files = [
-            path
-            for given in self.files
-            for path in (sound_files(given) if os.path.isdir(given) else [given])
-        ]
+        files = expand_folders(self.files)
         rows, failed = [], 0
         results = encode_files(model, files, threshold=-np.inf)
         for result in progress_bar("calibrating", len(files))(results):
@@ -59,7 +55,8 @@ class Calibrate:
             raise InputError("no file could be encoded, so that the calibration stays as it was")
         first = pathlib.Path(self.files[0]).absolute()
         name = self.name or (first if first.is_dir() else first.parent).name
-        calibration = Calibration(np.stack(rows), name)
+        # In the type that is stored, so that the table is that of daisy-jax info.
+        calibration = Calibration(np.stack(rows).astype(np.float16), name)
         save_calibration(self.model, calibration)
         print(entropy_table(calibration))
         return 1 if failed else 0

@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from daisy_jax.audio import SAMPLE_RATE
+from daisy_jax.data.corpus import expand_folders
 from daisy_jax.errors import InputError
 from daisy_jax.terminal import Accelerator, printable, progress_bar, use_accelerator
 
@@ -23,17 +24,18 @@ HEADER = f"{'seconds':>8} {'frames':>7} {'exit':>5} {'entropy':>8} {'saved':>7} 
 class Encode:
     """Encodes sound files and shows where each left the model.
 
-    Any format, rate and number of channels. Prints one row a file: its seconds and frames, the
-    layer where it left (with * if it was forced to, since no threshold was met), its entropy there
-    in nats, and the share of the full model's multiply-adds that was saved. Without an option the
-    threshold is made from the calibration that is stored with the model, at ratio 0.7.
+    Every format of libsndfile, any rate and number of channels, up to 60 s a file. Prints one row a
+    file: its seconds and frames, the layer where it left (with * if it was forced to, since no
+    threshold was met), its entropy there in nats, and the share of the full model's multiply-adds
+    that was saved. Without an option the threshold is made from the calibration that is stored with
+    the model, at ratio 0.7.
 
     A file that cannot be read is reported on stderr; the others are encoded, and the exit status
     is 1 in the end.
     """
 
-    files: tyro.conf.Positional[tuple[str, ...]]
-    """Sound files."""
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")]
+    """Sound files, or folders that are searched for them."""
     model: str = ""
     """A model folder; empty: the small pretrained model that comes with the package."""
     ratio: float | None = None
@@ -49,9 +51,11 @@ class Encode:
     span: Literal["mean", "threshold", "min-max"] | None = None
     """Allow only the layers that a downstream training used; needs --exits."""
     exits: str | None = None
-    """exits.json of that training: {"exit_counts": [L numbers]}."""
+    """A file with {"exit_counts": [L numbers]}: how many utterances of that training left at each
+    layer."""
     output: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Write one .npz a file here: last_hidden, exit_layer, entropy, num_frames."""
+    """Write one .npz a file here: last_hidden, exit_layer, forced, entropy, num_frames, path,
+    settings. Files of that name are replaced."""
     hidden_states: bool = False
     """Write every layer's output too."""
     accelerator: Accelerator = "auto"
@@ -59,8 +63,7 @@ class Encode:
 
     def run(self) -> int:
         """Encodes, prints, writes; 1 if a file could not be encoded."""
-        if not self.files:
-            raise InputError("no files; give at least one sound file")
+        files = expand_folders(self.files)
         if self.hidden_states and self.output is None:
             raise InputError("--hidden-states needs --output DIR, where to write them")
         use_accelerator(self.accelerator)
@@ -74,11 +77,11 @@ class Encode:
         targets = None
         if self.output is not None:
             os.makedirs(self.output, exist_ok=True)
-            targets = output_paths(self.files, self.output)
+            targets = output_paths(files, self.output)
 
         results = encode_files(
             model,
-            self.files,
+            files,
             threshold=threshold,
             allowed=allowed,
             return_hidden_states=self.hidden_states,
@@ -86,7 +89,7 @@ class Encode:
         evaluated = np.zeros(num_layers, bool) if threshold is None else allowed
         print(HEADER, flush=True)
         rows, said, failed = [], set(), 0
-        for number, result in enumerate(progress_bar("encoding", len(self.files))(results)):
+        for number, result in enumerate(progress_bar("encoding", len(files))(results)):
             if result.error is not None:
                 print(f"error: {printable(result.error)}", file=sys.stderr)
                 failed += 1
@@ -105,8 +108,9 @@ class Encode:
                 write_features(targets[number], result, setting)
         if rows:
             seconds, layers, costs, full_costs = np.sum(rows, axis=0)
+            counts = f"{len(rows)} files" + (f", {failed} failed" if failed else "")
             print(
-                f"{len(rows)} files, {seconds:.1f} s, mean exit layer {layers / len(rows):.2f} of "
+                f"{counts}, {seconds:.1f} s, mean exit layer {layers / len(rows):.2f} of "
                 f"{num_layers}, {1 - costs / full_costs:.1%} of the multiply-adds saved; {setting}"
             )
         return 1 if failed else 0
@@ -127,6 +131,11 @@ class Encode:
             if not 1 <= self.layer <= len(allowed):
                 raise InputError(f"--layer {self.layer}: the model has layers 1 to {len(allowed)}")
             return None, np.arange(1, len(allowed) + 1) == self.layer, f"layer {self.layer}"
+        if model.branches is None:
+            raise InputError(
+                "this model has no branches, so no threshold can be met; train them with "
+                "train/branches.py, or give --full or --layer"
+            )
         if self.threshold is not None:
             if math.isnan(self.threshold):
                 raise InputError("--threshold is nan; it must be a number of nats")
@@ -138,6 +147,8 @@ class Encode:
                 "--layer or --full"
             )
         if self.budget is not None:
+            if not 1 <= self.budget <= len(allowed):
+                raise InputError(f"--budget {self.budget:g}: give 1 to {len(allowed)} layers")
             threshold = threshold_for_budget(calibration.entropy, self.budget, allowed)
             way = f"budget {self.budget:g} layers"
         else:

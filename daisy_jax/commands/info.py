@@ -37,10 +37,11 @@ class Info:
         print(f"branches: {branches}")
         cost = int(multiply_adds(config, 160_000, config.num_layers))
         print(f"full depth on 10 s: {cost / 1e9:.2f} billion multiply-adds")
-        if model.calibration is None:
-            print("calibration: none; run daisy-jax calibrate")
-        else:
+        if model.calibration is not None:
             print(entropy_table(model.calibration))
+        else:
+            advice = "run daisy-jax calibrate" if model.branches else "it needs branches first"
+            print(f"calibration: none; {advice}")
 
 
 def entropy_table(calibration: Calibration) -> str:

@@ -6,8 +6,9 @@ accelerator without decoding, and is read without any audio library.
 """
 
 import json
+import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -115,6 +116,23 @@ def sound_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
     """All sound files below a folder, by name."""
     found = pathlib.Path(folder).rglob("*")
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def expand_folders(paths: Sequence[str]) -> list[str]:
+    """The files as given, and in the place of a folder the sound files below it.
+
+    A folder without any stays, to be refused like an unreadable file, beside the others.
+
+    Raises:
+      InputError: nothing was given.
+    """
+    if not paths:
+        raise InputError("no files; give at least one sound file")
+    files = []
+    for path in paths:
+        found = [str(file) for file in sound_files(path)] if os.path.isdir(path) else []
+        files += found or [path]
+    return files
 
 
 def open_corpus(path: str | pathlib.Path) -> Corpus:
