@@ -96,3 +96,34 @@ def test_pretraining_accuracy_is_one_where_the_model_is_always_right(
     assert run("eval/pretraining.py", monkeypatch, "--run", tmp_path, "--data", speech) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[1].split(" ")[0] for line in lines[1:]] == ["1.000"] * 3
+
+
+def test_utterances_leave_where_they_are_forced_to(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "eval")
+    from forced_exits import Forced
+
+    forced = Forced("tiny", "float32")
+    assert forced.spread(1) == [6]
+    assert np.mean(forced.spread(16)) == 6
+    wanted = [*range(1, 13), 6]
+    waveform = 0.1 * np.random.default_rng(0).standard_normal((13, 2000), np.float32)
+    out = daisy_jax.encode(forced.model, waveform, threshold=forced.thresholds(wanted))
+    assert out.exit_layer.tolist() == wanted
+    assert not out.forced.any()
+
+
+def test_speed_prints_and_stores_every_measurement(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(ROOT / "eval")
+    arguments = ("--size", "tiny", "--batches", 1, 2, "--seconds", 0.5, "--runs", 1)
+    assert run("eval/speed.py", monkeypatch, *arguments, "--output", tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [cells(line) for line in lines if line.startswith("| ")]
+    assert [row[0] for row in rows if row[0].endswith("0.5 s")] == ["1 x 0.5 s", "2 x 0.5 s"]
+    result = json.loads((tmp_path / "speed.json").read_text())
+    assert [row["layer"] for row in result["layers"]] == list(range(1, 13))
+    fewer = [row["fewer"] for row in result["layers"]]
+    assert fewer == sorted(fewer, reverse=True)
+    for row in result["batches"]:
+        assert set(row["times"]) == {"front end", "full depth", "all branches", "exits"}
+        assert min(row["times"].values()) > 0
+    assert result["versions"]["jax"] == jax.__version__
