@@ -1,5 +1,6 @@
 """Encoding many sound files: reading ahead in threads, batches of similar length."""
 
+import collections
 import concurrent.futures
 import itertools
 import os
@@ -15,12 +16,21 @@ from daisy_jax.errors import InputError
 from daisy_jax.hubert import Hubert
 
 WINDOW = 64
-"""Files in work at a time: read ahead, sorted into buckets, given back in input order."""
-BATCH_SECONDS = 80
-"""Audio of one batch, padding included."""
-BUCKETS = tuple(audio.SAMPLE_RATE * seconds for seconds in (2, 4, 6, 8, 12, 16, 24, 32, 60))
-"""Widths of a batch, samples: few, since each is compiled once."""
-MAX_SECONDS = BUCKETS[-1] / audio.SAMPLE_RATE
+"""Files in work at a time: sorted into batches, given back in input order."""
+READ_AHEAD = 32
+"""Files read while others are computed."""
+READERS = 2
+"""Threads that read."""
+WIDTHS = tuple(
+    round(audio.SAMPLE_RATE * seconds)
+    for seconds in (0.5, 1.2, 4, 7, 10, 13, 14.8, 16, 17.6, 24.6, 36, 60)
+)
+"""Widths of a batch, samples: each is compiled once. Lengths like those of LibriSpeech's training
+sets fall into eight of them, and padding is a tenth."""
+BATCH_SECONDS = {"cpu": 24}
+"""Audio of one batch, padding included, by backend: a CPU gains nothing by large batches."""
+BATCH_SECONDS_ELSEWHERE = 160
+MAX_SECONDS = WIDTHS[-1] / audio.SAMPLE_RATE
 
 
 class FileResult(NamedTuple):
@@ -55,8 +65,9 @@ def encode_files(
 ) -> Iterator[FileResult]:
     """Encodes sound files of every format of libsndfile, any rate and channel count, up to 60 s.
 
-    Reads ahead in threads and batches files of similar length. A file that cannot be read does not
-    disturb the others.
+    Reads ahead in threads and batches files of similar length. Every batch of one width has the
+    same number of rows, empty ones included, so that few shapes are compiled. A file that cannot be
+    read does not disturb the others.
 
     Args:
       model: from `load`.
@@ -64,7 +75,7 @@ def encode_files(
       **options: of `encode`: threshold (a scalar), allowed, layer_weights, return_hidden_states.
 
     Yields:
-      One `FileResult` a path, in input order; 64 are worked on while the next 64 are read.
+      One `FileResult` a path, in input order. At most 64 files are in work, and 32 more are read.
 
     Raises:
       InputError: an option is wrong.
@@ -73,19 +84,63 @@ def encode_files(
         raise InputError(f"paths is {os.fspath(paths)!r}; it must be a list of paths")
     if np.ndim(options.get("threshold") or 0.0):
         raise InputError("threshold must be one number for all files; call once for each threshold")
+    waiting: dict[int, list[_Member]] = {}  # by width
+    done: dict[int, FileResult] = {}
+    first = 0  # the oldest file that was not given back
+
+    def run(width: int) -> None:
+        done.update(_encode_batch(model, waiting.pop(width), width, options))
+
+    for number, (path, clip) in enumerate(_clips(paths)):
+        if isinstance(clip, str):
+            done[number] = FileResult(path, clip)
+        else:
+            width = next(width for width in WIDTHS if len(clip.waveform) <= width)
+            members = waiting.setdefault(width, [])
+            members.append(_Member(number, path, clip))
+            if len(members) == _rows(width):
+                run(width)
+        if number - first + 1 >= WINDOW and first not in done:
+            # The oldest has waited long enough; its batch goes as it is.
+            run(next(w for w, members in waiting.items() if members[0].number == first))
+        while first in done:
+            yield done.pop(first)
+            first += 1
+    for width in list(waiting):
+        run(width)
+    for number in sorted(done):
+        yield done[number]
+
+
+class _Member(NamedTuple):
+    """A file on its way into a batch."""
+
+    number: int
+    path: str
+    clip: audio.Clip
+
+
+def _rows(width: int) -> int:
+    """Rows of every batch of a width."""
+    seconds = BATCH_SECONDS.get(jax.default_backend(), BATCH_SECONDS_ELSEWHERE)
+    # A batch that needs more than a quarter of the window would seldom fill.
+    return min(max(1, int(seconds * audio.SAMPLE_RATE // width)), WINDOW // 4)
+
+
+def _clips(paths: Iterable[str | os.PathLike]) -> Iterator[tuple[str, audio.Clip | str]]:
+    """Each path with its audio, or with the reason why there is none; read ahead in threads."""
     remaining = iter(paths)
-    with concurrent.futures.ThreadPoolExecutor(2) as readers:
-        upcoming = _submit(readers, remaining)
+    with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+
+        def submit(count: int) -> Iterator:
+            for path in itertools.islice(remaining, count):
+                yield os.fspath(path), readers.submit(_read, path)
+
+        upcoming = collections.deque(submit(READ_AHEAD))
         while upcoming:
-            window = [(path, reading.result()) for path, reading in upcoming]
-            upcoming = _submit(readers, remaining)
-            yield from _encode_window(model, window, options)
-
-
-def _submit(readers: concurrent.futures.Executor, paths: Iterator) -> list:
-    return [
-        (os.fspath(path), readers.submit(_read, path)) for path in itertools.islice(paths, WINDOW)
-    ]
+            path, reading = upcoming.popleft()
+            upcoming.extend(submit(1))
+            yield path, reading.result()
 
 
 def _read(path: str | os.PathLike) -> audio.Clip | str:
@@ -103,30 +158,17 @@ def _read(path: str | os.PathLike) -> audio.Clip | str:
     return clip
 
 
-def _encode_window(
-    model: Hubert, window: list[tuple[str, audio.Clip | str]], options: dict[str, Any]
-) -> list[FileResult]:
-    results: dict[int, FileResult] = {}
-    buckets: dict[int, list[tuple[int, str, audio.Clip]]] = {}
-    for number, (path, clip) in enumerate(window):
-        if isinstance(clip, str):
-            results[number] = FileResult(path, clip)
-        else:
-            width = next(size for size in BUCKETS if len(clip.waveform) <= size)
-            buckets.setdefault(width, []).append((number, path, clip))
-    for width, members in buckets.items():
-        rows = 1 << (BATCH_SECONDS * audio.SAMPLE_RATE // width).bit_length() - 1
-        for first in range(0, len(members), rows):
-            part = members[first : first + rows]
-            # Empty rows fill up to a power of two: few shapes, and little work for a few files.
-            height = 1 << (len(part) - 1).bit_length()
-            waveforms = [clip.waveform for _, _, clip in part]
-            out = jax.device_get(
-                encode(model, *audio.pad_batch(waveforms, width, height), **options)
-            )
-            for row, (number, path, clip) in enumerate(part):
-                results[number] = _result(path, clip, out, row)
-    return [results[number] for number in range(len(window))]
+def _encode_batch(
+    model: Hubert, members: list[_Member], width: int, options: dict[str, Any]
+) -> dict[int, FileResult]:
+    """Results by number of the file."""
+    waveforms = [member.clip.waveform for member in members]
+    batch, lengths = audio.pad_batch(waveforms, width, _rows(width))
+    out = jax.device_get(encode(model, batch, lengths, **options))
+    return {
+        member.number: _result(member.path, member.clip, out, row)
+        for row, member in enumerate(members)
+    }
 
 
 def _result(path: str, clip: audio.Clip, out: Encoded, row: int) -> FileResult:

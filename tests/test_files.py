@@ -113,6 +113,7 @@ def test_what_was_not_asked_for_is_none(model, folder):
 
 def test_an_endless_stream_of_paths_is_taken_as_it_goes(model, folder, monkeypatch):
     monkeypatch.setattr(files, "WINDOW", 4)
+    monkeypatch.setattr(files, "READ_AHEAD", 3)
     good, _ = folder
     taken = itertools.count()
     two = [str(good[1]), str(good[4])]
@@ -120,12 +121,12 @@ def test_an_endless_stream_of_paths_is_taken_as_it_goes(model, folder, monkeypat
     results = daisy_jax.encode_files(model, paths)
     first = list(itertools.islice(results, 9))
     assert [result.path for result in first] == [two[n % 2] for n in range(9)]
-    assert next(taken) <= 4 * files.WINDOW  # the third window is out, the fourth is being read
+    assert next(taken) <= 9 + files.WINDOW + files.READ_AHEAD + 1
     results.close()
 
 
 def test_many_files_of_one_length_are_split_into_batches(model, folder, monkeypatch):
-    monkeypatch.setattr(files, "BATCH_SECONDS", 8)  # four rows of 2 s
+    monkeypatch.setattr(files, "BATCH_SECONDS", {"cpu": 4.8})  # four rows of 1.2 s
     good, _ = folder
     order = [1, 4, 1, 1, 4, 1, 1]
     results = list(daisy_jax.encode_files(model, [good[n] for n in order]))
@@ -133,6 +134,45 @@ def test_many_files_of_one_length_are_split_into_batches(model, folder, monkeypa
     for result in results:
         if result.num_frames == 34:
             np.testing.assert_array_equal(result.last_hidden, results[0].last_hidden)
+
+
+def lengths_like_librispeech(rng, count):
+    """Seconds: quantiles of the corpus' training sets, linear between them."""
+    shares = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1]
+    seconds = [1.4, 2.3, 3.0, 4.1, 7.0, 13.2, 15.1, 16.2, 16.8, 17.4, 24.5]
+    return np.interp(rng.uniform(size=count), shares, seconds)
+
+
+@pytest.mark.parametrize(
+    ("draw", "shapes", "padding"),
+    [
+        (lengths_like_librispeech, 8, 0.12),
+        (lambda rng, count: rng.uniform(0.3, 35, count), 16, 0.25),
+        (lambda rng, count: rng.exponential(3, count).clip(0.3, 35), 16, 0.35),
+    ],
+)
+def test_few_shapes_and_little_padding(model, monkeypatch, draw, shapes, padding):
+    """As planned, without computing: batches are what `encode` is called with."""
+    seconds = draw(np.random.default_rng(0), 3000)
+    clips = {str(n): np.zeros(int(16_000 * s), np.float32) for n, s in enumerate(seconds)}
+    batches = []
+
+    def counted(_, batch, lengths):
+        batches.append((batch.shape, int(lengths.sum()), int(np.count_nonzero(lengths))))
+        frames = np.zeros((len(batch), 1, 1), np.float32)
+        numbers = np.zeros(len(batch), np.int32)
+        return daisy_jax.Encoded(frames, numbers, numbers, frames[..., 0], numbers, None, None)
+
+    monkeypatch.setattr(files, "encode", counted)
+    monkeypatch.setattr(files, "_read", lambda path: daisy_jax.audio.Clip(clips[path], ()))
+    results = list(daisy_jax.encode_files(model, clips))
+    assert [result.path for result in results] == list(clips)
+    assert len({shape for shape, _, _ in batches}) <= shapes
+    used = sum(rows * shape[1] for shape, _, rows in batches)
+    assert 1 - sum(samples for _, samples, _ in batches) / used < padding
+    # Rows that were left empty because the window moved on.
+    empty = sum((shape[0] - rows) * shape[1] for shape, _, rows in batches)
+    assert empty / used < 0.05
 
 
 def test_no_paths_no_results(model):

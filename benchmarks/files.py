@@ -1,0 +1,77 @@
+"""Time of `encode_files` over many files, against one compiled call for each file.
+
+    python benchmarks/files.py [--count 1000]
+
+Writes so many WAV files of 1 to 20 s with drawn samples, and compares their way through
+`encode_files` (reading included) with the sum of calls on each file alone, at the width it has
+there (without reading). Compilation is left out of both. The model is daisy-tiny at ratio 0.7.
+"""
+
+import dataclasses
+import pathlib
+import tempfile
+import time
+
+import tyro
+
+from daisy_jax.terminal import Accelerator, run_command, use_accelerator
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to time."""
+
+    count: int = 1000
+    """Files."""
+    model: str = ""
+    """A model folder with calibration; empty: the packaged model."""
+    accelerator: Accelerator = "auto"
+    """Where to compute."""
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    device = use_accelerator(config.accelerator)
+
+    import jax
+    import numpy as np
+    import soundfile
+
+    import daisy_jax
+    from daisy_jax.files import WIDTHS
+
+    model = daisy_jax.load(config.model or None)
+    threshold = daisy_jax.exit_threshold(model.calibration.mean_entropy, 0.7)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(16_000, 20 * 16_000, config.count)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [str(pathlib.Path(folder, f"{number}.wav")) for number in range(config.count)]
+        for path, length in zip(paths, lengths, strict=True):
+            soundfile.write(path, 0.1 * rng.standard_normal(length), 16_000, subtype="PCM_16")
+        waveforms = [daisy_jax.audio.load(path) for path in paths]
+
+        def together() -> None:
+            for _ in daisy_jax.encode_files(model, paths, threshold=threshold):
+                pass
+
+        def alone() -> None:
+            for waveform in waveforms:
+                width = next(width for width in WIDTHS if len(waveform) <= width)
+                batch = daisy_jax.audio.pad_batch([waveform], width)
+                jax.device_get(daisy_jax.encode(model, *batch, threshold=threshold))
+
+        seconds = {}
+        for name, task in (("together", together), ("alone", alone)):
+            task()
+            start = time.perf_counter()
+            task()
+            seconds[name] = time.perf_counter() - start
+    audio_seconds = lengths.sum() / 16_000
+    print(f"{config.count} files, {audio_seconds:.0f} s of audio, on {device}")
+    for name, value in seconds.items():
+        print(f"{name}: {value:.1f} s, {audio_seconds / value:.0f} times real time")
+    print(f"encode_files / calls alone: {seconds['together'] / seconds['alone']:.2f}")
+
+
+if __name__ == "__main__":
+    run_command(main)
