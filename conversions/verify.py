@@ -16,6 +16,7 @@ kin, of `6313-76958-0021.flac`) those are checked as well:
 import dataclasses
 import math
 import pathlib
+import zipfile
 from typing import Annotated, Any
 
 import tyro
@@ -91,8 +92,8 @@ def main() -> None:
         if not 1 <= config.features_layer <= layers:
             raise InputError(f"--features-layer is {config.features_layer}; give 1 to {layers}")
         try:
-            reference = np.load(config.features)
-        except ValueError as error:
+            reference = np.asarray(np.load(config.features), np.float64)
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{config.features}: not a .npy file of numbers ({error})") from None
         name = f"{config.features}, layer {config.features_layer}"
         found.add_array(name, reference, ours[config.features_layer], config.features_tolerance)

@@ -58,7 +58,7 @@ def load_clip(path: str | os.PathLike) -> Clip:
 
     path = pathlib.Path(path)
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the sound files in it")
+        raise InputError(f"{path}: is a folder, not a sound file; give sound files")
     with open(path, "rb") as stream:
         if not stream.read(1):
             raise InputError(f"{path}: the file is empty; record or copy it again")

@@ -6,6 +6,7 @@ float32, bfloat16 or float16.
 """
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -24,6 +25,7 @@ from daisy_jax.config import HubertConfig
 from daisy_jax.errors import InputError
 from daisy_jax.exits import Calibration
 from daisy_jax.hubert import Hubert
+from daisy_jax.terminal import delayed_signals
 
 FORMAT = "daisy_jax/1"
 PACKAGED = pathlib.Path(__file__).parent / "models" / "daisy-tiny"
@@ -140,14 +142,18 @@ def write_folder(
     # All are written beside their places first: a full disk leaves neither half a file nor half
     # of another model.
     partial = {name: folder / f".{name}.partial" for name in (TENSORS, *contents)}
+    for name in partial:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / name))
     try:
         save_file(tensors, partial[TENSORS], metadata)
         for name, content in contents.items():
             partial[name].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             # safetensors lets the owner alone read
             shutil.copymode(partial[name], partial[TENSORS])
-        for name, written in partial.items():
-            os.replace(written, folder / name)
+        with delayed_signals():  # not between two that belong together
+            for name, written in partial.items():
+                os.replace(written, folder / name)
     except SafetensorError as error:
         raise OSError(f"{folder / TENSORS}: cannot be written ({error})") from error
     finally:
@@ -155,11 +161,11 @@ def write_folder(
             written.unlink(missing_ok=True)
 
 
-def refuse_to_overwrite(folder: pathlib.Path) -> None:
+def refuse_to_overwrite(folder: pathlib.Path, names: tuple[str, ...] = (CONFIG, TENSORS)) -> None:
     """Raises an InputError if a new model folder cannot be made there, before any work is done."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a new folder")
-    for name in (CONFIG, TENSORS):
+    for name in names:
         if (folder / name).exists():
             raise InputError(
                 f"{folder}: already holds a model ({name}), which is not overwritten; give a new "

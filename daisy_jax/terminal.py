@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NoReturn
 
@@ -18,7 +19,7 @@ class Terminated(BaseException):
 
 EXTRAS = {
     **dict.fromkeys(("librosa", "sklearn", "optax", "orbax"), "train"),
-    **dict.fromkeys(("torch", "transformers", "huggingface_hub"), "convert"),
+    **dict.fromkeys(("torch", "transformers"), "convert"),
 }
 """Modules that commands import where they use them, and the extra that installs each."""
 
@@ -62,6 +63,9 @@ def delayed_signals() -> Iterator[Callable[[], bool]]:
     ignored anyway, as Ctrl-C is by a shell script's background jobs, stays ignored.
     """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield lambda: False
+        return
     handlers = {
         number: signal.signal(number, lambda number, frame: received.append(number))
         for number in (signal.SIGTERM, signal.SIGINT)

@@ -181,7 +181,7 @@ def main() -> None:
     # ---- what a call costs ----
     packaged, second = daisy_jax.load(), draw(1, 1.0)
     compiled = jax.jit(daisy_jax.encode)
-    options = {"threshold": jnp.full(1, 0.3, jnp.float32)}
+    options: dict[str, Any] = {"threshold": jnp.full(1, 0.3, jnp.float32)}
     calls = medians(
         {
             "eager": lambda: jax.block_until_ready(daisy_jax.encode(packaged, second, **options)),
@@ -211,12 +211,17 @@ def torch_reference(config: Config) -> Callable[[Any], Callable[[], object]] | N
         import transformers
     except ImportError:
         return None
-    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+    large: dict[str, Any] = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    }
     large |= {"intermediate_size": 4096, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
-    fields = large if config.size == "large" else {}
+    fields: dict[str, Any] = large if config.size == "large" else {}
     place = "cuda" if jax.default_backend() == "gpu" else "cpu"
     dtype = getattr(torch, config.dtype)
-    model = transformers.HubertModel(transformers.HubertConfig(**fields)).eval().to(place, dtype)
+    model: Any = transformers.HubertModel(transformers.HubertConfig(**fields)).eval()
+    model = model.to(place, dtype)
 
     def task(waveform: Any) -> Callable[[], object]:
         batch = torch.from_numpy(waveform.copy()).to(place, dtype)

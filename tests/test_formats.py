@@ -1,6 +1,7 @@
 """Each format gives the model that PyTorch ran: states, labels, entropies, exits."""
 
 import pathlib
+import re
 
 import formats
 import jax
@@ -369,6 +370,40 @@ def test_ignored_tensors_do_not_loosen_the_comparison(case):
         graft("head", converted(formats.fairseq(case)), converted(content))
 
 
+def test_a_coarse_head_does_not_loosen_the_comparison_of_trunks(case):
+    content = formats.fairseq(case)
+    name = "encoder.layers.0.fc2.weight"
+    content["model"][name] = content["model"][name] * np.float32(1.0003)
+    content["model"]["final_proj.bias"] = content["model"]["final_proj.bias"].astype(np.float16)
+    with pytest.raises(InputError, match="belongs to another trunk"):
+        graft("head", converted(content), converted(formats.torchaudio(case)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_positional_kernels_are_compared_as_they_were_rounded(case, dtype):
+    content = formats.fairseq(case)
+    halves = {name: a.astype(dtype) for name, a in content["model"].items()}
+    onto = converted(formats.torchaudio(case))
+    graft("head", converted(content | {"model": dict(halves)}), onto)
+    gain = halves["encoder.pos_conv.0.weight_g"].copy()
+    gain[0, 0, 3] = 1.1 * float(gain[0, 0, 3])
+    halves["encoder.pos_conv.0.weight_g"] = gain
+    with pytest.raises(InputError, match=r"numbers of positional_convolution"):
+        graft("head", converted(content | {"model": halves}), onto)
+
+
+def test_biases_that_one_trunk_lacks_must_be_zero():
+    """Those of the donor count as much as those of the trunk."""
+    donor, onto = (
+        formats.fairseq(load_case("large-bias")),
+        formats.torchaudio(load_case("large-bias")),
+    )
+    for name in [name for name in onto if re.search(r"conv_layers\.\d\.conv\.bias", name)]:
+        del onto[name]
+    with pytest.raises(InputError, match=r"numbers of feature_encoder\.convolutions\.0\.bias"):
+        graft("head", converted(donor), converted(onto))
+
+
 def test_absent_biases_agree_with_zeros():
     """transformers' Large has biases in its front end that fairseq's lacks; they are zero."""
     case = load_case("large-bias")
@@ -421,10 +456,10 @@ def test_other_input_normalisation_is_a_warning(case):
     assert whole.config.normalize_input == case.large
 
 
-def test_final_norm_is_applied_before_the_head(case):
+@pytest.mark.parametrize("kind", ["large", "large-bias"])
+def test_final_norm_is_applied_before_the_head(kind):
     """The stored labels tell: without it those of Large are others."""
-    if not case.large:
-        return
+    case = load_case(kind)
     model = model_of(converted(formats.fairseq(case)))
     out = encode(model, case.waveform[None])
     with_norm = model.head(final_norm(model, out.last_hidden))

@@ -282,7 +282,7 @@ def test_endless_content_is_refused(case, tmp_path):
         ("layer_norm_first", "${model.x}", r"layer_norm_first is '\$\{model.x\}'; wanted bool"),
         ("extractor_mode", ["default"], r"extractor_mode is \['default'\]; wanted str"),
         ("_name", torch.ones(2), "_name is an object; wanted str"),
-        ("logit_temp", np.float64(0.1), "logit_temp is an object; wanted float"),
+        ("conv_pos", 8.5, r"conv_pos is 8\.5; wanted int"),
     ],
 )
 def test_settings_of_other_types_are_refused(case, tmp_path, name, value, message):
@@ -291,6 +291,28 @@ def test_settings_of_other_types_are_refused(case, tmp_path, name, value, messag
     torch.save(content, tmp_path / "odd.pt")
     with pytest.raises(InputError, match=message):
         convert(tmp_path / "odd.pt", tmp_path / "ours")
+
+
+def test_shared_objects_are_read_once(case, tmp_path):
+    content = formats.to_tensors(formats.fairseq(case))
+    shared = [0]
+    for _ in range(60):  # 2 to the power of 60 entries, if each were copied
+        shared = [shared, shared]
+    torch.save(content | {"extra_state": shared}, tmp_path / "shared.pt")
+    convert(tmp_path / "shared.pt", tmp_path / "ours")
+
+
+@pytest.mark.parametrize("content", [torch.ones(3), {"model": torch.ones(3), "cfg": {"model": {}}}])
+def test_a_single_tensor_is_no_checkpoint(tmp_path, content):
+    torch.save(content, tmp_path / "one.pt")
+    with pytest.raises(InputError, match="holds a ndarray, where tensors by name were wanted"):
+        convert(tmp_path / "one.pt", tmp_path / "ours")
+
+
+def test_whole_floats_are_sizes(case, tmp_path):
+    content = formats.fairseq(case)
+    content["cfg"]["model"] |= {"conv_pos": 8.0, "logit_temp": 1}
+    assert convert(write(content, tmp_path / "f.pt"), tmp_path / "o").config.pos_conv_kernel == 8
 
 
 def test_safetensors_are_known_by_their_content(case, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -80,6 +81,36 @@ def test_wrong_conversions_are_found(tmp_path):
     assert "hidden state 1: " in done.stdout
     assert done.stdout.count(", beyond") == 2
     assert done.stderr.startswith("error: the models differ in 2 places: hidden state 2")
+
+
+@pytest.mark.parametrize(
+    ("make", "spoil", "said"),
+    [
+        (formats.fairseq, lambda model: model.head.projection, "score lost by the labels"),
+        (formats.daisy, lambda model: model.branches, "entropy 1, nats"),
+    ],
+)
+def test_wrong_heads_and_branches_are_found(tmp_path, make, spoil, said):
+    source = write(make(load_case("base")), tmp_path / "source.pt")
+    convert(source, tmp_path / "ours")
+    model = daisy_jax.load(tmp_path / "ours")
+    kernel = spoil(model).kernel
+    kernel[...] = -kernel[...]
+    daisy_jax.save(model, tmp_path / "spoilt")
+    done = verify(tmp_path / "spoilt", "--against", source)
+    assert done.returncode == 1
+    assert re.search(rf"{said}: .*, beyond", done.stdout)
+
+
+def test_other_input_normalisation_is_found(tmp_path):
+    source = write(formats.fairseq(load_case("base")), tmp_path / "source.pt")
+    convert(source, tmp_path / "ours")
+    fields = json.loads((tmp_path / "ours" / "config.json").read_text())
+    fields["model"]["normalize_input"] = True
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(fields))
+    done = verify(tmp_path / "ours", "--against", source)
+    assert done.returncode == 1
+    assert "treats input normalisation otherwise" in done.stderr
 
 
 def test_parts_that_one_side_lacks_are_said(tmp_path):
@@ -164,6 +195,11 @@ def test_export_refuses_what_it_must(tmp_path):
     daisy_jax.save(made_model(SMALL), tmp_path / "ours")
     with pytest.raises(InputError, match="already holds a model"):
         export(tmp_path / "ours", tmp_path / "ours")
+    (tmp_path / "half" / "preprocessor_config.json").mkdir(parents=True)
+    with pytest.raises(InputError, match="already holds a model"):
+        export(tmp_path / "ours", tmp_path / "half")
+    (tmp_path / "half" / "preprocessor_config.json").rmdir()
+    (tmp_path / "half").rmdir()
     with pytest.raises(OSError, match=r"no config\.json there"):
         export(tmp_path / "absent", tmp_path / "theirs")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"]

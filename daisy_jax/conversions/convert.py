@@ -126,7 +126,7 @@ def convert(
         config=whole.config,
         used=whole.used,
         ignored=whole.ignored,
-        stored=", ".join(whole.stored),
+        stored=", ".join(sorted(set().union(*whole.stored.values()))),
         parameters=size,
         notes=whole.source.notes,
     )

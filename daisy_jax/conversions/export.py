@@ -62,7 +62,7 @@ def export(source: str | os.PathLike, destination: str | os.PathLike) -> ExportR
       OSError: a file cannot be read or written.
     """
     target = pathlib.Path(destination)
-    checkpoints.refuse_to_overwrite(target)
+    checkpoints.refuse_to_overwrite(target, (CONFIG, checkpoints.TENSORS, PREPROCESSORS[0][0]))
     model = checkpoints.load(source)
     config = model.config
     rules = trunk_rules(config, TRANSFORMERS, (MASK_EMBEDDING,), MASK_EMBEDDING)

@@ -39,7 +39,7 @@ ONLY = {
 def find_settings(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fields of model and task, which older files keep in one namespace."""
     if "model_cfg" in content:
-        model, task = content["model_cfg"], content.get("task_cfg") or {}
+        model, task = content["model_cfg"], _present(content.get("task_cfg"))
     elif content.get("cfg") is not None:
         model, task = _model_and_task(content["cfg"])
     else:
@@ -51,9 +51,13 @@ def find_settings(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     return model, task
 
 
+def _present(fields: Any) -> Any:
+    return {} if fields is None else fields
+
+
 def _model_and_task(fields: Any) -> tuple[Any, Any]:
     if isinstance(fields, dict) and isinstance(fields.get("model"), dict):
-        return fields["model"], fields.get("task") or {}
+        return fields["model"], _present(fields.get("task"))
     return fields, fields
 
 
@@ -66,7 +70,9 @@ def setting(fields: dict[str, Any], name: str, kind: type, default: Any) -> Any:
     value = fields.get(name)
     if value is None:
         return default
-    # Exactly this type: to fairseq, too, True is no number of layers.
+    # True is no number of layers, but 8.0 is as good as 8.
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     if type(value) is not kind:
         shown = "an object" if isinstance(value, (StandIn, np.ndarray)) else repr(value)
         raise InputError(f"the configuration's {name} is {shown}; wanted {kind.__name__}")

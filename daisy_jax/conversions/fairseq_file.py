@@ -94,15 +94,18 @@ def read(path: pathlib.Path, content: dict[str, Any]) -> Source:
     )
 
 
-def _dictionaries(content: dict[str, Any]) -> list[list[Any]]:
+def _dictionaries(content: dict[str, Any]) -> list[list[str]]:
     """The symbols of each label dictionary; empty if the file does not tell."""
-    symbols = content.get("dictionaries_symbols")
+    symbols: Any = content.get("dictionaries_symbols")
     if not isinstance(symbols, list) or not symbols:
         state = content.get("task_state")
         dictionaries = state.get("dictionaries") if isinstance(state, dict) else None
         found = dictionaries if isinstance(dictionaries, list) else []
         symbols = [entry.get("symbols") for entry in found if isinstance(entry, dict)]
-    return [names for names in symbols if isinstance(names, list)]
+    for names in symbols:
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError("its label dictionaries are unreadable, so which row is which cluster")
+    return symbols
 
 
 def _head(
@@ -110,7 +113,7 @@ def _head(
     task: dict[str, Any],
     tensors: dict[str, np.ndarray],
     prefix: str,
-    dictionaries: list[list[Any]],
+    dictionaries: list[list[str]],
 ) -> Classifiers:
     """HuBERT's own prediction head; with several label dictionaries, the first one's."""
     embeddings = [prefix + name for name in LABEL_EMBEDDINGS if prefix + name in tensors]
@@ -146,8 +149,8 @@ def _head(
     notes = []
     if len(sizes) > 1:
         notes.append(f"head: the first of {len(sizes)} label dictionaries")
-    temperature = setting(model, "logit_temp", float, 0.1)
-    if temperature != 0.1:
+    temperature = model.get("logit_temp")
+    if isinstance(temperature, (int, float)) and temperature != 0.1:
         notes.append(f"head: logit_temp was {temperature}; scores are over 0.1, labels the same")
     glu = prefix + "target_glu.0"
     table_sources = (embeddings[0], f"{glu}.weight", f"{glu}.bias")
@@ -185,7 +188,8 @@ def _label_rows(rows: int, keep: int) -> Transform:
             return table
         weight, bias = glu
         values, gates = np.split(table @ weight.T + bias, 2, axis=1)
-        return values / (1 + np.exp(-gates))
+        with np.errstate(over="ignore"):  # of a gate that is shut
+            return values / (1 + np.exp(-gates))
 
     return Transform(shapes, embeddings, one_way)
 

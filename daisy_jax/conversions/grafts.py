@@ -13,9 +13,10 @@ FIELDS = {"head": ("num_clusters", "head_dim"), "branches": ("num_classes", "tap
 FREE_FIELDS = ("normalize_input", "conv_bias")  # the second: absent biases are zero
 UNTRAINED = "mask_embedding"  # absent from some formats, without effect on features
 ROUNDING = {"float16": 2**-11, "bfloat16": 2**-8}
-"""Largest relative error of a number that was rounded to a type; others are exact in float32."""
-FOLDED = 4
-"""How many roundings meet in a kernel that was folded from gain, direction and norm."""
+"""Largest relative error of a number that was rounded to a type; float32 is exact."""
+FOLDED = "positional_convolution.convolution.kernel"
+"""Made of gain, direction and norm, so that several roundings meet, and of what size the smallest
+numbers were is not known: they are taken in relation to the kernel's own size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Converted:
     """Names of tensors that were left out."""
     used: int
     """How many others there were."""
-    stored: tuple[str, ...]
-    """Types that the used tensors had."""
+    stored: dict[str, set[str]]
+    """The types that the tensors of each parameter had."""
 
     def part(self, name: str) -> dict[str, np.ndarray]:
         """The parameters of the head or of the branches."""
@@ -41,14 +42,13 @@ class Converted:
 
 def apply_rules(source: Source) -> Converted:
     """Makes the parameters; raises as `make_parameters` does, naming the file."""
-    dtypes = {name: tensor.dtype.name for name, tensor in source.tensors.items()}
+    count = len(source.tensors)
     try:
-        parameters, ignored = make_parameters(source)
+        made = make_parameters(source)
     except InputError as error:
         raise InputError(f"{source.files[0]}: {error}") from None
-    stored = {dtype for name, dtype in dtypes.items() if name not in ignored}
-    used = len(dtypes) - len(ignored)
-    return Converted(source, source.config, parameters, tuple(ignored), used, tuple(sorted(stored)))
+    used = count - len(made.extras)
+    return Converted(source, source.config, made.parameters, tuple(made.extras), used, made.stored)
 
 
 def graft_from(part: str, source: Source, onto: Converted) -> tuple[Converted, tuple]:
@@ -95,17 +95,19 @@ def _check_trunks(donor: Converted, onto: Converted) -> None:
                 f"{there}: another architecture than {here}: {field.name} is {theirs!r} instead "
                 f"of {ours!r}"
             )
-    rounding = max(ROUNDING.get(dtype, 0.0) for dtype in (*donor.stored, *onto.stored))
     for name in onto.parameters | donor.parameters:
         if name.startswith(("head.", "branches.", UNTRAINED)):
             continue
         ours, theirs = onto.parameters.get(name), donor.parameters.get(name)
         first = np.zeros_like(theirs) if ours is None else ours
         second = np.zeros_like(first) if theirs is None else theirs
-        folded = name == "positional_convolution.convolution.kernel"
-        allowed = FOLDED * max(rounding, 2**-24) if folded else 1.001 * rounding
+        dtypes = onto.stored.get(name, set()) | donor.stored.get(name, set())
+        rounding = max((ROUNDING.get(dtype, 0.0) for dtype in dtypes), default=0.0)
         # Of the smallest numbers of half precision, half a step is lost whatever their size.
-        least = 2**-24 if rounding else 0.0
+        allowed, least = 1.001 * rounding, 2**-24 if rounding else 0.0
+        if name == FOLDED:
+            allowed = 4 * max(rounding, 2**-24)
+            least *= 256 * float(np.sqrt(np.mean(np.square(first, dtype=np.float64))))
         size = np.maximum(np.abs(first), np.abs(second))
         with np.errstate(over="ignore", invalid="ignore"):
             apart = np.abs(first - second) > allowed * size + least

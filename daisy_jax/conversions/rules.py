@@ -103,17 +103,25 @@ class Source(NamedTuple):
     """What the user should know, one line each."""
 
 
-def make_parameters(source: Source) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Applies the rules; `source.tensors` is emptied on the way, so that large models fit.
+class Made(NamedTuple):
+    """What the rules made of a checkpoint."""
 
-    Returns:
-      every parameter by dotted path, float32, and the names of the extras that were left out.
+    parameters: dict[str, np.ndarray]
+    """By dotted path, float32."""
+    stored: dict[str, set[str]]
+    """The types that the tensors of each parameter had."""
+    extras: list[str]
+    """Names of the extras that were left out."""
+
+
+def make_parameters(source: Source) -> Made:
+    """Applies the rules; `source.tensors` is emptied on the way, so that large models fit.
 
     Raises:
       InputError: a tensor is missing, unknown, of another shape or not of finite floats; all
         offenders are listed.
     """
-    parameters, problems, flawed = {}, [], []
+    parameters, stored, problems, flawed = {}, {}, [], []
     shapes = {
         name: leaf.shape for name, leaf in named_leaves(abstract_model(source.config)).items()
     }
@@ -129,6 +137,7 @@ def make_parameters(source: Source) -> tuple[dict[str, np.ndarray], list[str]]:
             _take(rule, layer, shape[stacked:], source.tensors, problems)
             for layer in range(shape[0] if stacked else 1)
         ]
+        stored[rule.target] = {tensor.dtype.name for tensors in found for tensor in tensors}
         if not problems:  # else a wrong config could ask for any amount of memory
             parameters[rule.target] = _make(rule, shape, found, flawed)
     extras = sorted(name for name in source.tensors if name.startswith(source.extras))
@@ -140,7 +149,7 @@ def make_parameters(source: Source) -> tuple[dict[str, np.ndarray], list[str]]:
             f"{len(problems)} tensors do not fit the HuBERT that the config describes, so nothing "
             f"was written; copy weights and config from the same place: {'; '.join(problems)}"
         )
-    return parameters, extras
+    return Made(parameters, stored, extras)
 
 
 def _take(
@@ -176,7 +185,8 @@ def _make(
     parameter = np.zeros(shape, np.float32)
     places = parameter if rule.target.startswith(STACKED) else parameter[None]
     for layer in range(len(places)):
-        sources = [tensor.astype(np.float32, copy=False) for tensor in found[layer]]
+        with np.errstate(over="ignore"):  # beyond float32 is infinity, which is reported
+            sources = [tensor.astype(np.float32, copy=False) for tensor in found[layer]]
         found[layer] = []
         if sources:
             places[layer] = rule.transform.apply(*sources)

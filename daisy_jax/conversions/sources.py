@@ -74,8 +74,9 @@ def _download(name: str) -> pathlib.Path:
             if any(folder.glob(f"*.{suffix}")):
                 break
     except Exception as error:  # no connection, no such model, no right to it, a bad name
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
-            f"{missing}, and the hub could not give it ({str(error).splitlines()[0]}); with a "
-            f"connection, hf download {name} --local-dir FOLDER fetches it for later"
+            f"{missing}, and the hub could not give it ({reason}); with a connection, "
+            f"hf download {name} --local-dir FOLDER fetches it for later"
         ) from None
     return folder

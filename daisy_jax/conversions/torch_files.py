@@ -6,6 +6,7 @@ needs any other class or function is refused. Source: `torch.load(weights_only=T
 fairseq, s3prl and omegaconf put into checkpoints.
 """
 
+import errno
 import pathlib
 import pickle
 import re
@@ -85,32 +86,40 @@ def read_torch_file(path: pathlib.Path) -> Any:
             f"{path}: not a plain file of tensors, as {_refusal(path, str(error))}; get the model "
             "as safetensors, or copy it again"
         ) from None
-    except Exception as error:  # whatever a torn file makes of torch: nothing else can go wrong
+    except MemoryError:
+        raise InputError(f"{path}: does not fit into this machine's memory") from None
+    except Exception as error:  # whatever a torn file makes torch raise, EINVAL among it
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise InputError(
             f"{path}: not a whole torch file ({_reason(error)}); copy it again"
         ) from None
     try:
-        return _plain(content)
+        return _plain(content, {})
     except RecursionError:
         raise InputError(f"{path}: its content is nested too deeply for a checkpoint") from None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, known: dict[int, Any]) -> Any:
+    """The value without stand-ins and tensors; `known` by identity, as objects may be shared."""
     import torch
 
+    if id(value) in known:
+        return known[id(value)]
+    plain = value
     if torch.is_tensor(value):
-        return _as_numpy(value)
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    if isinstance(value, StandIn):
+        plain = _as_numpy(value)
+    elif isinstance(value, dict):
+        plain = {name: _plain(item, known) for name, item in value.items()}
+    elif isinstance(value, list | tuple | set):
+        plain = [_plain(item, known) for item in value]
+    elif isinstance(value, StandIn) and vars(value):
         attributes = vars(value)
-        for name in ("_content", "_val"):  # of omegaconf's containers and leaves
-            if name in attributes:
-                return _plain(attributes[name])
-        return _plain(attributes) if attributes else value
-    return value
+        # Of omegaconf's containers and leaves, what they contain.
+        inner = next((name for name in ("_content", "_val") if name in attributes), None)
+        plain = _plain(attributes[inner] if inner else attributes, known)
+    known[id(value)] = plain
+    return plain
 
 
 def _as_numpy(tensor: Any) -> np.ndarray | StandIn:

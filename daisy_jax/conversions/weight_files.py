@@ -70,7 +70,7 @@ def check_tensors(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
       InputError: it holds something else.
     """
     if not isinstance(content, dict) or not content:
-        kind = "no tensors" if content == {} else f"a {type(content).__name__}"
+        kind = "no tensors" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise InputError(f"{path}: holds {kind}, where tensors by name were wanted")
     others = [str(name) for name, value in content.items() if not isinstance(value, np.ndarray)]
     if others:
