@@ -104,7 +104,10 @@ def _dictionaries(content: dict[str, Any]) -> list[list[str]]:
         symbols = [entry.get("symbols") for entry in found if isinstance(entry, dict)]
     for names in symbols:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError("its label dictionaries are unreadable, so which row is which cluster")
+            raise InputError(
+                "its label dictionaries are unreadable, so that it is unknown which row of the "
+                "label embeddings is which cluster; give the original checkpoint"
+            )
     return symbols
 
 

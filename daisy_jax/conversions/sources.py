@@ -36,7 +36,7 @@ def open_source(path: str | pathlib.Path, num_heads: int = 0) -> Source:
     if num_heads not in (0, source.config.num_heads):
         raise InputError(
             f"{place}: has {source.config.num_heads} attention heads by its configuration, not "
-            f"{num_heads}; leave --num-heads out"
+            f"{num_heads}; give that number or none"
         )
     return source
 
