@@ -14,9 +14,9 @@ from daisy_jax.hubert import Embedded, Hubert, embed
 from daisy_jax.inputs import checked, checked_batch, has_values
 from daisy_jax.pooling import RunningWeights, normalize, running_weights
 
-ROWS_PER_SLICE = {"cpu": 1}
-"""Utterances that one turn of the inner loop computes, by backend: as few as fill the device."""
-ROWS_PER_SLICE_ELSEWHERE = 8
+FRAMES_PER_SLICE = {"cpu": 512}
+"""Frames that fill the device in one turn of the inner loop, by backend."""
+FRAMES_PER_SLICE_ELSEWHERE = 4096
 
 
 class Encoded(NamedTuple):
@@ -240,6 +240,18 @@ def _per_layer(model: Hubert, weights: RunningWeights | None) -> tuple:
     return numbers, model.layers, jax.tree.map(lambda weight: weight[1:], weights)
 
 
+def _slice_sizes(batch: int, frames: int) -> tuple[int, ...]:
+    """Rows of the slices, large ones first; smaller ones take what does not fill a large one.
+
+    On a CPU the last ones hold one row, so that nothing is computed in vain. Elsewhere one size
+    serves: a few empty rows cost less there than many small steps.
+    """
+    backend = jax.default_backend()
+    full = FRAMES_PER_SLICE.get(backend, FRAMES_PER_SLICE_ELSEWHERE)
+    rows = min(batch, max(1, full // frames))
+    return (rows, 1) if backend == "cpu" and rows > 1 else (rows,)
+
+
 def _early_exit(
     model: Hubert,
     embedded: Embedded,
@@ -252,15 +264,14 @@ def _early_exit(
     """Each utterance to its own layer.
 
     The outer scan goes over layers. Before each, the rows that are still inside are brought to the
-    front of `order`; the inner loop computes the layer for ceil(inside / rows_per_slice) slices of
-    it, none at all once everybody has left. Shapes are fixed, only trip counts depend on the data.
+    front of `order`; the inner loops compute the layer for as many slices of it as hold them, none
+    at all once everybody has left. Shapes are fixed, only trip counts depend on the data.
     """
     hidden, frame_mask = embedded.hidden, embedded.frame_mask
     batch = hidden.shape[0]
     deepest = _deepest(allowed)
-    backend = jax.default_backend()
-    slice_rows = min(batch, ROWS_PER_SLICE.get(backend, ROWS_PER_SLICE_ELSEWHERE))
-    slots = jnp.arange(-(-batch // slice_rows) * slice_rows)
+    slice_sizes = _slice_sizes(*frame_mask.shape)
+    slots = jnp.arange(batch + slice_sizes[-1] - 1)  # the last slice may begin at the last row
 
     def one_layer(carry, per_layer):
         hidden, pooled, inside, exit_layer, forced = carry
@@ -270,7 +281,7 @@ def _early_exit(
         # Slots behind the last row inside point outside of the batch: nothing is written there.
         order = jnp.where(slots < num_inside, order.at[slots].get(mode="clip"), batch)
 
-        def one_slice(state):
+        def one_slice(slice_rows, state):
             first, hidden, pooled, block, entropy = state
             rows = jax.lax.dynamic_slice_in_dim(order, first, slice_rows)
 
@@ -303,9 +314,14 @@ def _early_exit(
         entropy = jnp.full_like(threshold, jnp.inf)
         block = jnp.zeros_like(hidden) if keep_blocks else None
         state = (jnp.zeros_like(num_inside), hidden, pooled, block, entropy)
-        _, hidden, pooled, block, entropy = jax.lax.while_loop(
-            lambda state: state[0] < num_inside, one_slice, state
-        )
+        for size in slice_sizes:
+            least = 1 if size == slice_sizes[-1] else size  # rows that a slice is run for
+            state = jax.lax.while_loop(
+                lambda state, least=least: state[0] + least <= num_inside,
+                functools.partial(one_slice, size),
+                state,
+            )
+        _, hidden, pooled, block, entropy = state
         fires = inside & may_leave & (entropy < threshold)
         leaves = fires | (inside & (number == deepest))
         carry = (

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from daisy_jax.attention import attend
 from daisy_jax.config import HubertConfig
 from daisy_jax.feature_encoder import layer_norm
 
@@ -46,11 +47,8 @@ class SelfAttention(nnx.Module):
         """X is [batch, frames, dim], frame_mask bool [batch, frames]."""
         batch, frames, dim = x.shape
         qkv = self.qkv(x).reshape(batch, frames, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = jnp.moveaxis(qkv, 2, 0)  # each [batch, frames, heads, dim / heads]
-        attended = jax.nn.dot_product_attention(
-            query, key, value, mask=frame_mask[:, None, None, :]
-        )
-        return self.out(attended.reshape(batch, frames, dim))
+        query, key, value = jnp.moveaxis(qkv, 2, 0)
+        return self.out(attend(query, key, value, frame_mask).reshape(batch, frames, dim))
 
 
 class FeedForward(nnx.Module):

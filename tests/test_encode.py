@@ -330,10 +330,10 @@ def counted(monkeypatch):
         return layer_call(self, x, frame_mask)
 
     def counting_branch(self, tapped):
-        def count(_):
-            counts["branches"] += 1
+        def count(rows):
+            counts["branches"] += int(rows)
 
-        jax.debug.callback(count, jnp.int32(0))
+        jax.debug.callback(count, jnp.int32(len(tapped)))
         return branch_call(self, tapped)
 
     monkeypatch.setattr(TransformerLayer, "__call__", counting_layer)
@@ -361,22 +361,39 @@ def test_utterances_that_left_cost_nothing(base_model, counted):
     assert len(seen) >= 4
 
 
-@pytest.mark.parametrize("rows_per_slice", [3, 8])
-def test_slices_are_no_more_than_hold_the_utterances_inside(
+@pytest.mark.parametrize("rows_per_slice", [3, 7])
+def test_slices_of_one_size_are_no_more_than_hold_the_utterances_inside(
     base_model, counted, monkeypatch, rows_per_slice
 ):
-    monkeypatch.setitem(encode_module.ROWS_PER_SLICE, "cpu", rows_per_slice)
-    slice_rows = min(rows_per_slice, len(BATCH))
+    monkeypatch.setattr(encode_module, "_slice_sizes", lambda batch, frames: (rows_per_slice,))
     for threshold in (np.inf, 1.6, 1.1, -np.inf):
         out, rows, _ = counted(base_model, BATCH, BATCH_LENGTHS, threshold=threshold)
         inside = (np.asarray(out.exit_layer)[:, None] >= np.arange(1, 5)).sum(axis=0)
-        assert sum(rows) == np.sum(-(-inside // slice_rows) * slice_rows)
+        assert sum(rows) == np.sum(-(-inside // rows_per_slice) * rows_per_slice)
 
 
-@pytest.mark.parametrize("rows_per_slice", [3, 8])
-def test_results_do_not_depend_on_the_slices(base_model, monkeypatch, rows_per_slice):
+def test_single_rows_take_what_does_not_fill_a_slice(base_model, counted, monkeypatch):
+    monkeypatch.setattr(encode_module, "_slice_sizes", lambda batch, frames: (3, 1))
+    for threshold in (np.inf, 1.6, 1.1, -np.inf):
+        out, rows, branches = counted(base_model, BATCH, BATCH_LENGTHS, threshold=threshold)
+        inside = (np.asarray(out.exit_layer)[:, None] >= np.arange(1, 5)).sum(axis=0)
+        assert rows.count(3) == np.sum(inside // 3)
+        assert sum(rows) == branches == np.sum(inside)
+
+
+def test_slices_hold_short_utterances_together_and_long_ones_alone():
+    assert encode_module._slice_sizes(16, 99) == (5, 1)
+    assert encode_module._slice_sizes(3, 99) == (3, 1)
+    assert encode_module._slice_sizes(16, 499) == (1,)
+    assert encode_module._slice_sizes(16, 2999) == (1,)
+
+
+@pytest.mark.parametrize("sizes", [(3,), (7,), (3, 1), (7, 1)])
+def test_results_do_not_depend_on_the_slices(base_model, monkeypatch, sizes):
+    monkeypatch.setattr(encode_module, "_slice_sizes", lambda batch, frames: (1,))
+    encode_module._compiled.clear_cache()
     one_each = encode(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
-    monkeypatch.setitem(encode_module.ROWS_PER_SLICE, "cpu", rows_per_slice)
+    monkeypatch.setattr(encode_module, "_slice_sizes", lambda batch, frames: sizes)
     encode_module._compiled.clear_cache()
     out = encode(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
     encode_module._compiled.clear_cache()
