@@ -229,15 +229,17 @@ def _full_depth(
         )
         return (hidden, pooled), block
 
+    numbers, weights = _per_layer(model, weights)
     (hidden, pooled), blocks = jax.lax.scan(
-        one_layer, (embedded.hidden, pooled), _per_layer(model, weights)
+        one_layer, (embedded.hidden, pooled), (numbers, model.layers, weights)
     )
     return hidden, pooled, blocks
 
 
 def _per_layer(model: Hubert, weights: RunningWeights | None) -> tuple:
+    """Numbers of the layers, from 1, and the part of the layer weights that belongs to them."""
     numbers = jnp.arange(1, model.config.num_layers + 1, dtype=jnp.int32)
-    return numbers, model.layers, jax.tree.map(lambda weight: weight[1:], weights)
+    return numbers, jax.tree.map(lambda weight: weight[1:], weights)
 
 
 def _slice_sizes(batch: int, frames: int) -> tuple[int, ...]:
@@ -275,7 +277,32 @@ def _early_exit(
 
     def one_layer(carry, per_layer):
         hidden, pooled, inside, exit_layer, forced = carry
-        (number, layer, weight), branch, may_leave = per_layer
+        number, weight, may_leave = per_layer
+        entropy = jnp.full_like(threshold, jnp.inf)
+        block = jnp.zeros_like(hidden) if keep_blocks else None
+        hidden, pooled, block, entropy = jax.lax.cond(
+            jnp.any(inside),
+            functools.partial(run_layer, number, weight, may_leave, inside),
+            lambda *unchanged: unchanged,
+            *(hidden, pooled, block, entropy),
+        )
+        fires = inside & may_leave & (entropy < threshold)
+        leaves = fires | (inside & (number == deepest))
+        carry = (
+            hidden,
+            pooled,
+            inside & ~leaves,
+            jnp.where(leaves, number, exit_layer),
+            forced | (leaves & ~fires),
+        )
+        return carry, (entropy, block)
+
+    def run_layer(number, weight, may_leave, inside, *state):
+        # Cut out of the stacks here, so that layers that nobody reaches are not even copied.
+        layer, branch = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number - 1, keepdims=False),
+            (model.layers, model.branches),
+        )
         order = jnp.argsort(~inside, stable=True)
         num_inside = jnp.sum(inside)
         # Slots behind the last row inside point outside of the batch: nothing is written there.
@@ -311,9 +338,7 @@ def _early_exit(
                 put(entropy, row_entropy),
             )
 
-        entropy = jnp.full_like(threshold, jnp.inf)
-        block = jnp.zeros_like(hidden) if keep_blocks else None
-        state = (jnp.zeros_like(num_inside), hidden, pooled, block, entropy)
+        state = (jnp.zeros_like(num_inside), *state)
         for size in slice_sizes:
             least = 1 if size == slice_sizes[-1] else size  # rows that a slice is run for
             state = jax.lax.while_loop(
@@ -321,17 +346,7 @@ def _early_exit(
                 functools.partial(one_slice, size),
                 state,
             )
-        _, hidden, pooled, block, entropy = state
-        fires = inside & may_leave & (entropy < threshold)
-        leaves = fires | (inside & (number == deepest))
-        carry = (
-            hidden,
-            pooled,
-            inside & ~leaves,
-            jnp.where(leaves, number, exit_layer),
-            forced | (leaves & ~fires),
-        )
-        return carry, (entropy, block)
+        return state[1:]
 
     # Under shard_map a loop's state must vary over every device axis that its inputs vary over.
     # To choose between equals changes no value, but makes the state depend on all inputs.
@@ -345,6 +360,6 @@ def _early_exit(
     )
     start = (hidden, pooled, inside, jnp.zeros_like(inside, jnp.int32), jnp.zeros_like(inside))
     (hidden, pooled, _, exit_layer, forced), (entropy, blocks) = jax.lax.scan(
-        one_layer, start, (_per_layer(model, weights), model.branches, allowed)
+        one_layer, start, (*_per_layer(model, weights), allowed)
     )
     return hidden, pooled, blocks, entropy.T, exit_layer, forced
