@@ -4,11 +4,16 @@
 
 Writes so many WAV files of 1 to 20 s with drawn samples, and compares their way through
 `encode_files` (reading included) with the sum of calls on each file alone, at the width it has
-there (without reading). Compilation is left out of both. The model is daisy-tiny at ratio 0.7.
+there (without reading). Compilation is
+left out of both; medians are compared. The model is daisy-tiny at ratio 0.7.
+Then `--stream` short files go through it one by one, and resident memory is printed on the way.
 """
 
 import dataclasses
+import itertools
 import pathlib
+import resource
+import statistics
 import tempfile
 import time
 
@@ -22,7 +27,11 @@ class Config:
     """What to time."""
 
     count: int = 1000
-    """Files."""
+    """Files that are timed."""
+    runs: int = 3
+    """Measurements of each, in turn, after a warm-up."""
+    stream: int = 20_000
+    """Files of half a second for the memory."""
     model: str = ""
     """A model folder with calibration; empty: the packaged model."""
     accelerator: Accelerator = "auto"
@@ -38,7 +47,7 @@ def main() -> None:
     import soundfile
 
     import daisy_jax
-    from daisy_jax.files import WIDTHS
+    from daisy_jax.files import padded_width
 
     model = daisy_jax.load(config.model or None)
     threshold = daisy_jax.exit_threshold(model.calibration.mean_entropy, 0.7)
@@ -56,21 +65,39 @@ def main() -> None:
 
         def alone() -> None:
             for waveform in waveforms:
-                width = next(width for width in WIDTHS if len(waveform) <= width)
-                batch = daisy_jax.audio.pad_batch([waveform], width)
+                batch = daisy_jax.audio.pad_batch([waveform], padded_width(len(waveform)))
                 jax.device_get(daisy_jax.encode(model, *batch, threshold=threshold))
 
-        seconds = {}
-        for name, task in (("together", together), ("alone", alone)):
+        tasks = {"together": together, "alone": alone}
+        times: dict[str, list[float]] = {name: [] for name in tasks}
+        for task in tasks.values():
             task()
-            start = time.perf_counter()
-            task()
-            seconds[name] = time.perf_counter() - start
+        for _ in range(config.runs):
+            for name, task in tasks.items():
+                start = time.perf_counter()
+                task()
+                times[name].append(time.perf_counter() - start)
+        seconds = {name: statistics.median(values) for name, values in times.items()}
+        print("stream of files of 0.5 s: file, resident memory in MB")
+        short = str(pathlib.Path(folder, "short.wav"))
+        soundfile.write(short, waveforms[0][:8_000], 16_000)
+        results = daisy_jax.encode_files(
+            model, itertools.repeat(short, config.stream), threshold=threshold
+        )
+        for number, _ in enumerate(results, start=1):
+            if number % max(1, config.stream // 5) == 0:
+                print(f"{number:7d} {resident_bytes() / 1e6:8.0f}")
     audio_seconds = lengths.sum() / 16_000
     print(f"{config.count} files, {audio_seconds:.0f} s of audio, on {device}")
     for name, value in seconds.items():
         print(f"{name}: {value:.1f} s, {audio_seconds / value:.0f} times real time")
     print(f"encode_files / calls alone: {seconds['together'] / seconds['alone']:.2f}")
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now (Linux)."""
+    pages = pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * resource.getpagesize()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Units of audio and of frames, and reading of files."""
 
+import math
 import os
 import pathlib
 import re
@@ -52,8 +53,11 @@ def load(path: str | os.PathLike) -> np.ndarray:
     return load_clip(path).waveform
 
 
-def load_clip(path: str | os.PathLike) -> Clip:
-    """`load`, together with notes on what was done to the samples. Raises as `load` does."""
+def load_clip(path: str | os.PathLike, max_seconds: float = math.inf) -> Clip:
+    """`load`, together with notes on what was done to the samples.
+
+    Raises as `load` does, and for a file longer than `max_seconds` before it is read.
+    """
     import soundfile
 
     path = pathlib.Path(path)
@@ -68,6 +72,11 @@ def load_clip(path: str | os.PathLike) -> Clip:
     name: Any = os.fsencode(path) if os.name == "posix" else path
     try:
         with soundfile.SoundFile(name) as file:
+            if file.frames > max_seconds * file.samplerate:
+                raise InputError(
+                    f"{path}: {file.frames / file.samplerate:.1f} s long; split it into parts of "
+                    f"{max_seconds:g} s, or allow more with max_seconds (--max-seconds)"
+                )
             samples = file.read(dtype="float32", always_2d=True)
             rate, promised, subtype = file.samplerate, file.frames, file.subtype
             log = file.extra_info

@@ -27,10 +27,11 @@ WIDTHS = tuple(
 )
 """Widths of a batch, samples: each is compiled once. Lengths like those of LibriSpeech's training
 sets fall into eight of them, and padding is a tenth."""
-BATCH_SECONDS = {"cpu": 24}
-"""Audio of one batch, padding included, by backend: a CPU gains nothing by large batches."""
+BATCH_SECONDS = {"cpu": 10}
+"""Audio of one batch, padding included, by backend: as much as fills the device."""
 BATCH_SECONDS_ELSEWHERE = 160
-MAX_SECONDS = WIDTHS[-1] / audio.SAMPLE_RATE
+MAX_SECONDS = 60.0
+"""Longer files are refused unless told otherwise: attention takes the square of their length."""
 
 
 class FileResult(NamedTuple):
@@ -61,9 +62,13 @@ class FileResult(NamedTuple):
 
 
 def encode_files(
-    model: Hubert, paths: Iterable[str | os.PathLike], **options: Any
+    model: Hubert,
+    paths: Iterable[str | os.PathLike],
+    *,
+    max_seconds: float = MAX_SECONDS,
+    **options: Any,
 ) -> Iterator[FileResult]:
-    """Encodes sound files of every format of libsndfile, any rate and channel count, up to 60 s.
+    """Encodes sound files of every format of libsndfile, any rate and channel count.
 
     Reads ahead in threads and batches files of similar length. Every batch of one width has the
     same number of rows, empty ones included, so that few shapes are compiled. A file that cannot be
@@ -72,6 +77,7 @@ def encode_files(
     Args:
       model: from `load`.
       paths: files; any length of list, taken as it goes.
+      max_seconds: longer files are errors. Time and memory grow with the square of the length.
       **options: of `encode`: threshold (a scalar), allowed, layer_weights, return_hidden_states.
 
     Yields:
@@ -85,29 +91,46 @@ def encode_files(
     if np.ndim(options.get("threshold") or 0.0):
         raise InputError("threshold must be one number for all files; call once for each threshold")
     waiting: dict[int, list[_Member]] = {}  # by width
+    running: collections.deque[tuple[list[_Member], Encoded]] = collections.deque()
     done: dict[int, FileResult] = {}
     first = 0  # the oldest file that was not given back
 
-    def run(width: int) -> None:
-        done.update(_encode_batch(model, waiting.pop(width), width, options))
+    def start(width: int) -> None:
+        members = waiting.pop(width)
+        waveforms = [member.clip.waveform for member in members]
+        batch, lengths = audio.pad_batch(waveforms, width, _rows(width))
+        running.append((members, encode(model, batch, lengths, **options)))
 
-    for number, (path, clip) in enumerate(_clips(paths)):
+    def finish() -> None:
+        members, out = running.popleft()
+        out = jax.device_get(out)
+        for row, member in enumerate(members):
+            done[member.number] = _result(member.path, member.clip, out, row)
+
+    for number, (path, clip) in enumerate(_clips(paths, max_seconds)):
         if isinstance(clip, str):
             done[number] = FileResult(path, clip)
         else:
-            width = next(width for width in WIDTHS if len(clip.waveform) <= width)
+            width = padded_width(len(clip.waveform))
             members = waiting.setdefault(width, [])
             members.append(_Member(number, path, clip))
             if len(members) == _rows(width):
-                run(width)
+                start(width)
         if number - first + 1 >= WINDOW and first not in done:
-            # The oldest has waited long enough; its batch goes as it is.
-            run(next(w for w, members in waiting.items() if members[0].number == first))
+            # The oldest has waited long enough; its batch goes as it is, if it has not gone.
+            for width in [w for w, members in waiting.items() if members[0].number == first]:
+                start(width)
+            while first not in done:
+                finish()
+        while len(running) > 1:  # the device works on one while the host fills the next
+            finish()
         while first in done:
             yield done.pop(first)
             first += 1
     for width in list(waiting):
-        run(width)
+        start(width)
+    while running:
+        finish()
     for number in sorted(done):
         yield done[number]
 
@@ -120,6 +143,12 @@ class _Member(NamedTuple):
     clip: audio.Clip
 
 
+def padded_width(samples: int) -> int:
+    """Samples of the batch that a file goes into: one of `WIDTHS`, or whole minutes."""
+    minutes = -(-samples // WIDTHS[-1])
+    return next((width for width in WIDTHS if samples <= width), minutes * WIDTHS[-1])
+
+
 def _rows(width: int) -> int:
     """Rows of every batch of a width."""
     seconds = BATCH_SECONDS.get(jax.default_backend(), BATCH_SECONDS_ELSEWHERE)
@@ -127,14 +156,16 @@ def _rows(width: int) -> int:
     return min(max(1, int(seconds * audio.SAMPLE_RATE // width)), WINDOW // 4)
 
 
-def _clips(paths: Iterable[str | os.PathLike]) -> Iterator[tuple[str, audio.Clip | str]]:
+def _clips(
+    paths: Iterable[str | os.PathLike], max_seconds: float
+) -> Iterator[tuple[str, audio.Clip | str]]:
     """Each path with its audio, or with the reason why there is none; read ahead in threads."""
     remaining = iter(paths)
     with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
 
         def submit(count: int) -> Iterator:
             for path in itertools.islice(remaining, count):
-                yield os.fspath(path), readers.submit(_read, path)
+                yield os.fspath(path), readers.submit(_read, path, max_seconds)
 
         upcoming = collections.deque(submit(READ_AHEAD))
         while upcoming:
@@ -143,32 +174,13 @@ def _clips(paths: Iterable[str | os.PathLike]) -> Iterator[tuple[str, audio.Clip
             yield path, reading.result()
 
 
-def _read(path: str | os.PathLike) -> audio.Clip | str:
+def _read(path: str | os.PathLike, max_seconds: float) -> audio.Clip | str:
     try:
-        clip = audio.load_clip(path)
+        return audio.load_clip(path, max_seconds)
     except InputError as error:
         return str(error)
     except OSError as error:
         return f"{os.fspath(path)}: {error.strerror or error}"
-    seconds = len(clip.waveform) / audio.SAMPLE_RATE
-    if seconds > MAX_SECONDS:
-        return (
-            f"{os.fspath(path)}: {seconds:.1f} s long; split it into parts of {MAX_SECONDS:.0f} s"
-        )
-    return clip
-
-
-def _encode_batch(
-    model: Hubert, members: list[_Member], width: int, options: dict[str, Any]
-) -> dict[int, FileResult]:
-    """Results by number of the file."""
-    waveforms = [member.clip.waveform for member in members]
-    batch, lengths = audio.pad_batch(waveforms, width, _rows(width))
-    out = jax.device_get(encode(model, batch, lengths, **options))
-    return {
-        member.number: _result(member.path, member.clip, out, row)
-        for row, member in enumerate(members)
-    }
 
 
 def _result(path: str, clip: audio.Clip, out: Encoded, row: int) -> FileResult:

@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import platform
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Literal, NoReturn
 
 from daisy_jax.errors import InputError
@@ -109,6 +111,21 @@ def use_accelerator(accelerator: Accelerator) -> str:
         ) from None
 
 
+def use_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs in a folder, so that a later run of the same shapes need not compile.
+
+    Programs of another machine or another JAX may not run here, so that each has a folder of its
+    own inside.
+    """
+    import jax
+
+    place = os.path.join(folder, f"{platform.node() or 'host'}-jax-{jax.__version__}")
+    os.makedirs(place, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", place)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def printable(text: str) -> str:
     """The text on one line: what does not print, such as a line feed in a file's name, escaped."""
     return "".join(
@@ -118,19 +135,23 @@ def printable(text: str) -> str:
 
 
 def progress_bar(
-    description: str, total: int | None = None
+    description: str,
+    total: int | None = None,
+    audio_seconds: Callable[[Any], float] | None = None,
 ) -> Callable[[Iterable[Any]], Iterator[Any]]:
     """A progress bar on stderr; the result wraps an iterable while it is worked through.
 
-    `total` is for iterables without a length. Lines printed meanwhile appear above the bar.
+    `total` is for iterables without a length. `audio_seconds` gives an item's duration; the bar
+    then shows how many seconds of audio pass in a second. Lines printed meanwhile appear above it.
     """
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TextColumn
 
     # soft_wrap leaves long lines whole; what goes to a file must not pass the bar's console.
     console = Console(stderr=True, soft_wrap=True)
     bar = Progress(
         *Progress.get_default_columns(),
+        TextColumn("{task.fields[speed]}"),
         console=console,
         transient=True,
         redirect_stdout=sys.stdout.isatty(),
@@ -138,8 +159,16 @@ def progress_bar(
     )
 
     def follow(items: Iterable[Any]) -> Iterator[Any]:
+        count = len(items) if total is None and isinstance(items, Sized) else total
+        heard, start, speed = 0.0, time.perf_counter(), ""
         with bar:
-            yield from bar.track(items, total, description=description)
+            task = bar.add_task(description, total=count, speed=speed)
+            for item in items:
+                yield item
+                if audio_seconds is not None:
+                    heard += audio_seconds(item)
+                    speed = f"{heard / (time.perf_counter() - start):.0f} times real time"
+                bar.update(task, advance=1, speed=speed)
 
     return follow
 

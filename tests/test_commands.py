@@ -553,3 +553,35 @@ def test_sigterm_ends_the_program_with_143(folder, tmp_path):
         process.kill()
     assert process.returncode == 143
     assert errors == b""
+
+
+# ---------------------------------------------------------------- length and compilation
+
+
+def test_the_longest_length_is_an_option(command, folder, files):
+    status, out, err = command("encode", *files, "--model", folder / "model", "--max-seconds", 1.2)
+    assert status == 1
+    assert len(rows(out)) == 3
+    (said,) = err
+    assert said.startswith(f"error: {files[3]}: 1.4 s long; split it into parts of 1.2 s")
+    for wrong in ("0", "-1", "nan"):
+        status, _, err = command("encode", *files, "--max-seconds", wrong)
+        assert (status, len(err)) == (1, 1)
+        assert "give seconds above 0" in err[0]
+
+
+def test_a_compilation_cache_is_filled_and_used(folder, files, tmp_path):
+    """In processes of their own, since the cache belongs to a process."""
+    line = [*PROGRAM, "encode", files[0], "--model", str(folder / "model")]
+    line += ["--compilation-cache", str(tmp_path / "cache")]
+    logs = {**os.environ, "JAX_LOGGING_LEVEL": "DEBUG"}
+    first, second = (
+        subprocess.run(line, capture_output=True, text=True, env=logs) for _ in range(2)
+    )
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert first.stdout == second.stdout
+    (place,) = (tmp_path / "cache").iterdir()
+    assert any(place.iterdir())
+    found = "cache hit for 'jit__compiled'"
+    assert found not in first.stderr
+    assert found in second.stderr

@@ -164,7 +164,7 @@ def test_few_shapes_and_little_padding(model, monkeypatch, draw, shapes, padding
         return daisy_jax.Encoded(frames, numbers, numbers, frames[..., 0], numbers, None, None)
 
     monkeypatch.setattr(files, "encode", counted)
-    monkeypatch.setattr(files, "_read", lambda path: daisy_jax.audio.Clip(clips[path], ()))
+    monkeypatch.setattr(files, "_read", lambda path, _: daisy_jax.audio.Clip(clips[path], ()))
     results = list(daisy_jax.encode_files(model, clips))
     assert [result.path for result in results] == list(clips)
     assert len({shape for shape, _, _ in batches}) <= shapes
@@ -194,7 +194,25 @@ def test_a_wrong_option_is_raised_and_not_hidden_in_results(model, folder):
 def test_more_than_a_minute_is_refused_with_what_to_do(model, tmp_path):
     path = sounds.write(tmp_path / "long.wav", np.zeros(60 * 16_000 + 1))
     (result,) = daisy_jax.encode_files(model, [path])
-    assert result.error == f"{path}: 60.0 s long; split it into parts of 60 s"
+    assert result.error == (
+        f"{path}: 60.0 s long; split it into parts of 60 s, or allow more with max_seconds "
+        "(--max-seconds)"
+    )
+
+
+def test_the_longest_allowed_length_can_be_chosen(model, tmp_path):
+    sound = np.resize(sounds.syllables(3.0), 61 * 16_000)
+    path = sounds.write(tmp_path / "long.wav", sound)
+    (result,) = daisy_jax.encode_files(model, [path], max_seconds=61)
+    assert (result.error, result.num_frames) == (None, daisy_jax.audio.frame_count(len(sound)))
+    (result,) = daisy_jax.encode_files(model, [path], max_seconds=60.5)
+    assert "61.0 s long; split it into parts of 60.5 s" in result.error
+
+
+def test_widths_hold_what_goes_into_them():
+    for samples in (1, 8_000, 8_001, 960_000, 960_001, 1_920_000, 1_920_001):
+        assert files.padded_width(samples) >= samples
+    assert files.padded_width(960_001) == files.padded_width(1_920_000) == 1_920_000
 
 
 def test_a_file_without_permission_is_named(model, folder, monkeypatch):

@@ -1,11 +1,13 @@
 """How commands end: errors in one line, missing extras by name, signals that wait."""
 
+import itertools
 import os
 import signal
+import types
 
 import pytest
 
-from daisy_jax.terminal import as_table, delayed_signals, run_command
+from daisy_jax.terminal import as_table, delayed_signals, progress_bar, run_command
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +83,13 @@ def test_what_is_ignored_stays_ignored_and_does_not_hide_the_other(capsys):
 
 def test_tables_keep_to_their_lines():
     assert as_table([("name", "a\nb\x1b[2J")]) == r"name          a\nb\x1b[2J"
+
+
+def test_the_progress_bar_tells_how_much_audio_passes_in_a_second(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
+    monkeypatch.setenv("COLUMNS", "200")
+    clock = itertools.count().__next__
+    monkeypatch.setattr("daisy_jax.terminal.time", types.SimpleNamespace(perf_counter=clock))
+    bar = progress_bar("encoding", 3, lambda seconds: seconds)
+    assert list(bar(iter([10.0, 20.0, 30.0]))) == [10.0, 20.0, 30.0]
+    assert "20 times real time" in capsys.readouterr().err

@@ -45,7 +45,8 @@ class Calibrate:
         files = expand_folders(self.files)
         rows, failed = [], 0
         results = encode_files(model, files, threshold=-np.inf)
-        for result in progress_bar("calibrating", len(files))(results):
+        bar = progress_bar("calibrating", len(files), lambda result: result.seconds)
+        for result in bar(results):
             if result.error is not None:
                 print(f"error: {printable(result.error)}", file=sys.stderr)
                 failed += 1

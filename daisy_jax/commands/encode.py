@@ -15,7 +15,13 @@ import tyro
 from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.data.corpus import expand_folders
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import Accelerator, printable, progress_bar, use_accelerator
+from daisy_jax.terminal import (
+    Accelerator,
+    printable,
+    progress_bar,
+    use_accelerator,
+    use_compilation_cache,
+)
 
 HEADER = f"{'seconds':>8} {'frames':>7} {'exit':>5} {'entropy':>8} {'saved':>7}  file"
 
@@ -24,11 +30,11 @@ HEADER = f"{'seconds':>8} {'frames':>7} {'exit':>5} {'entropy':>8} {'saved':>7} 
 class Encode:
     """Encodes sound files and shows where each left the model.
 
-    Every format of libsndfile, any rate and number of channels, up to 60 s a file. Prints one row a
-    file: its seconds and frames, the layer where it left (with * if it was forced to, since no
-    threshold was met), its entropy there in nats, and the share of the full model's multiply-adds
-    that was saved. Without an option the threshold is made from the calibration that is stored with
-    the model, at ratio 0.7.
+    Every format of libsndfile, any rate and number of channels. Prints one row a file: its seconds
+    and frames, the layer where it left (with * if it was forced to, since no threshold was met),
+    its entropy there in nats, and the share of the full model's multiply-adds that was saved.
+    Without an option the threshold is made from the calibration that is stored with the model, at
+    ratio 0.7.
 
     A file that cannot be read is reported on stderr; the others are encoded, and the exit status
     is 1 in the end.
@@ -58,6 +64,10 @@ class Encode:
     settings. Files of that name are replaced."""
     hidden_states: bool = False
     """Write every layer's output too."""
+    max_seconds: float = 60.0
+    """Longer files are errors; time and memory grow with the square of the length."""
+    compilation_cache: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""
+    """Keep compiled programs here, so that the next run need not compile; empty: keep none."""
     accelerator: Accelerator = "auto"
     """Where to compute."""
 
@@ -66,7 +76,11 @@ class Encode:
         files = expand_folders(self.files)
         if self.hidden_states and self.output is None:
             raise InputError("--hidden-states needs --output DIR, where to write them")
+        if not self.max_seconds > 0:
+            raise InputError(f"--max-seconds {self.max_seconds:g}: give seconds above 0")
         use_accelerator(self.accelerator)
+        if self.compilation_cache:
+            use_compilation_cache(self.compilation_cache)
         from daisy_jax.checkpoints import load
         from daisy_jax.cost import multiply_adds
         from daisy_jax.files import encode_files
@@ -82,6 +96,7 @@ class Encode:
         results = encode_files(
             model,
             files,
+            max_seconds=self.max_seconds,
             threshold=threshold,
             allowed=allowed,
             return_hidden_states=self.hidden_states,
@@ -89,7 +104,8 @@ class Encode:
         evaluated = np.zeros(num_layers, bool) if threshold is None else allowed
         print(HEADER, flush=True)
         rows, said, failed = [], set(), 0
-        for number, result in enumerate(progress_bar("encoding", len(files))(results)):
+        bar = progress_bar("encoding", len(files), lambda result: result.seconds)
+        for number, result in enumerate(bar(results)):
             if result.error is not None:
                 print(f"error: {printable(result.error)}", file=sys.stderr)
                 failed += 1
