@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import functools
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,8 @@ READ_AHEAD = 32
 """Files read while others are computed."""
 READERS = 2
 """Threads that read."""
+AT_ONCE = 2
+"""Batches on the device at a time: one fills the gaps of the other."""
 WIDTHS = tuple(
     round(audio.SAMPLE_RATE * seconds)
     for seconds in (0.5, 1.2, 4, 7, 10, 13, 14.8, 16, 17.6, 24.6, 36, 60)
@@ -90,8 +93,20 @@ def encode_files(
         raise InputError(f"paths is {os.fspath(paths)!r}; it must be a list of paths")
     if np.ndim(options.get("threshold") or 0.0):
         raise InputError("threshold must be one number for all files; call once for each threshold")
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as device:
+        yield from _results(device, model, _clips(paths, max_seconds), options)
+
+
+def _results(
+    device: concurrent.futures.Executor,
+    model: Hubert,
+    clips: Iterator[tuple[str, audio.Clip | str]],
+    options: dict[str, Any],
+) -> Iterator[FileResult]:
+    """Results in the order of the clips."""
     waiting: dict[int, list[_Member]] = {}  # by width
-    running: collections.deque[tuple[list[_Member], Encoded]] = collections.deque()
+    running: collections.deque[tuple[list[_Member], concurrent.futures.Future]]
+    running = collections.deque()
     done: dict[int, FileResult] = {}
     first = 0  # the oldest file that was not given back
 
@@ -99,15 +114,16 @@ def encode_files(
         members = waiting.pop(width)
         waveforms = [member.clip.waveform for member in members]
         batch, lengths = audio.pad_batch(waveforms, width, _rows(width))
-        running.append((members, encode(model, batch, lengths, **options)))
+        run = functools.partial(encode, model, batch, lengths, **options)
+        running.append((members, device.submit(lambda: jax.device_get(run()))))
 
     def finish() -> None:
-        members, out = running.popleft()
-        out = jax.device_get(out)
+        members, computing = running.popleft()
+        out = computing.result()
         for row, member in enumerate(members):
             done[member.number] = _result(member.path, member.clip, out, row)
 
-    for number, (path, clip) in enumerate(_clips(paths, max_seconds)):
+    for number, (path, clip) in enumerate(clips):
         if isinstance(clip, str):
             done[number] = FileResult(path, clip)
         else:
@@ -122,7 +138,7 @@ def encode_files(
                 start(width)
             while first not in done:
                 finish()
-        while len(running) > 1:  # the device works on one while the host fills the next
+        while len(running) > AT_ONCE:
             finish()
         while first in done:
             yield done.pop(first)
