@@ -47,7 +47,6 @@ def main() -> None:
     import soundfile
 
     import daisy_jax
-    from daisy_jax.files import padded_width
 
     model = daisy_jax.load(config.model or None)
     threshold = daisy_jax.exit_threshold(model.calibration.mean_entropy, 0.7)
@@ -65,7 +64,9 @@ def main() -> None:
 
         def alone() -> None:
             for waveform in waveforms:
-                batch = daisy_jax.audio.pad_batch([waveform], padded_width(len(waveform)))
+                batch = daisy_jax.audio.pad_batch(
+                    [waveform], daisy_jax.audio.padded_width(len(waveform))
+                )
                 jax.device_get(daisy_jax.encode(model, *batch, threshold=threshold))
 
         tasks = {"together": together, "alone": alone}

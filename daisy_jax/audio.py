@@ -17,6 +17,19 @@ FRAME_HOP = 320  # samples between two frames, 20 ms: the product of the strides
 FRAME_WINDOW = 400  # samples that one frame sees, 25 ms; shorter audio has no frame
 UNKNOWN_SIZE = 0x7FFF_F000  # bytes; programs that write WAV to a pipe promise so much or more
 
+WIDTHS = tuple(
+    round(SAMPLE_RATE * seconds)
+    for seconds in (0.5, 1.2, 4, 7, 10, 13, 14.8, 16, 17.6, 24.6, 36, 60)
+)
+"""Samples of a batch's rows: each is compiled once. Lengths like those of LibriSpeech's training
+sets fall into eight of them, and padding is a tenth."""
+
+
+def padded_width(samples: int) -> int:
+    """Width of the batch that `samples` go into: one of `WIDTHS`, or whole minutes."""
+    minutes = -(-samples // WIDTHS[-1])
+    return next((width for width in WIDTHS if samples <= width), minutes * WIDTHS[-1])
+
 
 def frame_count(samples: Any) -> Any:
     """Frames of `samples` samples: an int, or an integer array (numpy or jax) element by element.

@@ -50,10 +50,14 @@ def utterance_entropy(logits: jax.Array, frame_mask: jax.Array) -> jax.Array:
 
     Paper: eq. (2), section 3.1.
     """
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    # A class of probability zero adds nothing, also where its logarithm is minus infinity.
-    finite = jnp.where(jnp.isneginf(log_probs), 0, log_probs)
-    return frame_mean(-jnp.sum(jnp.exp(log_probs) * finite, axis=-1), frame_mask)
+    scores = logits.astype(jnp.float32)
+    scores = scores - jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores)  # probabilities times their sum
+    total = jnp.sum(weights, axis=-1)
+    # A class of probability zero adds nothing, also where its logit is minus infinity. The sum of
+    # two terms of one sign: nothing cancels.
+    expected = jnp.sum(weights * jnp.where(weights > 0, scores, 0), axis=-1) / total
+    return frame_mean(jnp.log(total) - expected, frame_mask)
 
 
 def branch_loss(logits: jax.Array, labels: jax.Array, frame_mask: jax.Array) -> jax.Array:

@@ -24,12 +24,6 @@ READERS = 2
 """Threads that read."""
 AT_ONCE = 2
 """Batches on the device at a time: one fills the gaps of the other."""
-WIDTHS = tuple(
-    round(audio.SAMPLE_RATE * seconds)
-    for seconds in (0.5, 1.2, 4, 7, 10, 13, 14.8, 16, 17.6, 24.6, 36, 60)
-)
-"""Widths of a batch, samples: each is compiled once. Lengths like those of LibriSpeech's training
-sets fall into eight of them, and padding is a tenth."""
 BATCH_SECONDS = {"cpu": 10}
 """Audio of one batch, padding included, by backend: as much as fills the device."""
 BATCH_SECONDS_ELSEWHERE = 160
@@ -127,7 +121,7 @@ def _results(
         if isinstance(clip, str):
             done[number] = FileResult(path, clip)
         else:
-            width = padded_width(len(clip.waveform))
+            width = audio.padded_width(len(clip.waveform))
             members = waiting.setdefault(width, [])
             members.append(_Member(number, path, clip))
             if len(members) == _rows(width):
@@ -157,12 +151,6 @@ class _Member(NamedTuple):
     number: int
     path: str
     clip: audio.Clip
-
-
-def padded_width(samples: int) -> int:
-    """Samples of the batch that a file goes into: one of `WIDTHS`, or whole minutes."""
-    minutes = -(-samples // WIDTHS[-1])
-    return next((width for width in WIDTHS if samples <= width), minutes * WIDTHS[-1])
 
 
 def _rows(width: int) -> int:

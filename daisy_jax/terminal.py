@@ -20,8 +20,9 @@ class Terminated(BaseException):
 
 
 EXTRAS = {
-    **dict.fromkeys(("librosa", "sklearn", "optax", "orbax"), "train"),
+    **dict.fromkeys(("grain", "librosa", "sklearn", "optax", "orbax"), "train"),
     **dict.fromkeys(("torch", "transformers"), "convert"),
+    **dict.fromkeys(("array_record", "tensorflow_datasets"), "tfds"),
 }
 """Modules that commands import where they use them, and the extra that installs each."""
 

@@ -4,7 +4,6 @@ A run folder holds `config.json`, `metrics.jsonl` (one line a logged step), `che
 the state and the config of each) and at the end `model/`, a model folder.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -20,13 +19,13 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from daisy_jax.checkpoints import fill, named_leaves
+from daisy_jax.data.loading import Batch, batches
 from daisy_jax.errors import InputError
 from daisy_jax.terminal import delayed_signals, training_bar
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 FREE_FIELDS = ("accelerator", "resume", "output")  # may differ between a run and its continuation
 
-Batch = dict[str, np.ndarray]
 Metrics = dict[str, jax.Array]
 
 
@@ -142,6 +141,7 @@ def fit(
     steps: int,
     save_every: int,
     log_every: int,
+    workers: int = 0,
     shown: tuple[str, ...] = ("loss", "accuracy"),
 ) -> Any:
     """Trains from the run's newest checkpoint to the last step.
@@ -154,10 +154,12 @@ def fit(
       run: where checkpoints and metrics go.
       state: a pytree of arrays; donated.
       step: jitted; from a state and a batch to the next state and scalar metrics.
-      batch: from a step number (from 0) to numpy arrays; called in a thread, one batch ahead.
+      batch: from a step number (from 0) to numpy arrays, a function of the number alone; called
+        ahead, in threads or worker processes.
       steps: how many steps the whole run has.
       save_every: steps between two checkpoints.
       log_every: steps between two lines of `metrics.jsonl`, whose values are means over them.
+      workers: processes that read batches; 0: threads.
       shown: metrics on the progress bar.
 
     Raises:
@@ -177,19 +179,15 @@ def fit(
         return jax.device_put(array, by_row if array.ndim else replicated)
 
     state, first, recent = run.restore(jax.device_put(state, replicated))
+    upcoming = batches(batch, first, steps, workers)
     started = time.perf_counter()
-    reader = concurrent.futures.ThreadPoolExecutor(1)
-    upcoming = reader.submit(batch, first)
     with (
         contextlib.closing(run),  # after an error too, or the program hangs at a half checkpoint
-        reader,
         delayed_signals() as stopped,
         training_bar(steps, first) as show,
     ):
         for done in range(first + 1, steps + 1):
-            current = upcoming.result()
-            if done < steps:
-                upcoming = reader.submit(batch, done)
+            current = next(upcoming)
             state, metrics = step(state, jax.tree.map(place, current))
             recent.append(metrics)
             if done % log_every == 0 or done == steps:

@@ -7,15 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daisy_jax import audio
+from daisy_jax.data import manifest
 from daisy_jax.data.batches import (
     Augmentation,
+    Crop,
+    EpochBatches,
+    crop_width,
     draw_by_duration,
-    draw_by_epoch,
     draw_crop,
     read_crops,
 )
-from daisy_jax.data.corpus import open_corpus, prepare, sound_files
+from daisy_jax.data.corpus import open_corpus
+from daisy_jax.data.librispeech import training_splits
 from daisy_jax.data.noise import draw_noise, mix
+from daisy_jax.data.prepared import prepare
+from daisy_jax.data.sound_files import sound_files
 from daisy_jax.data.targets import FrameTargets, cluster_targets, mfcc
 from daisy_jax.errors import InputError
 
@@ -171,6 +177,78 @@ def test_what_is_found_bad_while_training_is_named(tmp_path, name):
         corpus.read(0, 0, int(corpus.lengths[0]))
 
 
+def test_bad_files_are_left_out_if_that_is_wanted(tmp_path):
+    folder = tmp_path / "corpus"
+    sounds.bad_files(folder)
+    sounds.write(folder / "good.wav", sounds.syllables(0.5))
+    said = []
+    corpus = open_corpus(folder, on_error=said.append)
+    assert "good.wav" in corpus.names
+    assert len(corpus.names) + len(said) == len(sound_files(folder))
+    for name in ("text.wav", "empty.wav", "short.wav", "header.wav", "cut.wav", "cut.ogg"):
+        assert [line for line in said if line.startswith(f"{folder / name}: ")]
+        assert name not in corpus.names
+    for name in corpus.names:
+        (folder / name).unlink()
+    with pytest.raises(InputError, match="sound files can be used"):
+        open_corpus(folder, on_error=said.append)
+
+
+def test_splits_are_folders_by_name(tmp_path):
+    for split in ("train-clean-100", "train-other-500", "dev-clean"):
+        sounds.write(tmp_path / split / "1" / "2" / "1-2-0000.flac", sounds.syllables(0.3))
+    corpus = open_corpus(tmp_path, ("train-other-500", "train-clean-100"))
+    assert corpus.names == [
+        "train-other-500/1/2/1-2-0000.flac",
+        "train-clean-100/1/2/1-2-0000.flac",
+    ]
+    with pytest.raises(InputError, match="no split train-clean-360 there; found dev-clean, train"):
+        open_corpus(tmp_path, ("train-clean-100", "train-clean-360"))
+
+
+def test_a_prepared_folder_has_no_splits(prepared):
+    with pytest.raises(InputError, match="has no splits"):
+        open_corpus(prepared, ("dev-clean",))
+
+
+# ---- durations that are remembered ----
+
+
+def test_only_new_and_changed_files_are_opened_again(tmp_path, monkeypatch):
+    folder = sounds.speech_folder(tmp_path / "speech", 4, (0.3, 0.9))
+    opened = []
+    real = manifest._open
+    monkeypatch.setattr(manifest, "_open", lambda file: opened.append(file.name) or real(file))
+    first = open_corpus(folder)
+    assert len(opened) == 4
+    opened.clear()
+    again = open_corpus(folder)
+    assert opened == []
+    assert again.names == first.names
+    np.testing.assert_array_equal(again.lengths, first.lengths)
+    sounds.write(folder / "new.wav", sounds.syllables(0.4))
+    changed = folder / first.names[0]
+    sounds.write(changed, sounds.syllables(1.1))
+    changed_corpus = open_corpus(folder)
+    assert sorted(opened) == sorted(["new.wav", changed.name])
+    assert changed_corpus.lengths[changed_corpus.names.index(first.names[0])] == 17_600
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "daisy_jax_manifest/0"}'])
+def test_a_memory_that_is_not_understood_is_made_anew(tmp_path, content):
+    folder = sounds.speech_folder(tmp_path / "speech", 2, (0.3, 0.9))
+    first = open_corpus(folder)
+    manifest._place(folder).write_text(content)
+    np.testing.assert_array_equal(open_corpus(folder).lengths, first.lengths)
+
+
+def test_without_a_place_to_remember_files_are_opened_each_time(tmp_path, monkeypatch):
+    folder = sounds.speech_folder(tmp_path / "speech", 2, (0.3, 0.9))
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(open_corpus(folder).names) == len(open_corpus(folder).names) == 2
+
+
 # ---- noise ----
 
 
@@ -234,16 +312,54 @@ def test_crops_reach_both_ends_of_an_utterance():
     assert starts == {0, 320, 640, 960, 1_280, 1_600}
 
 
-def test_each_epoch_visits_every_utterance_once():
-    lengths = np.arange(500, 517)
-    order = [
-        crop.index
-        for step in range(34)
-        for crop in draw_by_epoch(lengths, 4, 450, seed=5, step=step)
-    ]
-    for epoch in range(8):
-        assert sorted(order[17 * epoch : 17 * (epoch + 1)]) == list(range(17))
-    assert order[:17] != order[17:34]
+def test_every_epoch_visits_every_utterance_once():
+    """Pools hold whole numbers of epochs here: 17 utterances, pools of 2 batches of 4 rows."""
+    batches = EpochBatches(np.arange(500, 517), 4, 450, seed=5)
+    order = [crop.index for step in range(34) for crop in batches(step)]
+    assert np.bincount(order, minlength=17).tolist() == [8] * 17
+    assert order[:68] != order[68:]
+    for first in range(0, 136, 8):  # no utterance twice before 17 - 8 others have come
+        assert len(set(order[first : first + 8])) >= 7
+
+
+def test_batches_of_an_epoch_hold_utterances_of_similar_length():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(16_000, 400_000, 5_000)
+    batches = EpochBatches(lengths, 32, 250_000, seed=0)
+    assert sum(crop.samples for crop in batches(0)) <= 32 * 250_000
+    drawn = [batches(step) for step in range(150)]
+    padded = sum(len(crops) * crop_width(crops, 250_000) for crops in drawn)
+    used = sum(crop.samples for crops in drawn for crop in crops)
+    assert 1 - used / padded < 0.1
+    assert len({crop_width(crops, 250_000) for crops in drawn}) <= 8
+    # Lengths come in random order, or the optimizer would see a sawtooth.
+    means = [np.mean([crop.samples for crop in crops]) for crops in drawn]
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.25
+
+
+def test_crops_of_unequal_seeds_and_epochs_differ():
+    lengths = np.full(100, 90_000)
+    first, second = EpochBatches(lengths, 10, 50_000, 0), EpochBatches(lengths, 10, 50_000, 1)
+    assert first(0) != second(0)
+    assert first(0) != first(10)
+    assert EpochBatches(lengths, 10, 50_000, 0)(7) == first(7)
+
+
+def test_what_cannot_be_read_is_an_empty_row_and_is_named(tmp_path):
+    bad = {path.name: path for path in sounds.bad_files(tmp_path / "all")}
+    sounds.write(tmp_path / "corpus" / "good.wav", sounds.syllables(0.5))
+    bad["nan.wav"].rename(tmp_path / "corpus" / "nan.wav")
+    corpus = open_corpus(tmp_path / "corpus")
+    noises = Arrays(np.ones(500))
+    crops = [Crop(index, 0, int(length)) for index, length in enumerate(corpus.lengths)]
+    said = []
+    waveform, lengths = read_crops(
+        corpus, crops, 16_000, Augmentation(noises, 1.0), np.random.default_rng(0), said.append
+    )
+    assert lengths.tolist() == [8_000, 0]  # by name: good.wav, nan.wav
+    assert not waveform[1].any()
+    assert len(said) == 1
+    assert "nan.wav" in said[0]
 
 
 def test_a_batch_is_a_function_of_seed_and_step_alone():
@@ -251,7 +367,7 @@ def test_a_batch_is_a_function_of_seed_and_step_alone():
     noises = Arrays(np.random.default_rng(0).standard_normal(777))
 
     def batch(seed, step):
-        crops = draw_by_epoch(corpus.lengths, 4, 800, seed, step)
+        crops = EpochBatches(corpus.lengths, 4, 800, seed)(step)
         rng = np.random.default_rng([seed, step, 1])
         return read_crops(corpus, crops, 800, Augmentation(noises), rng)[0]
 
@@ -264,7 +380,7 @@ def test_a_batch_is_a_function_of_seed_and_step_alone():
 def test_read_crops_cuts_and_pads():
     corpus = numbered(900, 450)
     rng = np.random.default_rng(0)
-    crops = draw_by_epoch(corpus.lengths, 2, 500, 0, 0)
+    crops = EpochBatches(corpus.lengths, 2, 500, 0)(0)
     waveform, lengths = read_crops(corpus, crops, 500, Augmentation(), rng)
     for row, crop in enumerate(crops):
         assert lengths[row] == crop.samples
@@ -368,3 +484,13 @@ def test_the_index_of_a_prepared_folder_is_plain_json(prepared):
     index = json.loads((prepared / "index.json").read_text())
     assert index["format"] == "daisy_jax_audio/1"
     assert sum(index["lengths"]) * 2 == (prepared / "samples.int16").stat().st_size
+
+
+def test_librispeech_is_trained_on_its_960_hours(tmp_path):
+    assert training_splits(tmp_path) == ()
+    assert training_splits(tmp_path, "a, b") == ("a", "b")
+    (tmp_path / "dev-clean").mkdir()
+    assert training_splits(tmp_path) == ()
+    (tmp_path / "train-clean-360").mkdir()
+    assert training_splits(tmp_path) == ("train-clean-100", "train-clean-360", "train-other-500")
+    assert training_splits(tmp_path, "dev-clean") == ("dev-clean",)

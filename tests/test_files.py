@@ -211,8 +211,12 @@ def test_the_longest_allowed_length_can_be_chosen(model, tmp_path):
 
 def test_widths_hold_what_goes_into_them():
     for samples in (1, 8_000, 8_001, 960_000, 960_001, 1_920_000, 1_920_001):
-        assert files.padded_width(samples) >= samples
-    assert files.padded_width(960_001) == files.padded_width(1_920_000) == 1_920_000
+        assert daisy_jax.audio.padded_width(samples) >= samples
+    assert (
+        daisy_jax.audio.padded_width(960_001)
+        == daisy_jax.audio.padded_width(1_920_000)
+        == 1_920_000
+    )
 
 
 def test_a_file_without_permission_is_named(model, folder, monkeypatch):

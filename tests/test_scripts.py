@@ -151,3 +151,26 @@ def test_an_accelerator_that_is_not_there_ends_in_one_line(prepared, tmp_path):
     assert done.stderr.startswith("error: no tpu for JAX here (")
     assert "--accelerator=cpu" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_branches_leave_bad_files_out_or_end_at_the_first(pretrained, tmp_path):
+    corpus = tmp_path / "LibriSpeech"
+    sounds.speech_folder(corpus / "train-clean-100", 6, (0.4, 0.9))
+    sounds.speech_folder(corpus / "dev-clean", 2, (0.4, 0.9))
+    (corpus / "train-clean-100" / "bad.flac").write_bytes(b"no audio")
+    arguments = ["--model", pretrained / "model", "--data", corpus, "--steps", "2"]
+    arguments += ["--batch-size", "4", "--crop-seconds", "0.5", "--accelerator=cpu"]
+    arguments += ["--output", tmp_path / "run"]
+    incomplete = run("branches.py", *arguments)
+    assert (incomplete.returncode, incomplete.stderr.count("\n")) == (1, 1)
+    assert "no split train-clean-360, train-other-500 there; found dev-clean" in incomplete.stderr
+    arguments += ["--splits", "train-clean-100"]
+    strict = run("branches.py", *arguments, "--strict")
+    assert strict.returncode == 1
+    assert strict.stderr.startswith(
+        f"error: {corpus / 'train-clean-100' / 'bad.flac'}: not readable"
+    )
+    done = run("branches.py", *arguments, "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "left out (1 so far): " in done.stderr
+    assert f"{corpus} train-clean-100: 6 utterances" in done.stdout

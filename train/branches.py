@@ -3,17 +3,24 @@
     python train/branches.py --model runs/hubert-base --data SPEECH --output RUN --accelerator=gpu
 
 The trunk stays frozen and labels the frames itself, with HuBERT's own prediction head on unmasked
-input. The defaults are the paper's (section 4). SPEECH is a folder of sound files or a prepared
-folder (train/prepare.py). RUN/model is the model with its branches; `daisy-jax calibrate` is next.
+input. The defaults are the paper's (section 4); with LibriSpeech's folder as SPEECH it trains on
+its 960 h. RUN/model is the model with its branches; `daisy-jax calibrate` is next.
 """
 
 import dataclasses
 import functools
 import pathlib
+import sys
 
 import tyro
 
-from daisy_jax.terminal import Accelerator, run_command, use_accelerator
+from daisy_jax.terminal import (
+    Accelerator,
+    printable,
+    progress_bar,
+    run_command,
+    use_accelerator,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +30,17 @@ class Config:
     model: str
     """A model folder with HuBERT's prediction head."""
     data: str
-    """Speech: a folder of sound files or a prepared folder."""
+    """Speech: a folder of sound files such as LibriSpeech's, a prepared folder (train/prepare.py),
+    or one of tensorflow-datasets."""
     output: str
     """The run folder."""
+    splits: str = ""
+    """Parts of the data, such as train-clean-100,train-other-500; empty: LibriSpeech's 960 h where
+    its folders are there, else everything."""
+    strict: bool = False
+    """End at the first file that cannot be read, instead of leaving it out."""
+    workers: int = 0
+    """Processes that read and decode; 0: threads."""
     noise: str = ""
     """Noise recordings, mixed into some of the crops; empty: none (the paper)."""
     noise_probability: float = 0.5
@@ -73,10 +88,12 @@ def main() -> None:
     from daisy_jax.branch_training import branches_loss, clip_each_branch
     from daisy_jax.branches import Branches
     from daisy_jax.checkpoints import load, save
-    from daisy_jax.data.batches import Augmentation, draw_by_epoch, read_crops
-    from daisy_jax.data.corpus import open_corpus
+    from daisy_jax.data.batches import Augmentation, EpochBatches, crop_width, read_crops
+    from daisy_jax.data.corpus import open_corpus, raise_error
+    from daisy_jax.data.librispeech import training_splits
+    from daisy_jax.data.loading import Batch
     from daisy_jax.hubert import require_head
-    from daisy_jax.training import Batch, Run, fit, warmup_then_decay
+    from daisy_jax.training import Run, fit, warmup_then_decay
 
     # ---- model ----
     trunk = load(config.model, config.dtype).replace(branches=None, calibration=None)
@@ -84,17 +101,29 @@ def main() -> None:
     num_classes = trunk.config.num_clusters
 
     # ---- data ----
-    corpus = open_corpus(config.data)
+    left_out: list[str] = []
+
+    def leave_out(line: str) -> None:
+        if line not in left_out:
+            left_out.append(line)
+            print(f"left out ({len(left_out)} so far): {printable(line)}", file=sys.stderr)
+
+    on_error = raise_error if config.strict else leave_out
+    splits = training_splits(config.data, config.splits)
+    corpus = open_corpus(config.data, splits, on_error, progress_bar("measuring files"))
     noises = open_corpus(config.noise) if config.noise else None
     augmentation = Augmentation(noises, config.noise_probability, config.snr_range)
     samples = round(config.crop_seconds * audio.SAMPLE_RATE)
     hours = corpus.lengths.sum() / audio.SAMPLE_RATE / 3600
-    print(f"{config.data}: {len(corpus.names)} utterances, {hours:.2f} h; on {device}")
+    what = " ".join([config.data, *splits])
+    print(f"{what}: {len(corpus.names)} utterances, {hours:.2f} h; on {device}")
+    draw = EpochBatches(corpus.lengths, config.batch_size, samples, config.seed)
 
     def batch(number: int) -> Batch:
-        crops = draw_by_epoch(corpus.lengths, config.batch_size, samples, config.seed, number)
+        crops = draw(number)
         rng = np.random.default_rng([config.seed, number, 1])
-        waveform, lengths = read_crops(corpus, crops, samples, augmentation, rng)
+        width = crop_width(crops, samples)
+        waveform, lengths = read_crops(corpus, crops, width, augmentation, rng, on_error)
         return {"waveform": waveform, "lengths": lengths}
 
     # ---- branches and optimizer ----
@@ -127,6 +156,7 @@ def main() -> None:
         steps=config.steps,
         save_every=config.save_every,
         log_every=config.log_every,
+        workers=config.workers,
     )
     whole = load(config.model)
     model_config = dataclasses.replace(whole.config, num_classes=num_classes)

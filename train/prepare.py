@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from daisy_jax.data.corpus import prepare
+from daisy_jax.data.prepared import prepare
 from daisy_jax.terminal import progress_bar, run_command
 
 

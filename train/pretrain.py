@@ -98,10 +98,11 @@ def main() -> None:
     from daisy_jax.config import HubertConfig
     from daisy_jax.data.batches import Augmentation, draw_by_duration, read_crops
     from daisy_jax.data.corpus import open_corpus
+    from daisy_jax.data.loading import Batch
     from daisy_jax.data.targets import FrameTargets, cluster_targets, mfcc
     from daisy_jax.hubert import Head, Hubert, block_features
     from daisy_jax.pretraining import masked_prediction_loss, span_mask
-    from daisy_jax.training import Batch, Run, fit, warmup_then_decay
+    from daisy_jax.training import Run, fit, warmup_then_decay
 
     # ---- data ----
     corpus = open_corpus(config.data)

@@ -35,7 +35,7 @@ class Calibrate:
         import numpy as np
 
         from daisy_jax.checkpoints import load, save_calibration
-        from daisy_jax.data.corpus import expand_folders
+        from daisy_jax.data.sound_files import expand_folders
         from daisy_jax.exits import Calibration
         from daisy_jax.files import encode_files
 

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from daisy_jax.audio import SAMPLE_RATE
-from daisy_jax.data.corpus import expand_folders
+from daisy_jax.data.sound_files import expand_folders
 from daisy_jax.errors import InputError
 from daisy_jax.terminal import (
     Accelerator,

@@ -1,13 +1,14 @@
 """Training batches, pure functions of (seed, step), so that a data position is one integer."""
 
 import dataclasses
-import functools
+from collections.abc import Callable
 
 import numpy as np
 
 from daisy_jax import audio
-from daisy_jax.data.corpus import Corpus
+from daisy_jax.data.corpus import Corpus, raise_error
 from daisy_jax.data.noise import draw_noise, mix
+from daisy_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Augmentation:
 
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Float [samples] -> float32 [samples]."""
-        if self.noises is None or rng.random() >= self.probability:
+        if self.noises is None or rng.random() >= self.probability or not len(waveform):
             return waveform
         noise = draw_noise(self.noises, len(waveform), rng)
         return mix(waveform, noise, rng.uniform(*self.snr_range))
@@ -59,29 +60,81 @@ def draw_by_duration(
     return [draw_crop(int(lengths[i]), int(i), samples, rng) for i in indices]
 
 
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
+POOL = 64
+"""Batches that are made of utterances of similar length together; fewer in a small corpus, so that
+no utterance comes twice into a batch."""
 
 
-def draw_by_epoch(lengths: np.ndarray, rows: int, samples: int, seed: int, step: int) -> list[Crop]:
-    """Crops of the `step`-th batch (from 0): each epoch goes through all utterances once."""
-    rng = np.random.default_rng([seed, step])
-    crops = []
-    for position in range(step * rows, (step + 1) * rows):
-        epoch, place = divmod(position, len(lengths))
-        index = int(_permutation(seed, epoch, len(lengths))[place])
-        crops.append(draw_crop(int(lengths[index]), index, samples, rng))
-    return crops
+class EpochBatches:
+    """Batches of crops of similar length, in epochs.
+
+    An endless sequence runs through all utterances, epoch by epoch, each in a random order. It is
+    cut into pools; a pool is sorted by length, cut into batches, and these come in random order.
+    """
+
+    def __init__(self, lengths: np.ndarray, rows: int, samples: int, seed: int):
+        """Of `lengths`, int [utterances] samples; crops have up to `samples`."""
+        self._lengths = lengths
+        self._rows = rows
+        self._samples = samples
+        self._seed = seed
+        self._batches = max(1, min(POOL, len(lengths) // (2 * rows)))
+        self._recent: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def __call__(self, step: int) -> list[Crop]:
+        """The crops of the `step`-th batch, from 0: a function of the seed and the step alone."""
+        number, place = divmod(step, self._batches)
+        recent, members = self._recent
+        if recent != number:
+            members = self._pool(number)
+            self._recent = (number, members)
+        rng = np.random.default_rng([self._seed, step])
+        return [
+            draw_crop(int(self._lengths[index]), int(index), self._samples, rng)
+            for index in members[place]
+        ]
+
+    def _pool(self, number: int) -> np.ndarray:
+        """Utterances of one pool: int [batches, rows]."""
+        size, count = self._batches * self._rows, len(self._lengths)
+        epochs, places = np.divmod(np.arange(number * size, (number + 1) * size), count)
+        members = np.concatenate(
+            [
+                np.random.default_rng([self._seed, epoch]).permutation(count)[
+                    places[epochs == epoch]
+                ]
+                for epoch in np.unique(epochs)
+            ]
+        )
+        cropped = np.minimum(self._lengths[members], self._samples)
+        by_length = members[np.argsort(cropped, kind="stable")]
+        rng = np.random.default_rng([self._seed, number, 2])
+        return rng.permutation(by_length.reshape(self._batches, self._rows))
+
+
+def crop_width(crops: list[Crop], samples: int) -> int:
+    """Width of the batch that crops of up to `samples` go into, one of few."""
+    return min(audio.padded_width(max(crop.samples for crop in crops)), samples)
 
 
 def read_crops(
     corpus: Corpus,
     crops: list[Crop],
-    samples: int,
+    width: int,
     augmentation: Augmentation,
     rng: np.random.Generator,
+    on_error: Callable[[str], None] = raise_error,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads, augments and pads: waveform float32 [rows, samples] and lengths int32 [rows]."""
-    waveforms = [corpus.read(crop.index, crop.start, crop.samples) for crop in crops]
-    return audio.pad_batch([augmentation(waveform, rng) for waveform in waveforms], samples)
+    """Reads, augments and pads: waveform float32 [rows, width] and lengths int32 [rows].
+
+    `on_error` is called with one line for a crop that cannot be read; its row stays empty.
+    """
+    waveforms = []
+    for crop in crops:
+        try:
+            waveform = corpus.read(crop.index, crop.start, crop.samples)
+        except (InputError, OSError) as error:
+            on_error(str(error))
+            waveform = np.zeros(0, np.float32)
+        waveforms.append(augmentation(waveform, rng))
+    return audio.pad_batch(waveforms, width)

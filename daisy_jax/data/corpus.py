@@ -1,12 +1,5 @@
-"""Audio corpora: a folder of sound files, or a prepared folder that needs no decoding.
+"""Audio corpora: utterances by number, whatever they are stored in."""
 
-A prepared folder holds `samples.int16`, all utterances one after the other as 16-bit little-endian
-integers at 16 kHz, and `index.json` with their names and lengths. It is memory-mapped, feeds an
-accelerator without decoding, and is read without any audio library.
-"""
-
-import json
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -14,92 +7,106 @@ from typing import Protocol
 import numpy as np
 
 from daisy_jax import audio
+from daisy_jax.data.manifest import measure
+from daisy_jax.data.prepared import INDEX, PreparedCorpus
+from daisy_jax.data.sound_files import SUFFIXES, sound_files
+from daisy_jax.data.tfds import TfdsCorpus, is_tfds_folder
 from daisy_jax.errors import InputError
-
-FORMAT = "daisy_jax_audio/1"
-SAMPLES, INDEX = "samples.int16", "index.json"
-SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
-FULL_SCALE = 32_768
 
 
 class Corpus(Protocol):
     """Utterances by number."""
 
     names: list[str]
-    """Relative path of each utterance."""
+    """Relative path of each utterance, or its identifier."""
     lengths: np.ndarray
     """int64 [utterances], samples at 16 kHz."""
 
     def read(self, index: int, start: int, samples: int) -> np.ndarray:
-        """Float32 [samples] of one utterance from sample `start` on; fewer where it ends."""
+        """Float32 [samples] of one utterance from sample `start` on; fewer where it ends.
+
+        Raises:
+          InputError: it cannot be read.
+        """
         ...
 
 
-class PreparedCorpus:
-    """A folder made by `prepare`."""
+def raise_error(line: str) -> None:
+    """What to do about a file that cannot be used, where that is fatal."""
+    raise InputError(line)
 
-    def __init__(self, folder: pathlib.Path):
-        try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{folder / INDEX}: not JSON ({error}); prepare it again") from None
-        found = index.get("format") if isinstance(index, dict) else None
-        if found != FORMAT:
-            raise InputError(
-                f"{folder / INDEX}: format is {found!r}, not {FORMAT!r}; prepare the folder again"
-            )
-        self.names: list[str] = index["names"]
-        if not self.names:
-            raise InputError(f"{folder}: holds no utterance; prepare it again from readable files")
-        self.lengths = np.asarray(index["lengths"], np.int64)
-        self._samples = np.memmap(folder / SAMPLES, "<i2", "r")
-        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        if self._starts[-1] != len(self._samples):
-            raise InputError(
-                f"{folder / SAMPLES}: {len(self._samples)} samples, the index promises "
-                f"{self._starts[-1]}; prepare the folder again"
-            )
 
-    def read(self, index: int, start: int, samples: int) -> np.ndarray:
-        """As for every `Corpus`."""
-        begin = self._starts[index] + start
-        end = min(begin + samples, self._starts[index + 1])
-        return self._samples[begin:end].astype(np.float32) / FULL_SCALE
+def open_corpus(
+    path: str | pathlib.Path,
+    splits: Sequence[str] = (),
+    on_error: Callable[[str], None] = raise_error,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Corpus:
+    """Opens a folder of sound files, a prepared folder, or a folder of tensorflow-datasets.
+
+    Args:
+      path: the folder.
+      splits: names of its parts: of folders right below it, or of a TFDS data set's splits (where
+        "train-clean-100" and "train_clean100" are the same); none: everything.
+      on_error: called with one line for each file that is left out.
+      progress: wraps the files whose durations are not known yet while they are opened.
+
+    Raises:
+      InputError: there is no such folder or split, or no utterance in it.
+    """
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder; give a folder of sound files, a prepared folder, or one of "
+            "tensorflow-datasets"
+        )
+    if is_tfds_folder(folder):
+        return TfdsCorpus(folder, splits, progress)
+    if (folder / INDEX).is_file():
+        if splits:
+            raise InputError(f"{folder}: a prepared folder has no splits; prepare them apart")
+        return PreparedCorpus(folder)
+    missing = [split for split in splits if not (folder / split).is_dir()]
+    if missing:
+        found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        raise InputError(
+            f"{folder}: no split {', '.join(missing)} there; found {', '.join(found) or 'none'}"
+        )
+    files = [file for part in splits or [""] for file in sound_files(folder / part)]
+    if not files:
+        raise InputError(f"{folder}: no sound files ({', '.join(SUFFIXES)}) below this folder")
+    return FolderCorpus(folder, files, on_error, progress)
 
 
 class FolderCorpus:
-    """Every sound file below a folder, decoded when it is read."""
+    """Sound files below a folder, decoded when they are read."""
 
-    def __init__(self, folder: pathlib.Path, files: list[pathlib.Path]):
-        import soundfile
-
-        self._files = files
-        self.names = [str(file.relative_to(folder)) for file in files]
-        try:
-            infos = [soundfile.info(file) for file in files]
-        except soundfile.LibsndfileError as error:
-            raise InputError(f"{error}; repair or remove the file") from None
-        self.lengths = np.asarray(
-            [info.frames * audio.SAMPLE_RATE // info.samplerate for info in infos], np.int64
-        )
-        for file, info in zip(files, infos, strict=True):
-            if audio.cut_off(info.extra_info):
-                raise InputError(f"{file}: the file is cut off; copy it again or remove it")
-        short = self.lengths < audio.FRAME_WINDOW
-        if short.any():
-            raise InputError(
-                f"{files[int(np.argmax(short))]}: shorter than {audio.FRAME_WINDOW} samples "
-                "(25 ms); remove the file"
-            )
-        self._plain = [info.samplerate == audio.SAMPLE_RATE for info in infos]
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        files: list[pathlib.Path],
+        on_error: Callable[[str], None] = raise_error,
+        progress: Callable[[Iterable], Iterable] = iter,
+    ):
+        entries = measure(folder, files, progress)
+        for file, entry in zip(files, entries, strict=True):
+            if entry.error is not None:
+                on_error(f"{file}: {entry.error}")
+        usable = [pair for pair in zip(files, entries, strict=True) if pair[1].error is None]
+        if not usable:
+            raise InputError(f"{folder}: none of its {len(files)} sound files can be used")
+        self._files = [file for file, _ in usable]
+        self._plain = [entry.rate == audio.SAMPLE_RATE for _, entry in usable]
+        self.names = [str(file.relative_to(folder)) for file in self._files]
+        self.lengths = np.asarray([entry.samples for _, entry in usable], np.int64)
 
     def read(self, index: int, start: int, samples: int) -> np.ndarray:
         """As for every `Corpus`."""
         import soundfile
 
-        if not self._plain[index]:
-            return audio.load(self._files[index])[start : start + samples]
         file, wanted = self._files[index], min(samples, int(self.lengths[index]) - start)
+        if not self._plain[index]:
+            return audio.load(file)[start : start + wanted]
         try:
             part, _ = soundfile.read(file, wanted, start, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
@@ -110,89 +117,3 @@ class FolderCorpus:
                 f"{file}: cut off, or holds NaN or infinite samples; repair or remove the file"
             )
         return waveform
-
-
-def sound_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
-    """All sound files below a folder, by name."""
-    found = pathlib.Path(folder).rglob("*")
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def expand_folders(paths: Sequence[str]) -> list[str]:
-    """The files as given, and in the place of a folder the sound files below it.
-
-    A folder without any stays, to be refused like an unreadable file, beside the others.
-
-    Raises:
-      InputError: nothing was given.
-    """
-    if not paths:
-        raise InputError("no files; give at least one sound file")
-    files = []
-    for path in paths:
-        found = [str(file) for file in sound_files(path)] if os.path.isdir(path) else []
-        files += found or [path]
-    return files
-
-
-def open_corpus(path: str | pathlib.Path) -> Corpus:
-    """Opens a prepared folder, or a folder of sound files.
-
-    Raises:
-      InputError: there is no sound file below the folder, or one is unreadable.
-    """
-    folder = pathlib.Path(path)
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder; give a folder of sound files or a prepared one"
-        )
-    if (folder / INDEX).is_file():
-        return PreparedCorpus(folder)
-    files = sound_files(folder)
-    if not files:
-        raise InputError(f"{folder}: no sound files ({', '.join(SUFFIXES)}) below this folder")
-    return FolderCorpus(folder, files)
-
-
-def prepare(
-    folders: Iterable[str | pathlib.Path],
-    output: str | pathlib.Path,
-    on_error: Callable[[str], None],
-    progress: Callable[[Iterable], Iterable] = iter,
-) -> int:
-    """Decodes every sound file below `folders` into a prepared folder.
-
-    Args:
-      folders: where to look, recursively. Names in the index start with the folder's own name.
-      output: the prepared folder, made if absent.
-      on_error: called with one line for each file that is left out.
-      progress: wraps the list of files while it is worked through.
-
-    Returns:
-      How many utterances were written.
-
-    Raises:
-      InputError: one of `folders` is not a folder.
-    """
-    folders = [pathlib.Path(folder) for folder in folders]
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; give folders of sound files")
-    files = [(folder, file) for folder in folders for file in sound_files(folder)]
-    output = pathlib.Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    names, lengths = [], []
-    with open(output / SAMPLES, "wb") as stream:
-        for folder, file in progress(files):
-            try:
-                waveform = audio.load(file)
-            except (InputError, OSError) as error:
-                on_error(str(error))
-                continue
-            scaled = np.clip(np.round(waveform * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1)
-            stream.write(scaled.astype("<i2").tobytes())
-            names.append(str(pathlib.Path(folder.name) / file.relative_to(folder)))
-            lengths.append(len(waveform))
-    index = {"format": FORMAT, "names": names, "lengths": lengths}
-    (output / INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
-    return len(names)

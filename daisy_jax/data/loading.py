@@ -1,0 +1,38 @@
+"""Reading training batches ahead, in threads or in processes of their own."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+THREADS = 2
+"""Batches that are read at a time where there are no worker processes."""
+AHEAD = 4
+"""Batches that are ready before they are wanted."""
+
+
+def batches(read: Callable[[int], Batch], first: int, stop: int, workers: int) -> Iterator[Batch]:
+    """The batches `read(first)` to `read(stop - 1)`, in this order whatever the workers.
+
+    Args:
+      read: from a batch's number to numpy arrays; a function of the number alone.
+      first: number of the first batch.
+      stop: one more than the last.
+      workers: processes that read; 0: threads of this process.
+
+    Source: Grain's MapDataset, in which an element is a whole batch, so that the position in the
+    data is one integer and no worker holds a state.
+    """
+    import absl.flags
+    import grain
+
+    source = grain.MapDataset.range(first, stop).map(read)
+    options = grain.ReadOptions(num_threads=1 if workers else THREADS, prefetch_buffer_size=AHEAD)
+    dataset = source.to_iter_dataset(options)
+    if workers:
+        # Grain's processes ask for absl's flags, which only absl's own programs parse.
+        absl.flags.FLAGS.mark_as_parsed()
+        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(processes)
+    return iter(dataset)

@@ -1,0 +1,115 @@
+"""Durations of a folder's sound files, measured once and remembered.
+
+Opening 281 241 files takes minutes; asking the file system for their sizes takes seconds. So what
+was found in a file is kept in the user's cache folder, with the size and the modification time that
+the file had then, and is used again while both are the same.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from daisy_jax import audio
+
+FORMAT = "daisy_jax_manifest/1"
+READERS = 8
+"""Threads that open files: they wait for the disk, not for the processor."""
+
+
+class Entry(NamedTuple):
+    """What is known of one file."""
+
+    size: int
+    """Bytes."""
+    modified: int
+    """Nanoseconds since the epoch."""
+    samples: int
+    """At 16 kHz; 0 if the file cannot be used."""
+    rate: int
+    """The file's own sampling rate, Hz."""
+    error: str | None
+    """Why it cannot be used, or None."""
+
+
+def measure(
+    folder: pathlib.Path,
+    files: list[pathlib.Path],
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> list[Entry]:
+    """An entry for each of `files`, which lie below `folder`; only new and changed ones are opened.
+
+    `progress` wraps the files that are opened while they are worked through.
+    """
+    known = {name: Entry(*values) for name, values in recall(folder).get("entries", {}).items()}
+    names = [str(file.relative_to(folder)) for file in files]
+    entries: dict[str, Entry] = {}
+    for name, file in zip(names, files, strict=True):
+        status = file.stat()
+        before = known.get(name)
+        if before and (before.size, before.modified) == (status.st_size, status.st_mtime_ns):
+            entries[name] = before
+    missing = [(name, file) for name, file in zip(names, files, strict=True) if name not in entries]
+    if missing:
+        with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+            found = readers.map(lambda pair: _open(pair[1]), missing)
+            entries |= {
+                name: entry for (name, _), entry in zip(progress(missing), found, strict=True)
+            }
+        keep(folder, {"entries": known | entries})
+    return [entries[name] for name in names]
+
+
+def _open(file: pathlib.Path) -> Entry:
+    import soundfile
+
+    status = file.stat()
+    samples, rate, error = 0, 0, None
+    try:
+        # As bytes where names are bytes: soundfile cannot encode a name that is not UTF-8.
+        name: Any = os.fsencode(file) if os.name == "posix" else file
+        info = soundfile.info(name)
+        rate = info.samplerate
+        samples = info.frames * audio.SAMPLE_RATE // rate
+        if audio.cut_off(info.extra_info):
+            error = "the file is cut off; copy it again or remove it"
+        elif samples < audio.FRAME_WINDOW:
+            error = f"shorter than {audio.FRAME_WINDOW} samples (25 ms); remove the file"
+    except soundfile.LibsndfileError as failure:
+        reason = failure.error_string.rstrip(".")
+        error = f"not readable as audio ({reason}); repair or remove the file"
+    if error is not None:
+        samples = 0
+    return Entry(status.st_size, status.st_mtime_ns, samples, rate, error)
+
+
+def recall(folder: pathlib.Path) -> dict[str, Any]:
+    """What `keep` was given for a folder; nothing if it was not, or by another version."""
+    try:
+        content = json.loads(_place(folder).read_text(encoding="utf-8"))
+        return content if content["format"] == FORMAT else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def keep(folder: pathlib.Path, content: dict[str, Any]) -> None:
+    """Remembers what was found in a folder; where that is not possible, it is found again."""
+    place = _place(folder)
+    partial = place.with_name(f".{place.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps({"format": FORMAT, **content}), encoding="utf-8")
+        os.replace(partial, place)
+    with contextlib.suppress(OSError):
+        partial.unlink()
+
+
+def _place(folder: pathlib.Path) -> pathlib.Path:
+    """Below $XDG_CACHE_HOME, or ~/.cache without it."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return pathlib.Path(root, "daisy_jax", f"{folder.name}-{key}.json")

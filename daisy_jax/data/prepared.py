@@ -1,0 +1,101 @@
+"""Prepared folders: decoded audio in one file that is memory-mapped.
+
+A prepared folder holds `samples.int16`, all utterances one after the other as 16-bit little-endian
+integers at 16 kHz, and `index.json` with their names and lengths. It feeds an accelerator without
+decoding, and is read without any audio library.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from daisy_jax import audio
+from daisy_jax.data.sound_files import sound_files
+from daisy_jax.errors import InputError
+
+FORMAT = "daisy_jax_audio/1"
+SAMPLES, INDEX = "samples.int16", "index.json"
+FULL_SCALE = 32_768
+
+
+class PreparedCorpus:
+    """A folder made by `prepare`."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{folder / INDEX}: not JSON ({error}); prepare it again") from None
+        found = index.get("format") if isinstance(index, dict) else None
+        if found != FORMAT:
+            raise InputError(
+                f"{folder / INDEX}: format is {found!r}, not {FORMAT!r}; prepare the folder again"
+            )
+        self.names: list[str] = index["names"]
+        if not self.names:
+            raise InputError(f"{folder}: holds no utterance; prepare it again from readable files")
+        self.lengths = np.asarray(index["lengths"], np.int64)
+        self._samples = np.memmap(folder / SAMPLES, "<i2", "r")
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        if self._starts[-1] != len(self._samples):
+            raise InputError(
+                f"{folder / SAMPLES}: {len(self._samples)} samples, the index promises "
+                f"{self._starts[-1]}; prepare the folder again"
+            )
+
+    def __reduce__(self) -> tuple:
+        # To another process goes the folder and not the samples.
+        return PreparedCorpus, (self._folder,)
+
+    def read(self, index: int, start: int, samples: int) -> np.ndarray:
+        """As for every `Corpus`."""
+        begin = self._starts[index] + start
+        end = min(begin + samples, self._starts[index + 1])
+        return self._samples[begin:end].astype(np.float32) / FULL_SCALE
+
+
+def prepare(
+    folders: Iterable[str | pathlib.Path],
+    output: str | pathlib.Path,
+    on_error: Callable[[str], None],
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> int:
+    """Decodes every sound file below `folders` into a prepared folder.
+
+    Args:
+      folders: where to look, recursively. Names in the index start with the folder's own name.
+      output: the prepared folder, made if absent.
+      on_error: called with one line for each file that is left out.
+      progress: wraps the list of files while it is worked through.
+
+    Returns:
+      How many utterances were written.
+
+    Raises:
+      InputError: one of `folders` is not a folder.
+    """
+    folders = [pathlib.Path(folder) for folder in folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; give folders of sound files")
+    files = [(folder, file) for folder in folders for file in sound_files(folder)]
+    output = pathlib.Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    names, lengths = [], []
+    with open(output / SAMPLES, "wb") as stream:
+        for folder, file in progress(files):
+            try:
+                waveform = audio.load(file)
+            except (InputError, OSError) as error:
+                on_error(str(error))
+                continue
+            scaled = np.clip(np.round(waveform * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1)
+            stream.write(scaled.astype("<i2").tobytes())
+            names.append(str(pathlib.Path(folder.name) / file.relative_to(folder)))
+            lengths.append(len(waveform))
+    index = {"format": FORMAT, "names": names, "lengths": lengths}
+    (output / INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
+    return len(names)

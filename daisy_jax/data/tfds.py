@@ -1,0 +1,115 @@
+"""Data sets prepared by tensorflow-datasets, read without TensorFlow.
+
+Such a folder holds `dataset_info.json`, `features.json` and ArrayRecord files of tf.Examples.
+TensorFlow is needed where `librispeech` is made, not where it is read.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from daisy_jax import audio
+from daisy_jax.data.manifest import keep, recall
+from daisy_jax.errors import InputError
+
+INFO = "dataset_info.json"
+FULL_SCALE = 32_768
+
+
+def is_tfds_folder(folder: pathlib.Path) -> bool:
+    """Whether tensorflow-datasets made the folder."""
+    return (folder / INFO).is_file() and (folder / "features.json").is_file()
+
+
+class TfdsCorpus:
+    """Utterances of some splits; the feature `speech` holds 16-bit samples at 16 kHz.
+
+    Utterances too short for a single frame are left out.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        splits: Sequence[str] = (),
+        progress: Callable[[Iterable], Iterable] = iter,
+    ):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+        from tensorflow_datasets import features
+
+        shards = _shards(folder)
+        # tfds spells LibriSpeech's "train-clean-100" as "train_clean100".
+        spelt = {split.replace("_", "").replace("-", ""): split for split in shards}
+        wanted = [spelt.get(split.replace("_", "").replace("-", "")) for split in splits]
+        if None in wanted:
+            missing = splits[wanted.index(None)]
+            raise InputError(f"{folder}: no split {missing}; found {', '.join(sorted(shards))}")
+        files = [file for split in wanted or sorted(shards) for file in shards[str(split)]]
+        self._records = ArrayRecordDataSource([str(file) for file in files])
+        # As `librispeech` stores them; its own Audio feature would need TensorFlow.
+        self._features = features.FeaturesDict(
+            {"speech": features.Tensor(shape=(None,), dtype=np.int16), "id": features.Text()}
+        )
+        names, lengths = self._measure(folder, files, progress)
+        usable = np.flatnonzero(lengths >= audio.FRAME_WINDOW)
+        if not len(usable):
+            raise InputError(f"{folder}: no utterance of 25 ms or more in its {len(names)}")
+        self._positions = usable
+        self.names = [names[position] for position in usable]
+        self.lengths = lengths[usable]
+
+    def read(self, index: int, start: int, samples: int) -> np.ndarray:
+        """As for every `Corpus`."""
+        speech = self._example(int(self._positions[index]))["speech"]
+        return speech[start : start + samples].astype(np.float32) / FULL_SCALE
+
+    def _example(self, position: int) -> Any:
+        """A dictionary of the record's `speech` and `id`."""
+        try:
+            return self._features.deserialize_example_np(self._records[position])
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"record {position} holds no 16-bit speech with an id ({error}); this reader takes "
+                "tensorflow-datasets' librispeech"
+            ) from None
+
+    def _measure(
+        self,
+        folder: pathlib.Path,
+        files: list[pathlib.Path],
+        progress: Callable[[Iterable], Iterable],
+    ) -> tuple[list[str], np.ndarray]:
+        """Identifiers and lengths of all records, kept for the next time."""
+        stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        known = recall(folder)
+        if known.get("files") == stats:
+            return known["names"], np.asarray(known["lengths"], np.int64)
+        names, lengths = [], []
+        for position in progress(range(len(self._records))):
+            example = self._example(position)
+            names.append(example["id"].decode())
+            lengths.append(len(example["speech"]))
+        keep(folder, {"files": stats, "names": names, "lengths": lengths})
+        return names, np.asarray(lengths, np.int64)
+
+
+def _shards(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """The files of each split."""
+    info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    if info.get("fileFormat") != "array_record":
+        raise InputError(
+            f"{folder}: records are {info.get('fileFormat')!r}, which cannot be read by number; "
+            "prepare the data set with file_format='array_record'"
+        )
+    found = {}
+    for split in info["splits"]:
+        files = sorted(folder.glob(f"*-{split['name']}.array_record-*"))
+        if len(files) != len(split["shardLengths"]):
+            raise InputError(
+                f"{folder}: {len(files)} of {len(split['shardLengths'])} files of split "
+                f"{split['name']} are there; copy the folder again"
+            )
+        found[split["name"]] = files
+    return found

@@ -1,0 +1,74 @@
+"""Batches that are read ahead: the same ones in the same order, whoever reads them."""
+
+import functools
+import pickle
+
+import numpy as np
+import pytest
+import sounds
+
+from daisy_jax.data.batches import Augmentation, EpochBatches, crop_width, read_crops
+from daisy_jax.data.corpus import open_corpus
+from daisy_jax.data.loading import batches
+from daisy_jax.data.prepared import prepare
+from daisy_jax.errors import InputError
+
+
+def read(corpus, draw, number):
+    crops = draw(number)
+    rng = np.random.default_rng([0, number])
+    waveform, lengths = read_crops(corpus, crops, crop_width(crops, 9_000), Augmentation(), rng)
+    return {"waveform": waveform, "lengths": lengths, "number": np.int32(number)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return sounds.speech_folder(tmp_path_factory.mktemp("loading") / "speech", 12, (0.3, 1.4))
+
+
+@pytest.fixture(scope="module", params=["folder", "prepared"])
+def reader(request, folder, tmp_path_factory):
+    path = folder
+    if request.param == "prepared":
+        path = tmp_path_factory.mktemp("prepared")
+        prepare([folder], path, pytest.fail)
+    corpus = open_corpus(path)
+    return functools.partial(read, corpus, EpochBatches(corpus.lengths, 3, 9_000, 0))
+
+
+def assert_same(actual, number, reader):
+    wanted = reader(number)
+    assert actual.keys() == wanted.keys()
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(actual[name], array)
+        assert actual[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_batches_come_in_order_from_any_position(reader, workers):
+    numbers = []
+    for batch in batches(reader, 5, 17, workers):
+        numbers.append(int(batch["number"]))
+        assert_same(batch, numbers[-1], reader)
+    assert numbers == list(range(5, 17))
+
+
+def test_nothing_is_left_to_read_at_the_end(reader):
+    assert list(batches(reader, 7, 7, 0)) == []
+
+
+def test_what_goes_wrong_while_reading_is_what_comes_out():
+    def fails(number):
+        raise InputError(f"batch {number} is bad")
+
+    with pytest.raises(InputError, match="batch 0 is bad"):
+        next(batches(fails, 0, 3, 0))
+
+
+def test_a_prepared_corpus_goes_to_a_process_without_its_samples(folder, tmp_path):
+    prepare([folder], tmp_path / "out", pytest.fail)
+    corpus = open_corpus(tmp_path / "out")
+    pickled = pickle.dumps(corpus)
+    assert len(pickled) < 1_000 < corpus.lengths.sum()
+    again = pickle.loads(pickled)
+    np.testing.assert_array_equal(again.read(3, 320, 800), corpus.read(3, 320, 800))
