@@ -1,5 +1,7 @@
 """Scaled dot-product attention in the form that the backend computes fastest."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -16,32 +18,39 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.A
     Returns:
       [batch, frames, heads, head_dim].
     """
-    if jax.default_backend() == "cpu":
-        return _head_by_head(query, key, value, frame_mask)
-    if query.dtype != jnp.float32 and _has_fused_attention(query.shape[-1]):
-        # At least one key, so that a row without frames has numbers too.
-        counts = jnp.maximum(jnp.sum(frame_mask, axis=1, dtype=jnp.int32), 1)
-        return jax.nn.dot_product_attention(
-            query, key, value, key_value_seq_lengths=counts, implementation="cudnn"
-        )
-    return jax.nn.dot_product_attention(query, key, value, mask=frame_mask[:, None, None, :])
+    if query.dtype in (jnp.bfloat16, jnp.float16) and _has_fused_attention(query.shape[-1]):
+        return _fused(query, key, value, frame_mask)
+    query = query * query.shape[-1] ** -0.5
+    if jax.default_backend() == "cpu":  # head by head: the scores of one stay in the cache
+        heads_first = tuple(jnp.moveaxis(array, 2, 0) for array in (query, key, value))
+        one_head = functools.partial(_average, frame_mask=frame_mask[:, None, :])
+        return jnp.moveaxis(jax.lax.map(lambda head: one_head(*head), heads_first), 0, 2)
+    query, key, value = (jnp.moveaxis(array, 2, 1) for array in (query, key, value))
+    return jnp.moveaxis(_average(query, key, value, frame_mask[:, None, None, :]), 1, 2)
 
 
-def _head_by_head(
+def _average(
     query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.Array
 ) -> jax.Array:
-    """One head after the other: their scores stay in the cache of a CPU."""
+    """Values averaged by softmax(query . key); each array is [..., frames, head_dim]."""
+    scores = jnp.einsum("...th,...sh->...ts", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(frame_mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores).astype(value.dtype)
+    return jnp.einsum("...ts,...sh->...th", weights, value)
 
-    def one_head(inputs):
-        query, key, value = inputs  # each [batch, frames, head_dim]
-        scores = jnp.einsum("bth,bsh->bts", query, key, preferred_element_type=jnp.float32)
-        scores = jnp.where(frame_mask[:, None, :], scores, jnp.finfo(jnp.float32).min)
-        attention = jax.nn.softmax(scores).astype(value.dtype)
-        return jnp.einsum("bts,bsh->bth", attention, value)
 
-    query = query * query.shape[-1] ** -0.5
-    heads_first = tuple(jnp.moveaxis(array, 2, 0) for array in (query, key, value))
-    return jnp.moveaxis(jax.lax.map(one_head, heads_first), 0, 2)
+def _fused(query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.Array) -> jax.Array:
+    """Scores are never stored."""
+    # At least one key, so that a row without frames has numbers too.
+    counts = jnp.maximum(jnp.sum(frame_mask, axis=1, dtype=jnp.int32), 1)
+    # An even number of frames, which the gradient asks for.
+    frames = query.shape[1]
+    widths = ((0, 0), (0, frames % 2), (0, 0), (0, 0))
+    query, key, value = (jnp.pad(array, widths) for array in (query, key, value))
+    attended = jax.nn.dot_product_attention(
+        query, key, value, key_value_seq_lengths=counts, implementation="cudnn"
+    )
+    return attended[:, :frames]
 
 
 def _has_fused_attention(head_dim: int) -> bool:
