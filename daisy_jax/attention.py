@@ -48,7 +48,13 @@ def _fused(query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.A
     widths = ((0, 0), (0, frames % 2), (0, 0), (0, 0))
     query, key, value = (jnp.pad(array, widths) for array in (query, key, value))
     attended = jax.nn.dot_product_attention(
-        query, key, value, key_value_seq_lengths=counts, implementation="cudnn"
+        query,
+        key,
+        value,
+        # Made from the counts, so that it is batched with them under vmap.
+        query_seq_lengths=counts * 0 + query.shape[1],
+        key_value_seq_lengths=counts,
+        implementation="cudnn",
     )
     return attended[:, :frames]
 

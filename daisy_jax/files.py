@@ -2,10 +2,10 @@
 
 import collections
 import concurrent.futures
-import functools
+import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -87,8 +87,12 @@ def encode_files(
         raise InputError(f"paths is {os.fspath(paths)!r}; it must be a list of paths")
     if np.ndim(options.get("threshold") or 0.0):
         raise InputError("threshold must be one number for all files; call once for each threshold")
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as device:
-        yield from _results(device, model, _clips(paths, max_seconds), options)
+    device = concurrent.futures.ThreadPoolExecutor(AT_ONCE)
+    with contextlib.closing(_clips(paths, max_seconds)) as clips:
+        try:
+            yield from _results(device, model, clips, options)
+        finally:
+            device.shutdown(cancel_futures=True)
 
 
 def _results(
@@ -104,12 +108,18 @@ def _results(
     done: dict[int, FileResult] = {}
     first = 0  # the oldest file that was not given back
 
+    # What a caller sets by `with` holds for its own thread only.
+    precision, place = jax.config.jax_default_matmul_precision, jax.config.jax_default_device
+
+    def run(batch: np.ndarray, lengths: np.ndarray) -> Encoded:
+        with jax.default_matmul_precision(precision), jax.default_device(place):
+            return jax.device_get(encode(model, batch, lengths, **options))
+
     def start(width: int) -> None:
         members = waiting.pop(width)
         waveforms = [member.clip.waveform for member in members]
         batch, lengths = audio.pad_batch(waveforms, width, _rows(width))
-        run = functools.partial(encode, model, batch, lengths, **options)
-        running.append((members, device.submit(lambda: jax.device_get(run()))))
+        running.append((members, device.submit(run, batch, lengths)))
 
     def finish() -> None:
         members, computing = running.popleft()
@@ -162,20 +172,23 @@ def _rows(width: int) -> int:
 
 def _clips(
     paths: Iterable[str | os.PathLike], max_seconds: float
-) -> Iterator[tuple[str, audio.Clip | str]]:
+) -> Generator[tuple[str, audio.Clip | str]]:
     """Each path with its audio, or with the reason why there is none; read ahead in threads."""
     remaining = iter(paths)
-    with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+    readers = concurrent.futures.ThreadPoolExecutor(READERS)
 
-        def submit(count: int) -> Iterator:
-            for path in itertools.islice(remaining, count):
-                yield os.fspath(path), readers.submit(_read, path, max_seconds)
+    def submit(count: int) -> Iterator:
+        for path in itertools.islice(remaining, count):
+            yield os.fspath(path), readers.submit(_read, path, max_seconds)
 
+    try:
         upcoming = collections.deque(submit(READ_AHEAD))
         while upcoming:
             path, reading = upcoming.popleft()
             upcoming.extend(submit(1))
             yield path, reading.result()
+    finally:
+        readers.shutdown(cancel_futures=True)
 
 
 def _read(path: str | os.PathLike, max_seconds: float) -> audio.Clip | str:

@@ -24,7 +24,13 @@ from daisy_jax.errors import InputError
 from daisy_jax.terminal import delayed_signals, training_bar
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
-FREE_FIELDS = ("accelerator", "resume", "output")  # may differ between a run and its continuation
+FREE_FIELDS = (
+    "accelerator",
+    "resume",
+    "output",
+    "workers",
+    "strict",
+)  # may differ between a run and its continuation
 
 Metrics = dict[str, jax.Array]
 
@@ -183,6 +189,7 @@ def fit(
     started = time.perf_counter()
     with (
         contextlib.closing(run),  # after an error too, or the program hangs at a half checkpoint
+        contextlib.closing(upcoming),
         delayed_signals() as stopped,
         training_bar(steps, first) as show,
     ):

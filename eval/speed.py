@@ -46,6 +46,8 @@ class Config:
     """What the trunk computes in; transformers' too."""
     runs: int = 3
     """Measurements of each task, after a warm-up."""
+    layer_runs: int = 7
+    """Measurements of one utterance at each exit layer: neighbours differ by a few per cent."""
     reference: bool = True
     """Time transformers too, if torch is installed."""
     output: str = ""
@@ -146,7 +148,7 @@ def main() -> None:
     }
     tasks["full depth"] = ours(waveform)
     tasks["front end"] = lambda: jax.block_until_ready(front_end(model, waveform, lengths))
-    times = medians(tasks, max(config.runs, 7))  # neighbours differ by a few per cent
+    times = medians(tasks, config.layer_runs)
     cost = np.asarray(multiply_adds(model.config, 160_000, np.arange(1, forced.layers + 1)))
     whole = float(
         multiply_adds(model.config, 160_000, forced.layers, np.zeros(forced.layers, bool))

@@ -74,9 +74,10 @@ def products(jaxpr) -> int:
             total += (
                 out.size * kernel.size // kernel.shape[equation.params["dimension_numbers"][1][0]]
             )
+        times = equation.params.get("length", 1)  # of a scan, as over the heads
         for part in jax.tree.leaves(list(equation.params.values()), is_leaf=is_program):
             if is_program(part):
-                total += products(getattr(part, "jaxpr", part))
+                total += times * products(getattr(part, "jaxpr", part))
     return total
 
 

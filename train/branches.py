@@ -111,7 +111,7 @@ def main() -> None:
     on_error = raise_error if config.strict else leave_out
     splits = training_splits(config.data, config.splits)
     corpus = open_corpus(config.data, splits, on_error, progress_bar("measuring files"))
-    noises = open_corpus(config.noise) if config.noise else None
+    noises = open_corpus(config.noise, on_error=on_error) if config.noise else None
     augmentation = Augmentation(noises, config.noise_probability, config.snr_range)
     samples = round(config.crop_seconds * audio.SAMPLE_RATE)
     hours = corpus.lengths.sum() / audio.SAMPLE_RATE / 3600

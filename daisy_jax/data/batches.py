@@ -62,7 +62,7 @@ def draw_by_duration(
 
 POOL = 64
 """Batches that are made of utterances of similar length together; fewer in a small corpus, so that
-no utterance comes twice into a batch."""
+an utterance seldom comes twice into a batch (where two epochs meet)."""
 
 
 class EpochBatches:
@@ -127,14 +127,16 @@ def read_crops(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads, augments and pads: waveform float32 [rows, width] and lengths int32 [rows].
 
-    `on_error` is called with one line for a crop that cannot be read; its row stays empty.
+    `on_error` is called with one line for a crop that cannot be read, or whose noise cannot; its
+    row stays empty.
     """
     waveforms = []
     for crop in crops:
         try:
             waveform = corpus.read(crop.index, crop.start, crop.samples)
+            waveform = augmentation(waveform, rng)
         except (InputError, OSError) as error:
             on_error(str(error))
             waveform = np.zeros(0, np.float32)
-        waveforms.append(augmentation(waveform, rng))
+        waveforms.append(waveform)
     return audio.pad_batch(waveforms, width)

@@ -1,8 +1,9 @@
 """Audio corpora: utterances by number, whatever they are stored in."""
 
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -107,8 +108,10 @@ class FolderCorpus:
         file, wanted = self._files[index], min(samples, int(self.lengths[index]) - start)
         if not self._plain[index]:
             return audio.load(file)[start : start + wanted]
+        # As bytes where names are bytes: soundfile cannot encode a name that is not UTF-8.
+        name: Any = os.fsencode(file) if os.name == "posix" else file
         try:
-            part, _ = soundfile.read(file, wanted, start, dtype="float32", always_2d=True)
+            part, _ = soundfile.read(name, wanted, start, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise InputError(f"{file}: {error.error_string}; repair or remove the file") from None
         waveform = part.mean(axis=1)

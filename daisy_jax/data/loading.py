@@ -1,6 +1,7 @@
 """Reading training batches ahead, in threads or in processes of their own."""
 
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Generator
 
 import numpy as np
 
@@ -12,7 +13,7 @@ AHEAD = 4
 """Batches that are ready before they are wanted."""
 
 
-def batches(read: Callable[[int], Batch], first: int, stop: int, workers: int) -> Iterator[Batch]:
+def batches(read: Callable[[int], Batch], first: int, stop: int, workers: int) -> Generator[Batch]:
     """The batches `read(first)` to `read(stop - 1)`, in this order whatever the workers.
 
     Args:
@@ -34,5 +35,14 @@ def batches(read: Callable[[int], Batch], first: int, stop: int, workers: int) -
         # Grain's processes ask for absl's flags, which only absl's own programs parse.
         absl.flags.FLAGS.mark_as_parsed()
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        dataset = dataset.mp_prefetch(processes)
-    return iter(dataset)
+        dataset = dataset.mp_prefetch(processes, worker_init_fn=_ignore_interrupt)
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def _ignore_interrupt(index: int, count: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the training process decides when to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -51,7 +51,11 @@ def measure(
     for name, file in zip(names, files, strict=True):
         status = file.stat()
         before = known.get(name)
-        if before and (before.size, before.modified) == (status.st_size, status.st_mtime_ns):
+        if (
+            before
+            and not before.error
+            and (before.size, before.modified) == (status.st_size, status.st_mtime_ns)
+        ):
             entries[name] = before
     missing = [(name, file) for name, file in zip(names, files, strict=True) if name not in entries]
     if missing:
@@ -60,7 +64,8 @@ def measure(
             entries |= {
                 name: entry for (name, _), entry in zip(progress(missing), found, strict=True)
             }
-        keep(folder, {"entries": known | entries})
+        # A file that could not be read may be readable next time, though it is the same.
+        keep(folder, {"entries": {n: e for n, e in (known | entries).items() if not e.error}})
     return [entries[name] for name in names]
 
 
