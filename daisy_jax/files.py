@@ -109,7 +109,8 @@ def _results(
     first = 0  # the oldest file that was not given back
 
     # What a caller sets by `with` holds for its own thread only.
-    precision, place = jax.config.jax_default_matmul_precision, jax.config.jax_default_device
+    settings: Any = jax.config
+    precision, place = settings.jax_default_matmul_precision, settings.jax_default_device
 
     def run(batch: np.ndarray, lengths: np.ndarray) -> Encoded:
         with jax.default_matmul_precision(precision), jax.default_device(place):

@@ -24,13 +24,8 @@ from daisy_jax.errors import InputError
 from daisy_jax.terminal import delayed_signals, training_bar
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
-FREE_FIELDS = (
-    "accelerator",
-    "resume",
-    "output",
-    "workers",
-    "strict",
-)  # may differ between a run and its continuation
+# These may differ between a run and its continuation.
+FREE_FIELDS = ("accelerator", "resume", "output", "workers", "strict")
 
 Metrics = dict[str, jax.Array]
 

@@ -115,6 +115,7 @@ def test_utterances_leave_where_they_are_forced_to(monkeypatch):
 def test_speed_prints_and_stores_every_measurement(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(ROOT / "eval")
     arguments = ("--size", "tiny", "--batches", 1, 2, "--seconds", 0.5, "--runs", 1)
+    arguments += ("--layer-runs", 1)
     assert run("eval/speed.py", monkeypatch, *arguments, "--output", tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [cells(line) for line in lines if line.startswith("| ")]

@@ -3,6 +3,7 @@ import itertools
 import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import sounds
@@ -263,3 +264,26 @@ def test_paths_come_back_as_they_were_given(model, tmp_path):
 def test_thresholds_are_one_number_for_all_files(model):
     with pytest.raises(InputError, match="threshold must be one number for all files"):
         next(daisy_jax.encode_files(model, ["a.wav"], threshold=[0.3, 0.5]))
+
+
+def test_what_a_caller_sets_for_jax_holds_in_the_threads(model, folder, monkeypatch):
+    good, _ = folder
+    seen = []
+
+    def recorded(*arguments, **options):
+        seen.append((jax.config.jax_default_matmul_precision, jax.config.jax_default_device))
+        return daisy_jax.encode(*arguments, **options)
+
+    monkeypatch.setattr(files, "encode", recorded)
+    device = jax.devices()[1]
+    with jax.default_matmul_precision("tensorfloat32"), jax.default_device(device):
+        list(daisy_jax.encode_files(model, good[:2]))
+    assert seen == [("tensorfloat32", device)] * 2
+
+
+def test_a_generator_that_is_closed_early_ends(model, folder):
+    good, _ = folder
+    results = daisy_jax.encode_files(model, itertools.repeat(good[0]))
+    next(results)
+    results.close()
+    assert list(results) == []
