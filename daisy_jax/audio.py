@@ -13,6 +13,7 @@ from daisy_jax.errors import InputError
 SAMPLE_RATE = 16_000  # Hz
 CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
 CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
+FULL_SCALE = 32_768  # the 16-bit sample that would be 1
 FRAME_HOP = 320  # samples between two frames, 20 ms: the product of the strides
 FRAME_WINDOW = 400  # samples that one frame sees, 25 ms; shorter audio has no frame
 UNKNOWN_SIZE = 0x7FFF_F000  # bytes; programs that write WAV to a pipe promise so much or more
@@ -81,10 +82,8 @@ def load_clip(path: str | os.PathLike, max_seconds: float = math.inf) -> Clip:
             raise InputError(f"{path}: the file is empty; record or copy it again")
     if path.suffix.lower() == ".raw":
         raise InputError(f"{path}: raw samples without a header; convert it to WAV or FLAC")
-    # As bytes where names are bytes: soundfile cannot encode a name that is not UTF-8.
-    name: Any = os.fsencode(path) if os.name == "posix" else path
     try:
-        with soundfile.SoundFile(name) as file:
+        with soundfile.SoundFile(soundfile_name(path)) as file:
             if file.frames > max_seconds * file.samplerate:
                 raise InputError(
                     f"{path}: {file.frames / file.samplerate:.1f} s long; split it into parts of "
@@ -121,6 +120,11 @@ def load_clip(path: str | os.PathLike, max_seconds: float = math.inf) -> Clip:
             f"{FRAME_WINDOW} (25 ms)"
         )
     return Clip(np.ascontiguousarray(waveform, np.float32), tuple(notes))
+
+
+def soundfile_name(path: pathlib.Path) -> Any:
+    """A path as soundfile takes it: it cannot encode a name that is not UTF-8, so as bytes."""
+    return os.fsencode(path) if os.name == "posix" else path
 
 
 def cut_off(log: str) -> bool:

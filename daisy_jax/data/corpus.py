@@ -1,9 +1,8 @@
 """Audio corpora: utterances by number, whatever they are stored in."""
 
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -108,8 +107,7 @@ class FolderCorpus:
         file, wanted = self._files[index], min(samples, int(self.lengths[index]) - start)
         if not self._plain[index]:
             return audio.load(file)[start : start + wanted]
-        # As bytes where names are bytes: soundfile cannot encode a name that is not UTF-8.
-        name: Any = os.fsencode(file) if os.name == "posix" else file
+        name = audio.soundfile_name(file)
         try:
             part, _ = soundfile.read(name, wanted, start, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:

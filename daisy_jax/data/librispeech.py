@@ -3,10 +3,9 @@
 Source: Panayotov et al., 2015; the folders are those of the corpus' archives.
 """
 
-import json
 import pathlib
 
-from daisy_jax.data.tfds import INFO, is_tfds_folder
+from daisy_jax.data.tfds import is_tfds_folder, spelt, split_names
 
 TRAINING = ("train-clean-100", "train-clean-360", "train-other-500")
 """The 960 hours that HuBERT Base and the paper's branches were trained on."""
@@ -24,9 +23,8 @@ def training_splits(folder: str | pathlib.Path, wanted: str = "") -> tuple[str, 
         return tuple(name.strip() for name in wanted.split(",") if name.strip())
     folder = pathlib.Path(folder)
     if is_tfds_folder(folder):
-        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-        names = {split["name"].replace("_", "") for split in info["splits"]}
-        found = any(split.replace("-", "") in names for split in TRAINING)
+        names = split_names(folder)
+        found = any(spelt(split) in names for split in TRAINING)
     else:
         found = any((folder / split).is_dir() for split in TRAINING)
     return TRAINING if found else ()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from daisy_jax import audio
 
-FORMAT = "daisy_jax_manifest/1"
+FORMAT = "daisy_jax_manifest/2"
 READERS = 8
 """Threads that open files: they wait for the disk, not for the processor."""
 
@@ -51,11 +51,7 @@ def measure(
     for name, file in zip(names, files, strict=True):
         status = file.stat()
         before = known.get(name)
-        if (
-            before
-            and not before.error
-            and (before.size, before.modified) == (status.st_size, status.st_mtime_ns)
-        ):
+        if before and (before.size, before.modified) == (status.st_size, status.st_mtime_ns):
             entries[name] = before
     missing = [(name, file) for name, file in zip(names, files, strict=True) if name not in entries]
     if missing:
@@ -75,9 +71,7 @@ def _open(file: pathlib.Path) -> Entry:
     status = file.stat()
     samples, rate, error = 0, 0, None
     try:
-        # As bytes where names are bytes: soundfile cannot encode a name that is not UTF-8.
-        name: Any = os.fsencode(file) if os.name == "posix" else file
-        info = soundfile.info(name)
+        info = soundfile.info(audio.soundfile_name(file))
         rate = info.samplerate
         samples = info.frames * audio.SAMPLE_RATE // rate
         if audio.cut_off(info.extra_info):

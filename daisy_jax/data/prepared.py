@@ -17,7 +17,6 @@ from daisy_jax.errors import InputError
 
 FORMAT = "daisy_jax_audio/1"
 SAMPLES, INDEX = "samples.int16", "index.json"
-FULL_SCALE = 32_768
 
 
 class PreparedCorpus:
@@ -54,7 +53,7 @@ class PreparedCorpus:
         """As for every `Corpus`."""
         begin = self._starts[index] + start
         end = min(begin + samples, self._starts[index + 1])
-        return self._samples[begin:end].astype(np.float32) / FULL_SCALE
+        return self._samples[begin:end].astype(np.float32) / audio.FULL_SCALE
 
 
 def prepare(
@@ -92,8 +91,9 @@ def prepare(
             except (InputError, OSError) as error:
                 on_error(str(error))
                 continue
-            scaled = np.clip(np.round(waveform * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1)
-            stream.write(scaled.astype("<i2").tobytes())
+            scaled = np.round(waveform * audio.FULL_SCALE)
+            clipped = np.clip(scaled, -audio.FULL_SCALE, audio.FULL_SCALE - 1)
+            stream.write(clipped.astype("<i2").tobytes())
             names.append(str(pathlib.Path(folder.name) / file.relative_to(folder)))
             lengths.append(len(waveform))
     index = {"format": FORMAT, "names": names, "lengths": lengths}

@@ -16,12 +16,22 @@ from daisy_jax.data.manifest import keep, recall
 from daisy_jax.errors import InputError
 
 INFO = "dataset_info.json"
-FULL_SCALE = 32_768
 
 
 def is_tfds_folder(folder: pathlib.Path) -> bool:
     """Whether tensorflow-datasets made the folder."""
     return (folder / INFO).is_file() and (folder / "features.json").is_file()
+
+
+def spelt(split: str) -> str:
+    """A split's name without what tfds leaves out: it has "train_clean100" for train-clean-100."""
+    return split.replace("_", "").replace("-", "")
+
+
+def split_names(folder: pathlib.Path) -> list[str]:
+    """The `spelt` names of a folder's splits."""
+    info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    return [spelt(split["name"]) for split in info["splits"]]
 
 
 class TfdsCorpus:
@@ -40,13 +50,11 @@ class TfdsCorpus:
         from tensorflow_datasets import features
 
         shards = _shards(folder)
-        # tfds spells LibriSpeech's "train-clean-100" as "train_clean100".
-        spelt = {split.replace("_", "").replace("-", ""): split for split in shards}
-        wanted = [spelt.get(split.replace("_", "").replace("-", "")) for split in splits]
-        if None in wanted:
-            missing = splits[wanted.index(None)]
-            raise InputError(f"{folder}: no split {missing}; found {', '.join(sorted(shards))}")
-        files = [file for split in wanted or sorted(shards) for file in shards[str(split)]]
+        by_name = {spelt(split): files for split, files in shards.items()}
+        for split in splits:
+            if spelt(split) not in by_name:
+                raise InputError(f"{folder}: no split {split}; found {', '.join(sorted(shards))}")
+        files = [file for split in splits or sorted(shards) for file in by_name[spelt(split)]]
         self._records = ArrayRecordDataSource([str(file) for file in files])
         # As `librispeech` stores them; its own Audio feature would need TensorFlow.
         self._features = features.FeaturesDict(
@@ -63,7 +71,7 @@ class TfdsCorpus:
     def read(self, index: int, start: int, samples: int) -> np.ndarray:
         """As for every `Corpus`."""
         speech = self._example(int(self._positions[index]))["speech"]
-        return speech[start : start + samples].astype(np.float32) / FULL_SCALE
+        return speech[start : start + samples].astype(np.float32) / audio.FULL_SCALE
 
     def _example(self, position: int) -> Any:
         """A dictionary of the record's `speech` and `id`."""
