@@ -1,34 +1,50 @@
 """Stage 1: all branches learn HuBERT's own frame labels, in one step, from a frozen trunk."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from daisy_jax.branches import Branches, branch_loss
+from daisy_jax import audio
+from daisy_jax.branches import Branches, branch_loss, utterance_entropy, utterance_loss
 from daisy_jax.hubert import Hubert, embed, label_frames, tapped_layers
 
 
+def _labelled_taps(
+    trunk: Hubert, waveform: jax.Array, lengths: jax.Array, labels: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Taps [L, batch, frames, dim], labels int [batch, frames], bool mask [batch, frames]."""
+    embedded = embed(trunk, waveform, lengths)
+    last, tapped = jax.lax.stop_gradient(tapped_layers(trunk, embedded))
+    if labels is None:
+        labels = label_frames(trunk, last, embedded.frame_mask)
+    return tapped, labels, embedded.frame_mask
+
+
 def branches_loss(
-    branches: Branches, trunk: Hubert, waveform: jax.Array, lengths: jax.Array
+    branches: Branches,
+    trunk: Hubert,
+    waveform: jax.Array,
+    lengths: jax.Array,
+    labels: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Sum over the branches of eq. (1), on labels that the trunk's head gives to unmasked input.
+    """Sum over the branches of eq. (1), on unmasked input.
 
     Args:
       branches: what is trained.
-      trunk: a model with a prediction head; no gradient reaches it.
+      trunk: a model; no gradient reaches it.
       waveform: float [batch, samples], 16 kHz.
       lengths: int [batch], true sample counts; rows without a frame do not count.
+      labels: int [batch, frames], whatever on padded frames; None: those of the trunk's own
+        prediction head.
 
     Returns:
       the sum of the branches' losses, nats, and metrics: "loss" and "accuracy", means over the
-      branches; "layer_loss" and "layer_accuracy", float [L].
+      branches; "layer_loss" and "layer_accuracy", float [L]; "audio_seconds" in the batch.
     """
-    embedded = embed(trunk, waveform, lengths)
-    mask = embedded.frame_mask
-    last, tapped = jax.lax.stop_gradient(tapped_layers(trunk, embedded))
-    labels = label_frames(trunk, last, mask)
+    tapped, labels, mask = _labelled_taps(trunk, waveform, lengths, labels)
 
     def one_branch(branch, tapped):
         logits = branch(tapped)
@@ -41,7 +57,47 @@ def branches_loss(
         "accuracy": jnp.mean(accuracies),
         "layer_loss": losses,
         "layer_accuracy": accuracies,
+        "audio_seconds": jnp.sum(lengths).astype(jnp.float32) / audio.SAMPLE_RATE,
     }
+
+
+class BranchScores(NamedTuple):
+    """How well branches do on each utterance."""
+
+    entropy: jax.Array | np.ndarray
+    """float32 [batch, L], nats: eq. (2)."""
+    loss: jax.Array | np.ndarray
+    """float32 [batch, L], nats: the mean over the utterance's frames."""
+    hits: jax.Array | np.ndarray
+    """int32 [batch, L], frames whose label is predicted."""
+    frames: jax.Array | np.ndarray
+    """int32 [batch], valid frames."""
+
+
+def branch_scores(
+    branches: Branches,
+    trunk: Hubert,
+    waveform: jax.Array,
+    lengths: jax.Array,
+    labels: jax.Array | None = None,
+) -> BranchScores:
+    """Scores of every utterance at every layer. Arguments as of `branches_loss`."""
+    tapped, labels, mask = _labelled_taps(trunk, waveform, lengths, labels)
+
+    def one_layer(branch_and_tapped):
+        branch, tapped = branch_and_tapped
+        logits = branch(tapped)
+        hits = (jnp.argmax(logits, axis=-1) == labels) & mask
+        return (
+            utterance_entropy(logits, mask),
+            utterance_loss(logits, labels, mask),
+            jnp.sum(hits, axis=-1, dtype=jnp.int32),
+        )
+
+    # One after the other: logits of all layers would take as much memory as a training step.
+    entropy, loss, hits = jax.lax.map(one_layer, (branches, tapped))
+    frames = jnp.sum(mask, axis=-1, dtype=jnp.int32)
+    return BranchScores(entropy.T, loss.T, hits.T, frames)
 
 
 def clip_each_branch(max_norm: float) -> optax.GradientTransformation:

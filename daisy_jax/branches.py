@@ -63,17 +63,28 @@ def utterance_entropy(logits: jax.Array, frame_mask: jax.Array) -> jax.Array:
 def branch_loss(logits: jax.Array, labels: jax.Array, frame_mask: jax.Array) -> jax.Array:
     """Cross entropy of one branch: the mean over an utterance's frames, then over utterances.
 
-    Args:
-      logits: float [batch, frames, classes].
-      labels: int [batch, frames], HuBERT's own frame labels; whatever on padded frames.
-      frame_mask: bool [batch, frames]. Rows without a valid frame do not count.
+    Arguments as of `utterance_loss`. Rows without a valid frame do not count.
 
     Returns:
       float32 scalar, nats.
 
     Paper: eq. (1), section 3.1.
     """
+    rows = jnp.maximum(jnp.sum(jnp.any(frame_mask, axis=-1)), 1)
+    return jnp.sum(utterance_loss(logits, labels, frame_mask)) / rows.astype(jnp.float32)
+
+
+def utterance_loss(logits: jax.Array, labels: jax.Array, frame_mask: jax.Array) -> jax.Array:
+    """Cross entropy of one branch on each utterance: the mean over its frames.
+
+    Args:
+      logits: float [batch, frames, classes].
+      labels: int [batch, frames], HuBERT's own frame labels; whatever on padded frames.
+      frame_mask: bool [batch, frames].
+
+    Returns:
+      float32 [batch], nats; 0 for a row without frames.
+    """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     chosen = jnp.take_along_axis(log_probs, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
-    rows = jnp.maximum(jnp.sum(jnp.any(frame_mask, axis=-1)), 1)
-    return jnp.sum(frame_mean(-chosen, frame_mask)) / rows.astype(jnp.float32)
+    return frame_mean(-chosen, frame_mask)

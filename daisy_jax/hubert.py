@@ -165,7 +165,8 @@ def require_head(model: Hubert) -> Head:
     if model.head is None:
         raise InputError(
             "this model has no HuBERT prediction head, so it cannot label frames; convert it again "
-            "with --head-from and a fairseq or s3prl checkpoint of the same model, which has one"
+            "with --head-from and a fairseq or s3prl checkpoint of the same model, which has one; "
+            "or train on stored labels (train/labels.py, then --labels)"
         )
     return model.head
 

@@ -1,5 +1,6 @@
 """What every command has in common: one-line errors, exit statuses, progress bars, the device."""
 
+import argparse
 import contextlib
 import os
 import platform
@@ -23,6 +24,8 @@ EXTRAS = {
     **dict.fromkeys(("grain", "librosa", "sklearn", "optax", "orbax"), "train"),
     **dict.fromkeys(("torch", "transformers"), "convert"),
     **dict.fromkeys(("array_record", "tensorflow_datasets"), "tfds"),
+    **dict.fromkeys(("matplotlib",), "plots"),
+    **dict.fromkeys(("tensorboardX",), "tensorboard"),
 }
 """Modules that commands import where they use them, and the extra that installs each."""
 
@@ -88,8 +91,29 @@ def as_table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(f"{name:<13} {printable(text)}" for name, text in rows)
 
 
-def use_accelerator(accelerator: Accelerator) -> str:
+def parse_config(kind: type, presets: dict[str, dict[str, Any]], description: str | None) -> Any:
+    """The configuration on the command line: what is not given there comes from its preset.
+
+    Args:
+      kind: a dataclass with the field `preset`.
+      presets: fields of each preset, by its name; the first is the default.
+      description: of the command.
+    """
+    import tyro
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default=next(iter(presets)))
+    name = parser.parse_known_args()[0].preset
+    values = presets.get(name, {})  # an unknown name is refused below
+    return tyro.cli(kind, description=description, default=kind(**{"preset": name, **values}))
+
+
+def use_accelerator(accelerator: Accelerator, deterministic: bool = False) -> str:
     """Makes JAX compute on a kind of device; to be called before the first array exists.
+
+    Args:
+      accelerator: the kind; "auto": the best there is.
+      deterministic: GPUs add in the same order each time, which is slower; others always do.
 
     Returns:
       The name of the first device.
@@ -99,6 +123,9 @@ def use_accelerator(accelerator: Accelerator) -> str:
     """
     import jax
 
+    if deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     if accelerator != "auto":
         jax.config.update("jax_platforms", accelerator)
     try:
@@ -133,6 +160,18 @@ def printable(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def leave_out() -> Callable[[str], None]:
+    """A function that says on stderr, once for each line, what had to be left out and why."""
+    said: set[str] = set()
+
+    def say(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            print(f"left out ({len(said)} so far): {printable(line)}", file=sys.stderr)
+
+    return say
 
 
 def progress_bar(
@@ -175,27 +214,21 @@ def progress_bar(
 
 
 @contextlib.contextmanager
-def training_bar(steps: int, first: int) -> Iterator[Callable[[int, str], None]]:
+def training_bar(
+    steps: int, first: int, visible: bool = True
+) -> Iterator[Callable[[int, str], None]]:
     """A progress bar on stderr; yields a function that takes the finished step and what to show.
 
-    Where stderr is no terminal, each call prints a line instead.
+    Where stderr is no terminal, each call prints a line instead. Nothing if it is not `visible`.
     """
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    if not visible:
+        yield lambda done, text: None
+        return
     console = Console(stderr=True)
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
+    columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=steps, completed=first)
 

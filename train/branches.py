@@ -1,22 +1,22 @@
 """Stage 1 of DAISY: trains one early-exit branch a layer, once, for all tasks.
 
-    python train/branches.py --model runs/hubert-base --data SPEECH --output RUN --accelerator=gpu
+    python train/branches.py --accelerator=gpu --model runs/hubert-base --data corpora/LibriSpeech
 
 The trunk stays frozen and labels the frames itself, with HuBERT's own prediction head on unmasked
-input. The defaults are the paper's (section 4); with LibriSpeech's folder as SPEECH it trains on
-its 960 h. RUN/model is the model with its branches; `daisy-jax calibrate` is next.
+input. The defaults are the paper's (section 4), on LibriSpeech's 960 h where they are there. When
+it has ended, OUTPUT/model is the model with its branches and a calibration: daisy-jax encode takes
+it. docs/training.md leads through it.
 """
 
 import dataclasses
 import functools
 import pathlib
-import sys
-
-import tyro
+from typing import Literal
 
 from daisy_jax.terminal import (
     Accelerator,
-    printable,
+    leave_out,
+    parse_config,
     progress_bar,
     run_command,
     use_accelerator,
@@ -27,16 +27,23 @@ from daisy_jax.terminal import (
 class Config:
     """One stage 1 run."""
 
-    model: str
-    """A model folder with HuBERT's prediction head."""
-    data: str
+    preset: Literal["paper", "daisy-tiny"] = "paper"
+    """Where the other defaults come from: the paper, or the packaged model's own training."""
+    model: str = "runs/hubert-base"
+    """A model folder, with HuBERT's prediction head unless there are labels."""
+    data: str = "corpora/LibriSpeech"
     """Speech: a folder of sound files such as LibriSpeech's, a prepared folder (train/prepare.py),
     or one of tensorflow-datasets."""
-    output: str
+    output: str = "runs/branches"
     """The run folder."""
     splits: str = ""
     """Parts of the data, such as train-clean-100,train-other-500; empty: LibriSpeech's 960 h where
     its folders are there, else everything."""
+    validation: str = ""
+    """A part of the data, or another folder, that branches are scored on before each checkpoint;
+    empty: LibriSpeech's dev-clean where it is there, else none."""
+    labels: str = ""
+    """A folder of frame labels (train/labels.py); empty: the model's own prediction head."""
     strict: bool = False
     """End at the first file that cannot be read, instead of leaving it out."""
     workers: int = 0
@@ -61,23 +68,47 @@ class Config:
     """Decoupled weight decay (HuBERT)."""
     clip: float = 10.0
     """Largest norm of one branch's gradient (HuBERT)."""
-    dtype: str = "float32"
-    """What the frozen trunk computes in: float32 or bfloat16; branches are float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the frozen trunk computes in; auto: float32 on a CPU, else bfloat16. Branches are
+    float32."""
     seed: int = 0
     """Of initial weights and batches."""
     save_every: int = 1_000
-    """Steps between two checkpoints."""
+    """Steps between two checkpoints, and between two validations."""
     log_every: int = 50
     """Steps between two lines of metrics.jsonl."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard too, into OUTPUT/events."""
     resume: bool = False
     """Continue the run in the output folder."""
     accelerator: Accelerator = "auto"
     """Where to compute."""
+    deterministic: bool = False
+    """On a GPU, give the same numbers in every run, at some cost; a CPU always does."""
+    processes: str = ""
+    """To train in several processes, start this command in each: auto under Slurm, MPI, Kubernetes
+    and on TPU pods, or HOST:PORT,COUNT,INDEX with process 0's address."""
+
+
+PRESETS = {
+    "paper": {},
+    "daisy-tiny": {
+        "steps": 2_500,
+        "batch_size": 8,
+        "crop_seconds": 4.0,
+        "learning_rate": 1e-2,
+        "save_every": 500,
+    },
+}
+CALIBRATION_UTTERANCES = 500  # of the training data, where there is no validation set
 
 
 def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
-    device = use_accelerator(config.accelerator)
+    config: Config = parse_config(Config, PRESETS, __doc__)
+    from daisy_jax import parallel  # before the accelerator: processes are joined first
+
+    parallel.join_processes(config.processes)
+    device = use_accelerator(config.accelerator, config.deterministic)
 
     import jax
     import numpy as np
@@ -86,48 +117,76 @@ def main() -> None:
 
     from daisy_jax import audio
     from daisy_jax.branch_training import branches_loss, clip_each_branch
+    from daisy_jax.branch_validation import Validation
     from daisy_jax.branches import Branches
     from daisy_jax.checkpoints import load, save
-    from daisy_jax.data.batches import Augmentation, EpochBatches, crop_width, read_crops
-    from daisy_jax.data.corpus import open_corpus, raise_error
-    from daisy_jax.data.librispeech import training_splits
+    from daisy_jax.data.batches import (
+        Augmentation,
+        EpochBatches,
+        crop_width,
+        read_crops,
+        read_labels,
+    )
+    from daisy_jax.data.corpus import Corpus, Selection, open_corpus, raise_error
+    from daisy_jax.data.labels import FrameLabels, LabelFolder
+    from daisy_jax.data.librispeech import VALIDATION, has_split, training_splits
     from daisy_jax.data.loading import Batch
+    from daisy_jax.exits import Calibration
     from daisy_jax.hubert import require_head
-    from daisy_jax.training import Run, fit, warmup_then_decay
+    from daisy_jax.run_folder import Run
+    from daisy_jax.training import fit, warmup_then_decay
+
+    if config.dtype == "auto":
+        computed = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        config = dataclasses.replace(config, dtype=computed)
 
     # ---- model ----
     trunk = load(config.model, config.dtype).replace(branches=None, calibration=None)
-    require_head(trunk)
-    num_classes = trunk.config.num_clusters
+    stored = LabelFolder(config.labels) if config.labels else None
+    if stored is None:
+        require_head(trunk)
+    num_classes = stored.num_classes if stored else trunk.config.num_clusters
+    trunk = parallel.replicate(trunk)
 
     # ---- data ----
-    left_out: list[str] = []
+    on_error = raise_error if config.strict else leave_out()
+    samples = round(config.crop_seconds * audio.SAMPLE_RATE)
 
-    def leave_out(line: str) -> None:
-        if line not in left_out:
-            left_out.append(line)
-            print(f"left out ({len(left_out)} so far): {printable(line)}", file=sys.stderr)
+    def opened(folder: str, splits: tuple[str, ...]) -> tuple[Corpus, FrameLabels | None]:
+        corpus = open_corpus(folder, splits, on_error, progress_bar("measuring files"))
+        if parallel.is_first():
+            hours = corpus.lengths.sum() / audio.SAMPLE_RATE / 3600
+            what = " ".join([folder, *splits])
+            print(f"{what}: {len(corpus.names)} utterances, {hours:.2f} h; on {device}")
+        return corpus, stored.of(corpus) if stored else None
 
-    on_error = raise_error if config.strict else leave_out
-    splits = training_splits(config.data, config.splits)
-    corpus = open_corpus(config.data, splits, on_error, progress_bar("measuring files"))
+    def validation_of(corpus: Corpus, labels: FrameLabels | None) -> Validation:
+        return Validation(trunk, corpus, labels, config.batch_size * samples, on_error)
+
+    corpus, labels = opened(config.data, training_splits(config.data, config.splits))
     noises = open_corpus(config.noise, on_error=on_error) if config.noise else None
     augmentation = Augmentation(noises, config.noise_probability, config.snr_range)
-    samples = round(config.crop_seconds * audio.SAMPLE_RATE)
-    hours = corpus.lengths.sum() / audio.SAMPLE_RATE / 3600
-    what = " ".join([config.data, *splits])
-    print(f"{what}: {len(corpus.names)} utterances, {hours:.2f} h; on {device}")
     draw = EpochBatches(corpus.lengths, config.batch_size, samples, config.seed)
+    mine = parallel.local_rows(config.batch_size)
+    held_out = config.validation or (VALIDATION if has_split(config.data, VALIDATION) else "")
+    validation = None
+    if has_split(config.data, held_out) and held_out:
+        validation = validation_of(*opened(config.data, (held_out,)))
+    elif held_out:
+        validation = validation_of(*opened(held_out, ()))
 
     def batch(number: int) -> Batch:
         crops = draw(number)
         rng = np.random.default_rng([config.seed, number, 1])
         width = crop_width(crops, samples)
-        waveform, lengths = read_crops(corpus, crops, width, augmentation, rng, on_error)
-        return {"waveform": waveform, "lengths": lengths}
+        waveform, lengths = read_crops(corpus, crops, width, augmentation, rng, on_error, mine)
+        read = {"waveform": waveform, "lengths": lengths}
+        if labels is not None:
+            read["labels"] = read_labels(labels, crops[mine], audio.frame_count(width))
+        return read
 
     # ---- branches and optimizer ----
-    run = Run(pathlib.Path(config.output), config, config.resume)
+    run = Run(pathlib.Path(config.output), config, config.resume, config.tensorboard)
     rngs = nnx.Rngs(config.seed)
     branches = Branches(trunk.config.num_layers, trunk.config.dim, num_classes, rngs=rngs)
     warmup = max(round(config.warmup_share * config.steps), 1)
@@ -139,7 +198,7 @@ def main() -> None:
     state = (branches, jax.jit(optimizer.init)(branches))
 
     # ---- one step ----
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=parallel.replicated())
     def step(state, trunk, batch):
         branches, optimizer_state = state
         gradient = jax.grad(branches_loss, has_aux=True)
@@ -147,7 +206,14 @@ def main() -> None:
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, branches)
         return (optax.apply_updates(branches, updates), optimizer_state), metrics
 
+    def describe(values: dict) -> str:
+        shown = (0, (trunk.config.num_layers - 1) // 2, -1)  # first, middle and last layer
+        losses, accuracies = values["layer_loss"], values["layer_accuracy"]
+        loss = " ".join(f"{losses[layer]:.3f}" for layer in shown)
+        return f"loss {loss}  accuracy " + " ".join(f"{accuracies[layer]:.3f}" for layer in shown)
+
     # ---- loop ----
+    summary = validation.summary if validation else None
     branches, _ = fit(
         run,
         state,
@@ -157,12 +223,31 @@ def main() -> None:
         save_every=config.save_every,
         log_every=config.log_every,
         workers=config.workers,
+        validate=summary and (lambda state: summary(state[0])),
+        describe=describe,
     )
+
+    # ---- calibrated model ----
+    name = pathlib.Path(config.data).name
+    if validation is None:
+        rng = np.random.default_rng([config.seed, 3])
+        chosen = rng.permutation(len(corpus.names))[:CALIBRATION_UTTERANCES]
+        part = Selection(corpus, chosen)
+        validation = validation_of(part, stored.of(part) if stored else None)
+        name = f"{name}, {len(chosen)} training utterances"
+    else:
+        name = f"{name}/{held_out}" if has_split(config.data, held_out) else held_out
+    entropy = validation.scores(branches).entropy
+    if not parallel.is_first():
+        return
     whole = load(config.model)
-    model_config = dataclasses.replace(whole.config, num_classes=num_classes)
-    whole = whole.replace(config=model_config, branches=branches, calibration=None)
+    whole = whole.replace(
+        config=dataclasses.replace(whole.config, num_classes=num_classes),
+        branches=jax.device_get(branches),
+        calibration=Calibration(np.asarray(entropy), name),
+    )
     save(whole, run.folder / "model")
-    print(f"{run.folder / 'model'}: next, daisy-jax calibrate {run.folder / 'model'} FILES...")
+    print(f"{run.folder / 'model'}: calibrated on {name}; next, daisy-jax encode FILES --model ...")
 
 
 if __name__ == "__main__":

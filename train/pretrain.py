@@ -96,13 +96,15 @@ def main() -> None:
     from daisy_jax import audio
     from daisy_jax.checkpoints import load, save
     from daisy_jax.config import HubertConfig
-    from daisy_jax.data.batches import Augmentation, draw_by_duration, read_crops
+    from daisy_jax.data.batches import Augmentation, draw_by_duration, read_crops, read_labels
     from daisy_jax.data.corpus import open_corpus
+    from daisy_jax.data.labels import labels_in_order
     from daisy_jax.data.loading import Batch
-    from daisy_jax.data.targets import FrameTargets, cluster_targets, mfcc
+    from daisy_jax.data.targets import cluster_targets, mfcc
     from daisy_jax.hubert import Head, Hubert, block_features
     from daisy_jax.pretraining import masked_prediction_loss, span_mask
-    from daisy_jax.training import Run, fit, warmup_then_decay
+    from daisy_jax.run_folder import Run
+    from daisy_jax.training import fit, loss_and_accuracy, warmup_then_decay
 
     # ---- data ----
     corpus = open_corpus(config.data)
@@ -127,7 +129,7 @@ def main() -> None:
         partial = target_file.with_name("targets.partial.npz")
         np.savez(partial, labels=labels, centroids=centroids)
         partial.replace(target_file)
-    targets = FrameTargets(corpus, np.load(target_file)["labels"])
+    targets = labels_in_order(corpus, np.load(target_file)["labels"], config.clusters)
 
     # ---- model and optimizer ----
     if config.start_from:
@@ -175,10 +177,7 @@ def main() -> None:
         rng = np.random.default_rng([config.seed, number])
         crops = draw_by_duration(corpus.lengths, config.batch_size, samples, rng)
         waveform, lengths = read_crops(corpus, crops, samples, augmentation, rng)
-        labels = np.zeros((config.batch_size, frames), np.int32)
-        for row, crop in enumerate(crops):
-            found = targets.read(crop.index, crop.frames)
-            labels[row, : len(found)] = found
+        labels = read_labels(targets, crops, frames)
         masked = span_mask(audio.frame_count(lengths), frames, rng)
         weight = np.asarray(max(1 - number / max(config.unmasked_steps, 1), 0), np.float32)
         return {
@@ -198,7 +197,9 @@ def main() -> None:
         steps=config.steps,
         save_every=config.save_every,
         log_every=config.log_every,
-        shown=("loss", "accuracy", "unmasked_accuracy"),
+        describe=lambda values: (
+            f"{loss_and_accuracy(values)}  unmasked {values['unmasked_accuracy']:.3f}"
+        ),
     )
     save(model, run.folder / "model")
     print(f"{run.folder / 'model'}: next, train branches: python train/branches.py --model ...")

@@ -7,6 +7,7 @@ import numpy as np
 
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus, raise_error
+from daisy_jax.data.labels import FrameLabels
 from daisy_jax.data.noise import draw_noise, mix
 from daisy_jax.errors import InputError
 
@@ -112,6 +113,29 @@ class EpochBatches:
         return rng.permutation(by_length.reshape(self._batches, self._rows))
 
 
+class WholeBatches:
+    """Batches of whole utterances of similar length, each utterance once; for scoring a corpus."""
+
+    def __init__(self, lengths: np.ndarray, samples: int, multiple: int = 1):
+        """A batch has up to `samples` in all its rows; their number is a multiple of `multiple`."""
+        self._batches: list[list[Crop]] = []
+        order = np.argsort(-lengths, kind="stable")
+        while len(order):
+            width = audio.padded_width(int(lengths[order[0]]))
+            height = min(max(samples // width // multiple, 1), -(-len(order) // multiple))
+            height *= multiple
+            crops = [Crop(int(index), 0, int(lengths[index])) for index in order[:height]]
+            self._batches.append(crops + [Crop(0, 0, 0)] * (height - len(crops)))
+            order = order[height:]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __call__(self, number: int) -> list[Crop]:
+        """The crops of one batch; the last one ends with empty ones."""
+        return self._batches[number]
+
+
 def crop_width(crops: list[Crop], samples: int) -> int:
     """Width of the batch that crops of up to `samples` go into, one of few."""
     return min(audio.padded_width(max(crop.samples for crop in crops)), samples)
@@ -124,19 +148,30 @@ def read_crops(
     augmentation: Augmentation,
     rng: np.random.Generator,
     on_error: Callable[[str], None] = raise_error,
+    rows: slice = slice(None),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads, augments and pads: waveform float32 [rows, width] and lengths int32 [rows].
 
     `on_error` is called with one line for a crop that cannot be read, or whose noise cannot; its
-    row stays empty.
+    row stays empty. `rows` are those that are wanted; each has random numbers of its own, so that
+    it is the same whoever reads the others.
     """
     waveforms = []
-    for crop in crops:
+    for crop, row_rng in list(zip(crops, rng.spawn(len(crops)), strict=True))[rows]:
         try:
             waveform = corpus.read(crop.index, crop.start, crop.samples)
-            waveform = augmentation(waveform, rng)
+            waveform = augmentation(waveform, row_rng)
         except (InputError, OSError) as error:
             on_error(str(error))
             waveform = np.zeros(0, np.float32)
         waveforms.append(waveform)
     return audio.pad_batch(waveforms, width)
+
+
+def read_labels(labels: FrameLabels, crops: list[Crop], frames: int) -> np.ndarray:
+    """The crops' labels, int32 [rows, frames], -1 behind each."""
+    rows = np.full((len(crops), frames), -1, np.int32)
+    for row, crop in zip(rows, crops, strict=True):
+        found = labels.read(crop.index, crop.frames)
+        row[: len(found)] = found
+    return rows

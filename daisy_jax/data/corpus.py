@@ -31,6 +31,20 @@ class Corpus(Protocol):
         ...
 
 
+class Selection:
+    """Some utterances of a corpus, as a corpus of its own."""
+
+    def __init__(self, corpus: Corpus, indices: np.ndarray):
+        self._corpus = corpus
+        self._indices = indices
+        self.names = [corpus.names[index] for index in indices]
+        self.lengths = corpus.lengths[indices]
+
+    def read(self, index: int, start: int, samples: int) -> np.ndarray:
+        """As for every `Corpus`."""
+        return self._corpus.read(int(self._indices[index]), start, samples)
+
+
 def raise_error(line: str) -> None:
     """What to do about a file that cannot be used, where that is fatal."""
     raise InputError(line)

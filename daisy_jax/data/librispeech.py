@@ -9,6 +9,7 @@ from daisy_jax.data.tfds import is_tfds_folder, spelt, split_names
 
 TRAINING = ("train-clean-100", "train-clean-360", "train-other-500")
 """The 960 hours that HuBERT Base and the paper's branches were trained on."""
+VALIDATION = "dev-clean"
 
 
 def training_splits(folder: str | pathlib.Path, wanted: str = "") -> tuple[str, ...]:
@@ -21,10 +22,12 @@ def training_splits(folder: str | pathlib.Path, wanted: str = "") -> tuple[str, 
     """
     if wanted:
         return tuple(name.strip() for name in wanted.split(",") if name.strip())
+    return TRAINING if any(has_split(folder, split) for split in TRAINING) else ()
+
+
+def has_split(folder: str | pathlib.Path, split: str) -> bool:
+    """Whether a corpus has a part of this name."""
     folder = pathlib.Path(folder)
     if is_tfds_folder(folder):
-        names = split_names(folder)
-        found = any(spelt(split) in names for split in TRAINING)
-    else:
-        found = any((folder / split).is_dir() for split in TRAINING)
-    return TRAINING if found else ()
+        return spelt(split) in split_names(folder)
+    return (folder / split).is_dir()

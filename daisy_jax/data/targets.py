@@ -101,19 +101,3 @@ def nearest_centroid(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
         distance = np.sum(centroids**2, axis=1) - 2 * block.astype(np.float32) @ centroids.T
         labels.append(np.argmin(distance, axis=1))
     return np.concatenate(labels)
-
-
-class FrameTargets:
-    """Labels of a corpus' frames, by utterance."""
-
-    def __init__(self, corpus: Corpus, labels: np.ndarray):
-        counts = audio.frame_count(corpus.lengths)
-        if counts.sum() != len(labels):
-            raise ValueError(f"{len(labels)} labels for {counts.sum()} frames")
-        self._labels = labels
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
-
-    def read(self, index: int, frames: slice) -> np.ndarray:
-        """The labels of one utterance's `frames`, int [frames]."""
-        begin = self._starts[index]
-        return self._labels[begin + frames.start : begin + frames.stop]

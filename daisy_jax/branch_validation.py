@@ -1,0 +1,81 @@
+"""Branches on held-out speech: loss, accuracy and entropy of every layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from daisy_jax import audio, parallel
+from daisy_jax.branch_training import BranchScores, branch_scores
+from daisy_jax.branches import Branches
+from daisy_jax.data.batches import Augmentation, WholeBatches, read_crops, read_labels
+from daisy_jax.data.corpus import Corpus
+from daisy_jax.data.labels import FrameLabels
+from daisy_jax.data.loading import Batch, batches
+from daisy_jax.errors import InputError
+from daisy_jax.hubert import Hubert
+
+
+class Validation:
+    """A corpus that branches are scored on, whole utterance by whole utterance."""
+
+    def __init__(
+        self,
+        trunk: Hubert,
+        corpus: Corpus,
+        labels: FrameLabels | None,
+        samples: int,
+        on_error: Callable[[str], None],
+    ):
+        """Of a trunk on every device (`parallel.replicate`), in batches of up to `samples`.
+
+        `on_error` is called with one line for an utterance that cannot be read and is left out.
+        """
+        draw = WholeBatches(corpus.lengths, samples, jax.device_count())
+
+        def read(number: int) -> Batch:
+            crops = draw(number)
+            mine = parallel.local_rows(len(crops))
+            width = audio.padded_width(crops[0].samples)
+            rng = np.random.default_rng(0)  # nothing is drawn
+            waveform, lengths = read_crops(
+                corpus, crops, width, Augmentation(), rng, on_error, mine
+            )
+            batch = {"waveform": waveform, "lengths": lengths}
+            if labels is not None:
+                batch["labels"] = read_labels(labels, crops[mine], audio.frame_count(width))
+            return batch
+
+        self._trunk, self._read, self._count = trunk, read, len(draw)
+        self._scores = jax.jit(branch_scores, out_shardings=parallel.replicated())
+
+    def scores(self, branches: Branches) -> BranchScores:
+        """Scores of all utterances that could be read, as numpy arrays; the longest come first.
+
+        Raises:
+          InputError: there is none.
+        """
+        found = [
+            self._scores(branches, self._trunk, **parallel.place(batch))
+            for batch in batches(self._read, 0, self._count, workers=0)
+        ]
+        joined = [np.concatenate(part) for part in zip(*jax.device_get(found), strict=True)]
+        scores = BranchScores(*joined)
+        valid = scores.frames > 0
+        if not np.any(valid):
+            raise InputError("no utterance of the validation set could be read; repair its files")
+        return BranchScores(*(part[valid] for part in scores))
+
+    def summary(self, branches: Branches) -> dict[str, Any]:
+        """Means over the corpus, for metrics.jsonl: of utterances, of accuracy over frames."""
+        scores = self.scores(branches)
+        accuracy = scores.hits.sum(axis=0) / scores.frames.sum()
+        by_layer = {
+            "loss": scores.loss.mean(axis=0),
+            "accuracy": accuracy,
+            "entropy": scores.entropy.mean(axis=0),
+        }
+        means = {f"validation_{name}": float(value.mean()) for name, value in by_layer.items()}
+        layers = {f"validation_layer_{name}": value.tolist() for name, value in by_layer.items()}
+        return means | layers

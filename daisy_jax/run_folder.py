@@ -1,0 +1,249 @@
+"""Run folders of the training scripts: configuration, metrics, checkpoints that resume exactly.
+
+A run folder holds `config.json` (settings, and the versions they ran with), `metrics.jsonl` (one
+line a logged step), `checkpoints/` (Orbax; state, settings and versions of each) and, when the
+script has ended, `model/`, a model folder.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import pathlib
+import platform
+import re
+import shutil
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from daisy_jax import parallel
+from daisy_jax.checkpoints import fill, named_leaves
+from daisy_jax.errors import InputError
+
+CONFIG, METRICS, CHECKPOINTS, TENSORBOARD = "config.json", "metrics.jsonl", "checkpoints", "events"
+# These may differ between a run and its continuation.
+FREE_FIELDS = (
+    "accelerator",
+    "deterministic",
+    "output",
+    "processes",
+    "resume",
+    "strict",
+    "tensorboard",
+    "workers",
+)
+KEPT = 2  # of the latest checkpoints, beside the best
+SCORE = "validation_loss"  # the best checkpoint has the lowest
+
+Metrics = dict[str, jax.Array]
+
+
+class Run:
+    """A run folder, new or to be continued. With several processes, the first one writes.
+
+    Raises:
+      InputError: the folder holds a run and `resume` was not asked for, or the run's settings
+        differ (the differences are printed), or there is nothing to resume.
+      OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: pathlib.Path, config: Any, resume: bool, tensorboard: bool = False):
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+        self.folder = folder.resolve()
+        settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+        self.settings = {key: value for key, value in settings.items() if key not in FREE_FIELDS}
+        self.settings["versions"] = _versions()
+        path = self.folder / CONFIG
+        if path.exists() and not resume:
+            raise InputError(
+                f"{folder} holds a run; pass --resume to continue it, or another --output"
+            )
+        if resume and not path.exists():
+            raise InputError(f"{folder} holds no run to resume; leave --resume out to start one")
+        if path.exists():
+            self._compare(json.loads(path.read_text(encoding="utf-8")))
+        if jax.process_count() > 1:  # all have looked before one writes
+            multihost_utils.sync_global_devices("run folder")
+        if parallel.is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+        self._events = _event_writer(self.folder / TENSORBOARD) if tensorboard else None
+        # Orbax logs what it raises too; of that our own line is enough.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+        def score(metrics: dict[str, float]) -> float:
+            return metrics[SCORE]
+
+        best = BestN(get_metric_fn=score, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        self._manager = ocp.CheckpointManager(
+            self.folder / CHECKPOINTS,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy([LatestN(KEPT), best]),
+                best_fn=score,
+                best_mode="min",
+                cleanup_tmp_directories=True,  # of a run that was killed while it saved
+            ),
+        )
+
+    def _compare(self, before: dict[str, Any]) -> None:
+        changes = [
+            f"{name} was {before.get(name)!r} and is {self.settings.get(name)!r}"
+            for name in sorted((before.keys() | self.settings.keys()) - {"versions"})
+            if before.get(name) != self.settings.get(name)
+        ]
+        if changes:
+            raise InputError(f"{self.folder} was started otherwise: {'; '.join(changes)}")
+
+    def restore(self, state: Any) -> tuple[Any, int, list[Metrics]]:
+        """The newest checkpoint: state, step, and the metrics since the last logged step.
+
+        `state` itself, 0 and none if there is no checkpoint.
+
+        Raises:
+          InputError: the disk has no room for the checkpoints to come.
+        """
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        step = self._manager.latest_step() or 0
+        wanted = (KEPT + 2 if step == 0 else 2) * size  # the best, and one that is being written
+        free = shutil.disk_usage(self.folder).free
+        if free < wanted:
+            raise InputError(
+                f"{self.folder}: checkpoints need {wanted / 1e6:.0f} MB, and {free / 1e6:.0f} MB "
+                "are free; make room, or give another --output"
+            )
+        recent = []
+        if step:
+            state, recent = self._read(state, step)
+        if parallel.is_first():
+            # Lines behind the checkpoint will be written again; a killed run may leave half a line.
+            path = self.folder / METRICS
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
+            path.write_text("".join(kept), encoding="utf-8")
+        return state, step, recent
+
+    def _read(self, state: Any, step: int) -> tuple[Any, list[Metrics]]:
+        """The state of one checkpoint, in the place of `state`, and its recent metrics."""
+        import orbax.checkpoint as ocp
+
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            named_leaves(state),
+        )
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(target), config=ocp.args.JsonRestore()
+            ),
+        )
+        return fill(state, restored["state"]), restored["config"].get("recent", [])
+
+    def best(self, state: Any) -> Any:
+        """The state with the lowest validation loss; `state`, the last one, if that is it."""
+        self._manager.wait_until_finished()
+        step = self._manager.best_step()
+        if step in (None, self._manager.latest_step()):
+            return state
+        if parallel.is_first():
+            print(f"the validation loss was lowest after step {step}; its branches are taken")
+        return self._read(state, step)[0]
+
+    def save(
+        self, state: Any, step: int, recent: list[Metrics], scores: dict[str, Any] | None = None
+    ) -> None:
+        """Writes a checkpoint in the background; others are dropped when it is complete.
+
+        Args:
+          state: a pytree of arrays.
+          step: after which it is the state.
+          recent: metrics that are not logged yet.
+          scores: of the validation; None if there was none.
+
+        Raises:
+          OSError: this checkpoint, or the one before, could not be written. Older ones are whole.
+        """
+        import orbax.checkpoint as ocp
+
+        if self._manager.latest_step() == step:
+            return
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(named_leaves(state)),
+                    config=ocp.args.JsonSave(self.settings | {"recent": as_numbers(recent)}),
+                ),
+                metrics=scores and {SCORE: scores[SCORE]},
+            )
+        except (OSError, ValueError) as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: Exception) -> OSError:
+        reason = re.search(r"([^:]*?) *\[os_error_code", str(error))
+        return OSError(
+            f"{self.folder / CHECKPOINTS}: a checkpoint could not be written "
+            f"({reason[1].strip() if reason else str(error).splitlines()[0]}); make room, then "
+            f"--resume goes on after step {self._manager.latest_step() or 0}"
+        )
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        """Appends one line to `metrics.jsonl`, and to TensorBoard's events if they are wanted."""
+        if not parallel.is_first():
+            return
+        with open(self.folder / METRICS, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self._events is not None:
+            for name, value in metrics.items():
+                values = np.atleast_1d(value)
+                for place, number in enumerate(values, 1):
+                    tag = f"{name}/{place}" if len(values) > 1 else name
+                    self._events.add_scalar(tag, float(number), step)
+            self._events.flush()
+
+    def close(self) -> None:
+        """Waits for checkpoints that are being written.
+
+        Raises:
+          OSError: one could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._unwritten(error) from error
+        finally:
+            self._manager.close()
+            if self._events is not None:
+                self._events.close()
+
+
+def as_numbers(history: list[Metrics]) -> list[dict[str, Any]]:
+    """Metrics as numbers and lists of numbers."""
+    return jax.tree.map(lambda value: np.asarray(value).tolist(), jax.device_get(history))
+
+
+def _versions() -> dict[str, str]:
+    """What a run's numbers may depend on beside its settings."""
+    libraries = ("daisy-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    found = {name: importlib.metadata.version(name) for name in libraries}
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {
+        "python": platform.python_version(),
+        **found,
+        "devices": devices,
+        "processes": str(jax.process_count()),
+        "command": " ".join(sys.argv),
+    }
+
+
+def _event_writer(folder: pathlib.Path) -> Any:
+    """A writer of TensorBoard's files; None in processes that do not write."""
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder)) if parallel.is_first() else None
