@@ -94,13 +94,18 @@ def local_rows(rows: int) -> slice:
 
 
 def place(batch: Any) -> Any:
-    """Puts a batch on the devices: of arrays this process's `local_rows`, of scalars the same."""
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(
-            by_row() if leaf.ndim else replicated(), leaf
-        ),
-        batch,
-    )
+    """Puts a batch on the devices: of arrays this process's `local_rows`, of scalars the same.
+
+    Raises:
+      InputError: the rows cannot be split over the devices.
+    """
+
+    def put(leaf: np.ndarray) -> jax.Array:
+        if leaf.ndim:
+            local_rows(len(leaf) * jax.process_count())  # says what is wrong, if anything is
+        return jax.make_array_from_process_local_data(by_row() if leaf.ndim else replicated(), leaf)
+
+    return jax.tree.map(put, batch)
 
 
 LAG = 2

@@ -123,7 +123,8 @@ class Run:
         if parallel.is_first():
             # Lines behind the checkpoint will be written again; a killed run may leave half a line.
             path = self.folder / METRICS
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
+            text = path.read_text(encoding="utf-8") if step and path.exists() else ""
+            lines = text.splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]
             kept = [line for line in whole if json.loads(line)["step"] <= step]
             path.write_text("".join(kept), encoding="utf-8")

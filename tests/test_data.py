@@ -12,17 +12,19 @@ from daisy_jax.data.batches import (
     Augmentation,
     Crop,
     EpochBatches,
+    WholeBatches,
     crop_width,
     draw_by_duration,
     draw_crop,
     read_crops,
 )
 from daisy_jax.data.corpus import open_corpus
+from daisy_jax.data.labels import labels_in_order
 from daisy_jax.data.librispeech import training_splits
 from daisy_jax.data.noise import draw_noise, mix
 from daisy_jax.data.prepared import prepare
 from daisy_jax.data.sound_files import sound_files
-from daisy_jax.data.targets import FrameTargets, cluster_targets, mfcc
+from daisy_jax.data.targets import cluster_targets, mfcc
 from daisy_jax.errors import InputError
 
 
@@ -377,6 +379,44 @@ def test_a_batch_is_a_function_of_seed_and_step_alone():
     assert len({value.tobytes() for value in first.values()}) == len(first)
 
 
+def test_a_part_of_a_batch_is_what_the_whole_holds_there():
+    corpus = numbered(900, 1_500, 4_000)
+    noises = Arrays(np.random.default_rng(0).standard_normal(777))
+    crops = EpochBatches(corpus.lengths, 6, 800, 0)(3)
+
+    def read(rows):
+        rng = np.random.default_rng([0, 3, 1])
+        return read_crops(corpus, crops, 800, Augmentation(noises), rng, rows=rows)
+
+    whole = read(slice(None))
+    for rows in (slice(0, 3), slice(3, 6), slice(2, 4)):
+        for part, all_rows in zip(read(rows), whole, strict=True):
+            np.testing.assert_array_equal(part, all_rows[rows])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(400, 300_000), min_size=1, max_size=40),
+    st.integers(1, 2_000_000),
+    st.integers(1, 4),
+)
+def test_whole_batches_hold_every_utterance_once(lengths, samples, multiple):
+    lengths = np.array(lengths)
+    draw = WholeBatches(lengths, samples, multiple)
+    seen = []
+    for number in range(len(draw)):
+        crops = draw(number)
+        width = audio.padded_width(crops[0].samples)
+        assert len(crops) % multiple == 0
+        assert len(crops) == multiple or len(crops) * width <= samples
+        assert max(crop.samples for crop in crops) == crops[0].samples
+        real = [crop for crop in crops if crop.samples]
+        assert len(crops) - len(real) < multiple
+        assert all((crop.start, crop.samples) == (0, lengths[crop.index]) for crop in real)
+        seen += [crop.index for crop in real]
+    assert sorted(seen) == list(range(len(lengths)))
+
+
 def test_read_crops_cuts_and_pads():
     corpus = numbered(900, 450)
     rng = np.random.default_rng(0)
@@ -403,7 +443,7 @@ def test_labels_of_a_crop_are_those_of_its_frames():
     corpus = numbered(1_999, 720, 5_000)
     counts = audio.frame_count(corpus.lengths)
     by_utterance = [100 * i + np.arange(count) for i, count in enumerate(counts)]
-    targets = FrameTargets(corpus, np.concatenate(by_utterance))
+    targets = labels_in_order(corpus, np.concatenate(by_utterance), 300)
     rng = np.random.default_rng(0)
     for _ in range(50):
         (crop,) = draw_by_duration(corpus.lengths, 1, 1_100, rng)
@@ -417,7 +457,7 @@ def test_labels_of_a_crop_are_those_of_its_frames():
 
 def test_labels_of_another_corpus_are_refused():
     with pytest.raises(ValueError, match="4 labels for 5 frames"):
-        FrameTargets(numbered(1_999), np.zeros(4, int))
+        labels_in_order(numbered(1_999), np.zeros(4, int), 1)
 
 
 @pytest.mark.parametrize("samples", [400, 719, 720, 16_000, 16_161])
@@ -472,7 +512,7 @@ def test_targets_are_the_nearest_centroids():
     again = cluster_targets(corpus, features, 5, seed=3)
     np.testing.assert_array_equal(again[0], labels)
     np.testing.assert_array_equal(again[1], centroids)
-    FrameTargets(corpus, labels)
+    labels_in_order(corpus, labels, 5)
 
 
 def test_more_clusters_than_frames_are_refused():

@@ -18,8 +18,9 @@ from daisy_jax.branches import Branches
 from daisy_jax.errors import InputError
 from daisy_jax.hubert import embed, final_norm, frame_labels, last_block, tapped_layers
 from daisy_jax.pretraining import masked_prediction_loss, span_mask
+from daisy_jax.run_folder import Run
 from daisy_jax.terminal import Terminated
-from daisy_jax.training import Run, fit, warmup_then_decay
+from daisy_jax.training import fit, warmup_then_decay
 
 # ---- losses against numpy in float64 ----
 
