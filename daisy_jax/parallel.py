@@ -7,6 +7,7 @@ devices hold its rows.
 import collections
 import functools
 import re
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,7 @@ def join_processes(place: str) -> None:
             f"processes is {place!r}; it must be auto, or HOST:PORT,COUNT,INDEX with an index below"
             " the count, such as 10.0.0.1:9911,2,0"
         )
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if parts is None:
             jax.distributed.initialize()
@@ -46,6 +48,7 @@ def join_processes(place: str) -> None:
             f"the processes could not be joined ({str(error).splitlines()[0]}); give "
             "HOST:PORT,COUNT,INDEX if no Slurm, MPI, Kubernetes or TPU pod starts them"
         ) from None
+    signal.signal(signal.SIGTERM, on_terminate)  # which JAX takes away
 
 
 def is_first() -> bool:

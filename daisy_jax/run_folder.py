@@ -231,11 +231,14 @@ def as_numbers(history: list[Metrics]) -> list[dict[str, Any]]:
 
 def _versions() -> dict[str, str]:
     """What a run's numbers may depend on beside its settings."""
-    libraries = ("daisy-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    from daisy_jax import __version__
+
+    libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     found = {name: importlib.metadata.version(name) for name in libraries}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     return {
         "python": platform.python_version(),
+        "daisy-jax": __version__,
         **found,
         "devices": devices,
         "processes": str(jax.process_count()),

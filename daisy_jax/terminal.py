@@ -102,10 +102,11 @@ def parse_config(kind: type, presets: dict[str, dict[str, Any]], description: st
     import tyro
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", default=next(iter(presets)))
+    parser.add_argument("--preset")
     name = parser.parse_known_args()[0].preset
-    values = presets.get(name, {})  # an unknown name is refused below
-    return tyro.cli(kind, description=description, default=kind(**{"preset": name, **values}))
+    if name not in presets:  # if one was given, it is refused below
+        name = next(iter(presets))
+    return tyro.cli(kind, description=description, default=kind(preset=name, **presets[name]))
 
 
 def use_accelerator(accelerator: Accelerator, deterministic: bool = False) -> str:

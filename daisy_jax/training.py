@@ -13,7 +13,7 @@ import numpy as np
 from daisy_jax import parallel
 from daisy_jax.data.loading import Batch, batches
 from daisy_jax.run_folder import Metrics, Run, as_numbers
-from daisy_jax.terminal import delayed_signals, training_bar
+from daisy_jax.terminal import Terminated, delayed_signals, training_bar
 
 
 def warmup_then_decay(peak: float, warmup: int, steps: int) -> Callable[[Any], Any]:
@@ -79,7 +79,7 @@ def fit(
         delayed_signals() as stopped,
         training_bar(steps, first, parallel.is_first()) as show,
     ):
-        stop = parallel.common_stop(stopped)
+        stopping, stop = False, parallel.common_stop(stopped)
         for done in range(first + 1, steps + 1):
             state, metrics = step(state, parallel.place(next(upcoming)))
             recent.append(metrics)
@@ -115,6 +115,8 @@ def fit(
         else:
             if validate is not None:
                 state = run.best(state)
+    if stopping:  # because of a signal to another process
+        raise Terminated
     return state
 
 
