@@ -13,11 +13,10 @@ import dataclasses
 import itertools
 import pathlib
 import resource
-import statistics
 import tempfile
-import time
 
 import tyro
+from timing import medians
 
 from daisy_jax.terminal import Accelerator, run_command, use_accelerator
 
@@ -69,16 +68,7 @@ def main() -> None:
                 )
                 jax.device_get(daisy_jax.encode(model, *batch, threshold=threshold))
 
-        tasks = {"together": together, "alone": alone}
-        times: dict[str, list[float]] = {name: [] for name in tasks}
-        for task in tasks.values():
-            task()
-        for _ in range(config.runs):
-            for name, task in tasks.items():
-                start = time.perf_counter()
-                task()
-                times[name].append(time.perf_counter() - start)
-        seconds = {name: statistics.median(values) for name, values in times.items()}
+        seconds = medians({"together": together, "alone": alone}, config.runs)
         print("stream of files of 0.5 s: file, resident memory in MB")
         short = str(pathlib.Path(folder, "short.wav"))
         soundfile.write(short, waveforms[0][:8_000], 16_000)

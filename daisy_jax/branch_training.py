@@ -1,5 +1,7 @@
 """Stage 1: all branches learn HuBERT's own frame labels, in one step, from a frozen trunk."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from daisy_jax import audio
+from daisy_jax import audio, parallel
 from daisy_jax.branches import Branches, branch_loss, utterance_entropy, utterance_loss
 from daisy_jax.hubert import Hubert, embed, label_frames, tapped_layers
 
@@ -115,3 +117,31 @@ def clip_each_branch(max_norm: float) -> optax.GradientTransformation:
         )
 
     return optax.stateless(update)
+
+
+def branch_optimizer(
+    learning_rate: optax.ScalarOrSchedule, weight_decay: float, clip: float
+) -> optax.GradientTransformation:
+    """Adam as HuBERT's (betas 0.9 and 0.98, decoupled weight decay), each branch clipped apart."""
+    return optax.chain(
+        clip_each_branch(clip),
+        optax.adamw(learning_rate, b1=0.9, b2=0.98, eps=1e-6, weight_decay=weight_decay),
+    )
+
+
+def branch_step(optimizer: optax.GradientTransformation) -> Callable:
+    """One step of stage 1, jitted: from (branches, optimizer's state), trunk and batch.
+
+    The batch is a dictionary of `branches_loss`'s arguments, its rows split over the devices. The
+    step returns the new state, for which the old one is given up, and metrics.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=parallel.replicated())
+    def step(state, trunk, batch):
+        branches, optimizer_state = state
+        gradient = jax.grad(branches_loss, has_aux=True)
+        gradients, metrics = gradient(branches, trunk, **batch)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, branches)
+        return (optax.apply_updates(branches, updates), optimizer_state), metrics
+
+    return step

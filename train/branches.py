@@ -9,7 +9,6 @@ it. docs/training.md leads through it.
 """
 
 import dataclasses
-import functools
 import pathlib
 from typing import Literal
 
@@ -112,11 +111,10 @@ def main() -> None:
 
     import jax
     import numpy as np
-    import optax
     from flax import nnx
 
     from daisy_jax import audio
-    from daisy_jax.branch_training import branches_loss, clip_each_branch
+    from daisy_jax.branch_training import branch_optimizer, branch_step
     from daisy_jax.branch_validation import Validation
     from daisy_jax.branches import Branches
     from daisy_jax.checkpoints import load, save
@@ -191,20 +189,9 @@ def main() -> None:
     branches = Branches(trunk.config.num_layers, trunk.config.dim, num_classes, rngs=rngs)
     warmup = max(round(config.warmup_share * config.steps), 1)
     schedule = warmup_then_decay(config.learning_rate, warmup, config.steps)
-    optimizer = optax.chain(
-        clip_each_branch(config.clip),
-        optax.adamw(schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=config.weight_decay),
-    )
+    optimizer = branch_optimizer(schedule, config.weight_decay, config.clip)
     state = (branches, jax.jit(optimizer.init)(branches))
-
-    # ---- one step ----
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=parallel.replicated())
-    def step(state, trunk, batch):
-        branches, optimizer_state = state
-        gradient = jax.grad(branches_loss, has_aux=True)
-        gradients, metrics = gradient(branches, trunk, **batch)
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state, branches)
-        return (optax.apply_updates(branches, updates), optimizer_state), metrics
+    step = branch_step(optimizer)
 
     def describe(values: dict) -> str:
         shown = (0, (trunk.config.num_layers - 1) // 2, -1)  # first, middle and last layer

@@ -1,0 +1,125 @@
+"""Mean entropy of every branch on any number of data sets: figure 2 of the paper.
+
+    python eval/entropy.py clean=corpora/LibriSpeech/dev-clean other=corpora/LibriSpeech/dev-other
+
+Prints Markdown: a row a data set, with the straight line fitted to mean entropy over depth and its
+r squared. With --output also entropy.json and, where matplotlib is installed, entropy.png.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import tyro
+
+from daisy_jax.terminal import Accelerator, leave_out, progress_bar, run_command, use_accelerator
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    sets: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME=FOLDER...")]
+    """Data sets: a name for the table and the picture, and a folder of sound files, a prepared
+    folder, or one of tensorflow-datasets."""
+    model: str = ""
+    """A model folder with branches; empty: the packaged model."""
+    output: str = ""
+    """Folder for entropy.json and entropy.png; empty: print only."""
+    batch_seconds: float = 60.0
+    """Audio in a batch."""
+    accelerator: Accelerator = "auto"
+    """Where to compute."""
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    use_accelerator(config.accelerator)
+
+    import numpy as np
+
+    from daisy_jax import audio
+    from daisy_jax.calibration import calibrate
+    from daisy_jax.checkpoints import load
+    from daisy_jax.data.batches import Augmentation, WholeBatches, read_crops
+    from daisy_jax.data.corpus import Corpus, open_corpus
+    from daisy_jax.errors import InputError
+
+    model = load(config.model or None)
+    pairs = [text.partition("=") for text in config.sets]
+    for text, (name, _, folder) in zip(config.sets, pairs, strict=True):
+        if not name or not folder:
+            raise InputError(f"{text!r} is no NAME=FOLDER; give for example clean=SPEECH/dev-clean")
+    layers = np.arange(1, model.config.num_layers + 1)
+    on_error = leave_out()
+
+    def batches(name: str, corpus: Corpus) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        draw = WholeBatches(corpus.lengths, round(config.batch_seconds * audio.SAMPLE_RATE))
+        for number in progress_bar(name)(range(len(draw))):
+            crops = draw(number)
+            width = audio.padded_width(crops[0].samples)
+            rng = np.random.default_rng(0)  # nothing is drawn
+            yield read_crops(corpus, crops, width, Augmentation(), rng, on_error)
+
+    measured: list[dict[str, Any]] = []
+    print("| data set | utterances | hours | " + " | ".join(map(str, layers)), end="")
+    print(" | slope | r squared |\n| --- |" + " ---: |" * (len(layers) + 4), flush=True)
+    for name, _, folder in pairs:
+        corpus = open_corpus(folder, on_error=on_error, progress=progress_bar("measuring files"))
+        calibration = calibrate(model, batches(name, corpus), folder)
+        mean = np.asarray(calibration.mean_entropy, np.float64)
+        slope, intercept = np.polyfit(layers, mean, 1)
+        r_squared = np.corrcoef(layers, mean)[0, 1] ** 2
+        row = {
+            "name": name,
+            "folder": folder,
+            "utterances": len(calibration.entropy),
+            "hours": float(corpus.lengths.sum() / audio.SAMPLE_RATE / 3600),
+            "mean_entropy": mean.tolist(),
+            "standard_deviation": np.std(calibration.entropy, axis=0).tolist(),
+            "slope": float(slope),
+            "intercept": float(intercept),
+            "r_squared": float(r_squared),
+        }
+        measured.append(row)
+        cells = " | ".join(f"{value:.3f}" for value in mean)
+        print(
+            f"| {name} | {row['utterances']} | {row['hours']:.3g} | {cells} | {slope:.4f} "
+            f"| {r_squared:.3f} |",
+            flush=True,
+        )
+    if config.output:
+        write(measured, config.model or "daisy-tiny", pathlib.Path(config.output))
+
+
+def write(measured: list[dict[str, Any]], model: str, folder: pathlib.Path) -> None:
+    """entropy.json, and entropy.png where matplotlib is installed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"model": model, "sets": measured}, indent=2) + "\n"
+    (folder / "entropy.json").write_text(content, encoding="utf-8")
+    print(f"written: {folder / 'entropy.json'}")
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture: pip install 'daisy-jax[plots]'")
+        return
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for row in measured:
+        layers = range(1, len(row["mean_entropy"]) + 1)
+        label = f"{row['name']} (r² {row['r_squared']:.2f})"
+        (points,) = axes.plot(layers, row["mean_entropy"], "o", label=label)
+        line = [row["intercept"] + row["slope"] * layer for layer in layers]
+        axes.plot(layers, line, "-", color=points.get_color(), linewidth=1)
+    axes.set(xlabel="layer", ylabel="mean entropy, nats", title=model)
+    axes.legend()
+    figure.savefig(folder / "entropy.png", dpi=150)
+    print(f"written: {folder / 'entropy.png'}")
+
+
+if __name__ == "__main__":
+    run_command(main)
