@@ -99,9 +99,7 @@ def main() -> None:
     result: dict[str, Any] = {"settings": dataclasses.asdict(config), "device": device}
     result |= {"jax": jax.__version__, "devices": jax.device_count(), "batches": [], "memory": []}
     print(f"HuBERT {config.size}, {config.dtype}, {jax.device_count()} x {device}\n")
-    print(
-        "| batch | forward, s | step, s | / forward | with reading / step | audio s / s | hours |"
-    )
+    print("| batch | forward, s | step, s | / forward | reading / step | audio s / s | hours |")
     print("| --- |" + " ---: |" * 6, flush=True)
     samples = round(config.seconds * audio.SAMPLE_RATE)
     with tempfile.TemporaryDirectory() as folder:
