@@ -44,8 +44,8 @@ def speech(tmp_path_factory):
     return folder
 
 
-def run(script, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments), "--accelerator=cpu"])
+def run(script, monkeypatch, *arguments, accelerator=("--accelerator=cpu",)):
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments), *accelerator])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     return end.value.code
@@ -128,3 +128,89 @@ def test_speed_prints_and_stores_every_measurement(monkeypatch, tmp_path, capsys
         assert set(row["times"]) == {"front end", "full depth", "all branches", "exits"}
         assert min(row["times"].values()) > 0
     assert result["versions"]["jax"] == jax.__version__
+
+
+def test_entropy_is_that_of_encode_with_its_line(model, speech, tmp_path, monkeypatch, capsys):
+    daisy_jax.save(model, tmp_path / "model")
+    loud = tmp_path / "loud"
+    loud.mkdir()
+    soundfile.write(loud / "one.wav", 0.9 * np.ones(7_000), 16_000)
+    (loud / "bad.wav").write_text("no sound")
+    arguments = (f"some={speech}", f"loud={loud}", "--model", tmp_path / "model")
+    assert run("eval/entropy.py", monkeypatch, *arguments, "--output", tmp_path / "out") == 0
+    printed = capsys.readouterr()
+    assert "left out (1 so far): " in printed.err
+    rows = [cells(line) for line in printed.out.splitlines()]
+    stored = json.loads((tmp_path / "out" / "entropy.json").read_text())
+    for name, folder, count in (("some", speech, 3), ("loud", loud, 1)):
+        waveforms = [
+            daisy_jax.audio.load(path) for path in sorted(folder.iterdir()) if path.stem != "bad"
+        ]
+        batch = daisy_jax.audio.pad_batch(waveforms)
+        entropy = np.asarray(daisy_jax.encode(model, *batch, threshold=-np.inf).entropy)
+        mean = entropy.mean(axis=0)
+        (found,) = [item for item in stored["sets"] if item["name"] == name]
+        assert found["utterances"] == count
+        np.testing.assert_allclose(found["mean_entropy"], mean, rtol=1e-5)
+        np.testing.assert_allclose(found["standard_deviation"], entropy.std(axis=0), atol=1e-5)
+        # Least squares by hand: layers 1, 2, 3.
+        slope = (mean[2] - mean[0]) / 2
+        fitted = mean.mean() + slope * np.array([-1, 0, 1])
+        r_squared = 1 - np.sum((mean - fitted) ** 2) / np.sum((mean - mean.mean()) ** 2)
+        assert found["slope"] == pytest.approx(slope, rel=1e-4)
+        assert found["intercept"] == pytest.approx(mean.mean() - 2 * slope, rel=1e-4)
+        assert found["r_squared"] == pytest.approx(r_squared, abs=1e-4)
+        (row,) = [row for row in rows if row[0] == name]
+        np.testing.assert_allclose([float(cell) for cell in row[3:6]], mean, atol=6e-4)
+
+
+def test_a_data_set_without_a_name_is_one_line(speech, monkeypatch, capsys):
+    assert run("eval/entropy.py", monkeypatch, speech) == 1
+    assert "is no NAME=FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_curves_shows_what_the_run_logged(tmp_path, monkeypatch, capsys, validated):
+    lines = []
+    for step in range(1, 7):
+        by_layer = {"layer_loss": [step + 0.5, 0.25], "layer_accuracy": [0.125, step / 8]}
+        lines.append({"step": step, **by_layer})
+        if validated and step % 2 == 0:
+            names = by_layer.items()
+            lines.append({"step": step, **{f"validation_{name}": value for name, value in names}})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    arguments = (tmp_path, "--rows", 3)
+    assert run("eval/curves.py", monkeypatch, *arguments, accelerator=()) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("validation loss" if validated else "training loss")
+    rows = [cells(line) for line in out.splitlines() if line.startswith("| ")]
+    assert [row for row in rows if row[0] == "4"] == [
+        ["4", "4.500", "0.250"],
+        ["4", "0.125", "0.500"],
+    ]
+    assert [row[0] for row in rows if row[0].isdigit()] == ["2", "4", "6"] * 2
+
+
+def test_curves_of_another_folder_are_refused(tmp_path, monkeypatch, capsys):
+    assert run("eval/curves.py", monkeypatch, tmp_path, accelerator=()) == 1
+    assert "give the run folder of train/branches.py" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n')
+    assert run("eval/curves.py", monkeypatch, tmp_path, accelerator=()) == 1
+    assert "no losses by layer" in capsys.readouterr().err
+
+
+def test_the_cost_of_a_step_is_printed_and_stored(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    arguments = ("--size", "tiny", "--batches", 2, "--seconds", 0.5, "--runs", 1)
+    arguments += ("--memory-batches", 1, 2, "--output", tmp_path / "stage1.json")
+    monkeypatch.setattr("jax.device_count", lambda: 1)
+    assert run("benchmarks/stage1.py", monkeypatch, *arguments) == 0
+    assert "the largest batch of 15 s in 24 GiB: " in capsys.readouterr().out
+    result = json.loads((tmp_path / "stage1.json").read_text())
+    (row,) = result["batches"]
+    assert set(row["times"]) == {"forward", "step", "with reading"}
+    speed = 2 * 0.5 / row["times"]["with reading"]
+    assert row["hours"] == pytest.approx(88_000 * 32 * 12.3 / speed / 3600)
+    small, large = (entry["bytes"] for entry in result["memory"])
+    assert small < large < 2 * small

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_models import made_model
 
-from daisy_jax.branch_training import branches_loss, clip_each_branch
+import daisy_jax
+from daisy_jax.branch_training import branch_scores, branches_loss, clip_each_branch
 from daisy_jax.branches import Branches
 from daisy_jax.errors import InputError
 from daisy_jax.hubert import embed, final_norm, frame_labels, last_block, tapped_layers
@@ -82,6 +83,35 @@ def test_branches_loss_is_the_sum_of_eq_1_over_the_layers(model, batch, hidden):
     assert loss == pytest.approx(sum(losses), rel=1e-5)
     assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert metrics["accuracy"] == pytest.approx(np.mean(accuracies), rel=1e-6)
+
+
+def test_scores_of_an_utterance_are_those_that_encode_and_the_loss_give(model, batch, hidden):
+    _, tapped = hidden
+    scores = jax.jit(branch_scores)(model.branches, model, **batch)
+    assert scores.frames.tolist() == list(FRAMES)
+    entropy = daisy_jax.encode(model, **batch, threshold=-np.inf).entropy
+    np.testing.assert_allclose(scores.entropy[:2], entropy[:2], rtol=1e-5)
+    labels = np.asarray(jax.jit(frame_labels)(model, **batch))
+    kernel = np.asarray(model.branches.kernel[...], np.float64)
+    bias = np.asarray(model.branches.bias[...], np.float64)
+    for row, frames in enumerate(FRAMES):
+        picked = labels[row, :frames]
+        for layer in range(3):
+            log_probs = log_softmax(tapped[layer, row, :frames] @ kernel[layer] + bias[layer])
+            loss = -log_probs[np.arange(frames), picked].mean() if frames else 0
+            hits = np.sum(log_probs.argmax(axis=-1) == picked)
+            assert float(scores.loss[row, layer]) == pytest.approx(loss, rel=1e-5)
+            assert int(scores.hits[row, layer]) == hits
+
+
+def test_given_labels_take_the_place_of_the_heads(model, batch):
+    labels = np.asarray(jax.jit(frame_labels)(model, **batch))
+    headless = model.replace(head=None)
+    own, _ = jax.jit(branches_loss)(model.branches, model, **batch)
+    given, _ = jax.jit(branches_loss)(model.branches, headless, **batch, labels=labels)
+    assert given == pytest.approx(float(own), rel=1e-6)
+    others, _ = jax.jit(branches_loss)(model.branches, headless, **batch, labels=labels % 2)
+    assert abs(others - own) > 0.1
 
 
 def test_no_gradient_of_the_branches_loss_reaches_the_trunk(model, batch):
