@@ -44,7 +44,7 @@ class Config:
     runs: int = 3
     """Measurements of each, in turn, after a warm-up."""
     memory_batches: tuple[int, ...] = (8, 32)
-    """Batches of 15 s whose memory is planned."""
+    """Batches of 15 s whose memory, on each device, is planned."""
     memory: float = 24.0
     """GiB that the largest batch must fit into."""
     run_largest: bool = False
@@ -145,13 +145,17 @@ def main() -> None:
                 flush=True,
             )
 
-    print("\n| batch | planned memory of a step, GiB |")
+    print("\n| batch | planned memory of a step on each device, GiB |")
     print("| --- | ---: |")
     state = new_state()
     for rows in config.memory_batches:
         shapes = {
-            "waveform": jax.ShapeDtypeStruct((rows, 15 * audio.SAMPLE_RATE), np.float32),
-            "lengths": jax.ShapeDtypeStruct((rows,), np.int32),
+            "waveform": ((rows, 15 * audio.SAMPLE_RATE), np.float32),
+            "lengths": ((rows,), np.int32),
+        }
+        shapes = {
+            name: jax.ShapeDtypeStruct(*shape, sharding=parallel.by_row())
+            for name, shape in shapes.items()
         }
         plan = step.lower(state, trunk, shapes).compile().memory_analysis()
         size = plan.argument_size_in_bytes + plan.temp_size_in_bytes

@@ -202,15 +202,14 @@ def test_curves_of_another_folder_are_refused(tmp_path, monkeypatch, capsys):
 
 def test_the_cost_of_a_step_is_printed_and_stored(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    arguments = ("--size", "tiny", "--batches", 2, "--seconds", 0.5, "--runs", 1)
-    arguments += ("--memory-batches", 1, 2, "--output", tmp_path / "stage1.json")
-    monkeypatch.setattr("jax.device_count", lambda: 1)
+    arguments = ("--size", "tiny", "--batches", 4, "--seconds", 0.5, "--runs", 1)
+    arguments += ("--memory-batches", 4, 8, "--output", tmp_path / "stage1.json")
     assert run("benchmarks/stage1.py", monkeypatch, *arguments) == 0
     assert "the largest batch of 15 s in 24 GiB: " in capsys.readouterr().out
     result = json.loads((tmp_path / "stage1.json").read_text())
     (row,) = result["batches"]
     assert set(row["times"]) == {"forward", "step", "with reading"}
-    speed = 2 * 0.5 / row["times"]["with reading"]
+    speed = 4 * 0.5 / row["times"]["with reading"]
     assert row["hours"] == pytest.approx(88_000 * 32 * 12.3 / speed / 3600)
     small, large = (entry["bytes"] for entry in result["memory"])
     assert small < large < 2 * small
