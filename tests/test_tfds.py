@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from daisy_jax.data import tfds as reader
-from daisy_jax.data.corpus import open_corpus
+from daisy_jax.data.corpus import corpus_name, open_corpus
 from daisy_jax.data.librispeech import training_splits
 from daisy_jax.errors import InputError
 
@@ -66,6 +66,11 @@ def test_utterances_are_the_samples_that_were_stored(folder):
         np.testing.assert_array_equal(whole * 32_768, SAMPLES[:length])
         np.testing.assert_array_equal(corpus.read(index, 320, 10_000), whole[320:])
     assert "tensorflow" not in sys.modules
+
+
+def test_it_is_called_as_the_data_set_and_a_folder_as_itself(folder, tmp_path):
+    assert corpus_name(str(folder)) == "librispeech"
+    assert corpus_name(tmp_path / "LibriSpeech") == "LibriSpeech"
 
 
 def test_all_splits_and_both_spellings(folder):

@@ -125,7 +125,7 @@ def main() -> None:
         read_crops,
         read_labels,
     )
-    from daisy_jax.data.corpus import Corpus, Selection, open_corpus, raise_error
+    from daisy_jax.data.corpus import Corpus, Selection, corpus_name, open_corpus, raise_error
     from daisy_jax.data.labels import FrameLabels, LabelFolder
     from daisy_jax.data.librispeech import VALIDATION, has_split, training_splits
     from daisy_jax.data.loading import Batch
@@ -215,7 +215,7 @@ def main() -> None:
     )
 
     # ---- calibrated model ----
-    name = pathlib.Path(config.data).name
+    name = corpus_name(config.data)
     if validation is None:
         rng = np.random.default_rng([config.seed, 3])
         chosen = rng.permutation(len(corpus.names))[:CALIBRATION_UTTERANCES]
@@ -223,7 +223,7 @@ def main() -> None:
         validation = validation_of(part, stored.of(part) if stored else None)
         name = f"{name}, {len(chosen)} training utterances"
     else:
-        name = f"{name}/{held_out}" if has_split(config.data, held_out) else held_out
+        name = f"{name}/{held_out}" if has_split(config.data, held_out) else corpus_name(held_out)
     entropy = validation.scores(branches).entropy
     if not parallel.is_first():
         return

@@ -10,7 +10,7 @@ from daisy_jax import audio
 from daisy_jax.data.manifest import measure
 from daisy_jax.data.prepared import INDEX, PreparedCorpus
 from daisy_jax.data.sound_files import SUFFIXES, sound_files
-from daisy_jax.data.tfds import TfdsCorpus, is_tfds_folder
+from daisy_jax.data.tfds import TfdsCorpus, dataset_name, is_tfds_folder
 from daisy_jax.errors import InputError
 
 
@@ -90,6 +90,12 @@ def open_corpus(
     if not files:
         raise InputError(f"{folder}: no sound files ({', '.join(SUFFIXES)}) below this folder")
     return FolderCorpus(folder, files, on_error, progress)
+
+
+def corpus_name(path: str | pathlib.Path) -> str:
+    """What to call a corpus: its folder's name, or that of tensorflow-datasets' data set."""
+    folder = pathlib.Path(path)
+    return dataset_name(folder) if is_tfds_folder(folder) else folder.resolve().name
 
 
 class FolderCorpus:

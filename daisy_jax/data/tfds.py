@@ -28,6 +28,11 @@ def spelt(split: str) -> str:
     return split.replace("_", "").replace("-", "")
 
 
+def dataset_name(folder: pathlib.Path) -> str:
+    """A folder's data set, such as "librispeech"; the folder's own name is a version."""
+    return json.loads((folder / INFO).read_text(encoding="utf-8"))["name"]
+
+
 def split_names(folder: pathlib.Path) -> list[str]:
     """The `spelt` names of a folder's splits."""
     info = json.loads((folder / INFO).read_text(encoding="utf-8"))
