@@ -260,12 +260,12 @@ def write(result: dict[str, Any], folder: pathlib.Path) -> None:
     (folder / "speed.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"written: {folder / 'speed.json'}")
     try:
-        import matplotlib  # pyright: ignore[reportMissingImports]
+        import matplotlib
     except ImportError:
         print("no picture: pip install 'daisy-jax[plots]'")
         return
     matplotlib.use("agg")
-    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
+    from matplotlib import pyplot
 
     layers = [row["layer"] for row in result["layers"]]
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")

@@ -121,7 +121,9 @@ def test_branches_are_trained_on_a_trunk_that_stays_as_it_is(prepared, pretraine
     ]
     done = run("branches.py", *arguments, "--output", tmp_path / "run", *options)
     assert done.returncode == 0, done.stderr
-    assert f"daisy-jax calibrate {tmp_path / 'run' / 'model'}" in done.stdout
+    assert (
+        f"{tmp_path / 'run' / 'model'}: calibrated on speech, 6 training utterances" in done.stdout
+    )
     before = load_file(pretrained / "model" / "model.safetensors")
     after = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert after.keys() - before.keys() == {"branches.kernel", "branches.bias"}
@@ -131,6 +133,8 @@ def test_branches_are_trained_on_a_trunk_that_stays_as_it_is(prepared, pretraine
     assert model.config.num_classes == 4
     assert np.any(named_leaves(model.branches)["bias"])
     assert len(metrics_of(tmp_path / "run")[0]["layer_loss"]) == 2
+    assert model.calibration.dataset == "speech, 6 training utterances"
+    assert model.calibration.entropy.shape == (6, 2)
 
 
 def test_a_model_without_a_head_is_refused_in_one_line(prepared, tmp_path):

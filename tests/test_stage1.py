@@ -20,14 +20,14 @@ import daisy_jax
 SCRIPT = pathlib.Path(__file__).parent.parent / "train" / "branches.py"
 OPTIONS = (
     *["--splits", "train-clean-100", "--steps", "6", "--batch-size", "8", "--save-every", "3"],
-    *["--crop-seconds", "0.5", "--log-every", "1", "--learning-rate", "0.01"],
+    *["--crop-seconds", "1.5", "--log-every", "1", "--learning-rate", "0.01"],
     "--accelerator=cpu",
 )
 
 
 def start(data: pathlib.Path, output: pathlib.Path, *extra, devices: int = 1) -> subprocess.Popen:
     arguments = ["--model", data / "model", "--data", data / "LibriSpeech", "--output", output]
-    arguments += ["--noise", data / "LibriSpeech" / "dev-clean", *OPTIONS, *extra]
+    arguments += [*OPTIONS, *extra]
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -129,11 +129,6 @@ def test_the_loss_falls(whole):
     assert losses[1] < 0.95 * losses[0]
 
 
-def test_four_devices_give_the_same_losses(data, whole, tmp_path):
-    finish(start(data, tmp_path, devices=4))
-    assert_same_losses(tmp_path, whole)
-
-
 def test_two_processes_of_two_devices_give_the_same_losses(data, whole, tmp_path):
     finish(*pair(data, tmp_path))
     assert_same_losses(tmp_path, whole)
@@ -160,11 +155,10 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(data, whole, tmp_pat
     assert_same_losses(tmp_path, whole)
 
 
-@pytest.mark.parametrize("when", ["saving", "saved"])
-def test_a_run_that_was_killed_ends_bit_equal(data, whole, tmp_path, when):
+def test_a_run_that_was_killed_while_it_saved_ends_bit_equal(data, whole, tmp_path):
     process = start(data, tmp_path)
     checkpoints = tmp_path / "checkpoints"
-    names = ["3.orbax-checkpoint-tmp", "3"] if when == "saving" else ["3"]
+    names = ["3.orbax-checkpoint-tmp", "3"]  # the second if it was too fast
     wait_for(lambda: any((checkpoints / name).exists() for name in names), process)
     process.kill()
     finish(process, status=-signal.SIGKILL)
@@ -174,7 +168,7 @@ def test_a_run_that_was_killed_ends_bit_equal(data, whole, tmp_path, when):
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_killed_run_may_go_on_with_other_devices(data, whole, tmp_path):
+def test_four_devices_then_two_after_a_kill_give_the_same_losses(data, whole, tmp_path):
     process = start(data, tmp_path, devices=4)
     wait_for(lambda: (tmp_path / "checkpoints" / "3").exists(), process)
     process.kill()
@@ -190,11 +184,9 @@ def test_stored_labels_are_the_models_own(data, whole, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'labels'}: labels of 15 utterances, 0 missing\n"
-    # Whole utterances as they are, so that the model's own labels are those of the folder.
-    same = ("--crop-seconds", "1.5", "--noise-probability", "0")
-    finish(start(data, tmp_path / "own", *same))
-    finish(start(data, tmp_path / "stored", *same, "--labels", tmp_path / "labels"))
-    assert_same_losses(tmp_path / "stored", tmp_path / "own")
+    # No crop is shorter than its utterance: the model's own labels are those of the folder.
+    finish(start(data, tmp_path / "run", "--labels", tmp_path / "labels"))
+    assert_same_losses(tmp_path / "run", whole)
 
 
 @pytest.mark.parametrize(
