@@ -6,6 +6,7 @@ script has ended, `model/`, a model folder.
 """
 
 import dataclasses
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -55,6 +56,7 @@ class Run:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+        writer = importlib.import_module("tensorboardX").SummaryWriter if tensorboard else None
         self.folder = folder.resolve()
         settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
         self.settings = {key: value for key, value in settings.items() if key not in FREE_FIELDS}
@@ -73,7 +75,6 @@ class Run:
         if parallel.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
-        self._events = _event_writer(self.folder / TENSORBOARD) if tensorboard else None
         # Orbax logs what it raises too; of that our own line is enough.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
 
@@ -90,6 +91,11 @@ class Run:
                 cleanup_tmp_directories=True,  # of a run that was killed while it saved
             ),
         )
+        self._events = None
+        if writer is not None and parallel.is_first():
+            # What was logged after the checkpoint will be logged again.
+            again = (self._manager.latest_step() or 0) + 1
+            self._events = writer(str(self.folder / TENSORBOARD), purge_step=again)
 
     def _compare(self, before: dict[str, Any]) -> None:
         changes = [
@@ -244,10 +250,3 @@ def _versions() -> dict[str, str]:
         "processes": str(jax.process_count()),
         "command": " ".join(sys.argv),
     }
-
-
-def _event_writer(folder: pathlib.Path) -> Any:
-    """A writer of TensorBoard's files; None in processes that do not write."""
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(folder)) if parallel.is_first() else None

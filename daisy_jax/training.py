@@ -86,8 +86,7 @@ def fit(
             stopping, last, scores = stop(), done == steps, None
             if done % log_every == 0 or last:
                 values = _means(recent)
-                if not math.isfinite(values["loss"]):
-                    raise FloatingPointError(f"the loss is {values['loss']} at step {done}")
+                _check(values["loss"], done)
                 rate = (done - counted) / (time.perf_counter() - started)
                 speed = {"steps_per_second": rate}
                 text = f"{describe(values)}  {rate:.3g} steps/s"
@@ -99,6 +98,7 @@ def fit(
                 show(done, f"{text}  {left} left")
                 recent, started, counted = [], time.perf_counter(), done
             if done % save_every == 0 or last or stopping:
+                _check(float(metrics["loss"]), done)  # such a state is not worth keeping
                 if validate is not None and not stopping:
                     before = time.perf_counter()
                     scores = validate(state)
@@ -118,6 +118,11 @@ def fit(
     if stopping:  # because of a signal to another process
         raise Terminated
     return state
+
+
+def _check(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} at step {step}; lower the learning rate")
 
 
 def _scores(scores: dict[str, Any]) -> list[str]:

@@ -372,7 +372,18 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, value):
         return state, metrics | {"loss": lost}
 
     with pytest.raises(FloatingPointError, match=rf"the loss is {value} at step 4"):
-        train(Config(str(tmp_path)), broken_step)
+        train(Config(str(tmp_path)), broken_step, save_every=7)
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    def broken_step(state, batch):
+        state, metrics = one_step(state, batch)
+        lost = metrics["loss"] if int(state["count"]) < 6 else jnp.float32(np.nan)
+        return state, metrics | {"loss": lost}
+
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 6"):
+        train(Config(str(tmp_path)), broken_step, save_every=3, log_every=7)
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["3"]
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
