@@ -1,0 +1,148 @@
+"""Bidirectional LSTMs for downstream heads, on batches of sequences of different length.
+
+XLA's automatic gradient of a recurrence accumulates the recurrent kernel's gradient step by
+step. It is one matrix product once all steps are known, so the backward pass is written out here.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+@jax.custom_vjp
+def recurrence(projected: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
+    """One direction of an LSTM, from inputs that are already projected.
+
+    Args:
+      projected: float [frames, batch, 4 * units], input products and biases of the input, forget,
+        cell and output gates.
+      kernel: float [units, 4 * units], recurrent.
+      mask: bool [frames, batch]; the valid frames of a sequence lie together. Elsewhere the state
+        stays as it is.
+
+    Returns:
+      float [frames, batch, units], zero where `mask` is false.
+
+    Source: Hochreiter and Schmidhuber 1997 with forget gates, in the form that torch.nn.LSTM has.
+    """
+    return _forward(projected, kernel, mask)[0]
+
+
+def _forward(projected, kernel, mask):
+    batch, units = projected.shape[1], kernel.shape[0]
+    zeros = jnp.zeros_like(projected, shape=(batch, units))
+
+    def step(state, inputs):
+        hidden, cell = state
+        added, valid = inputs
+        gates = added + hidden @ kernel
+        into, forget, new, out = jnp.split(gates, 4, axis=-1)
+        into, forget, out = (jax.nn.sigmoid(gate) for gate in (into, forget, out))
+        new = jnp.tanh(new)
+        valid = valid[:, None]
+        cell = jnp.where(valid, forget * cell + into * new, cell)
+        hidden = jnp.where(valid, out * jnp.tanh(cell), hidden)
+        gates = jnp.concatenate([into, forget, new, out], axis=-1)
+        return (hidden, cell), (jnp.where(valid, hidden, 0), cell, gates)
+
+    _, (hidden, cells, gates) = jax.lax.scan(step, (zeros, zeros), (projected, mask))
+    return hidden, (kernel, mask, hidden, cells, gates)
+
+
+def _backward(saved, gradient):
+    kernel, mask, hidden, cells, gates = saved
+    first = jnp.zeros_like(cells[:1])
+    # Before the first valid frame the state is zero, as the outputs of the frames there are.
+    hidden_before = jnp.concatenate([first, hidden[:-1]])
+    cells_before = jnp.concatenate([first, cells[:-1]])
+
+    def step(state, inputs):
+        from_hidden, from_cell = state
+        gradient, valid, gates, cell, cell_before = inputs
+        into, forget, new, out = jnp.split(gates, 4, axis=-1)
+        valid = valid[:, None]
+        to_hidden = jnp.where(valid, gradient + from_hidden, 0)
+        squashed = jnp.tanh(cell)
+        to_cell = jnp.where(valid, from_cell + to_hidden * out * (1 - squashed**2), 0)
+        to_gates = jnp.concatenate(
+            [
+                to_cell * new * into * (1 - into),
+                to_cell * cell_before * forget * (1 - forget),
+                to_cell * into * (1 - new**2),
+                to_hidden * squashed * out * (1 - out),
+            ],
+            axis=-1,
+        )
+        before = (
+            jnp.where(valid, to_gates @ kernel.T, from_hidden),
+            jnp.where(valid, to_cell * forget, from_cell),
+        )
+        return before, to_gates
+
+    zeros = jnp.zeros_like(hidden[0])
+    inputs = (gradient, mask, gates, cells, cells_before)
+    _, to_gates = jax.lax.scan(step, (zeros, zeros), inputs, reverse=True)
+    to_kernel = jnp.einsum("tbu,tbg->ug", hidden_before, to_gates)
+    return to_gates, to_kernel, None
+
+
+recurrence.defvjp(_forward, _backward)
+
+
+class Direction(nnx.Module):
+    """The parameters of one direction of one layer, gates in the order of torch."""
+
+    def __init__(self, inputs: int, units: int, *, rngs: nnx.Rngs):
+        bound = 1 / jnp.sqrt(units)
+
+        def uniform(*shape: int) -> nnx.Param:
+            return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+
+        self.kernel = uniform(inputs, 4 * units)
+        self.recurrent_kernel = uniform(units, 4 * units)
+        self.bias = uniform(4 * units)
+
+    def __call__(self, x: jax.Array, mask: jax.Array, reverse: bool) -> jax.Array:
+        """From float [frames, batch, inputs] and bool [frames, batch] to [frames, batch, units]."""
+        projected = x @ self.kernel[...] + self.bias[...][None, None]
+        if reverse:
+            projected, mask = projected[::-1], mask[::-1]
+        hidden = recurrence(projected, self.recurrent_kernel[...], mask)
+        return hidden[::-1] if reverse else hidden
+
+
+class BidirectionalLstm(nnx.Module):
+    """A stack of bidirectional LSTM layers with dropout between them, as torch.nn.LSTM.
+
+    Every sequence ends where its mask does: the backward direction begins there.
+    """
+
+    def __init__(
+        self, inputs: int, units: int, layers: int, dropout: float = 0.0, *, rngs: nnx.Rngs
+    ):
+        widths = [inputs] + [2 * units] * (layers - 1)
+        self.forward = nnx.List([Direction(width, units, rngs=rngs) for width in widths])
+        self.backward = nnx.List([Direction(width, units, rngs=rngs) for width in widths])
+        self.dropout = dropout
+
+    def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Runs all layers.
+
+        Args:
+          x: float [batch, frames, inputs].
+          mask: bool [batch, frames], true on the first frames of each sequence.
+          key: of dropout; None: no dropout.
+
+        Returns:
+          float [batch, frames, 2 * units], zero on padded frames.
+        """
+        x, mask = jnp.swapaxes(x, 0, 1), mask.T
+        for number, (forward, backward) in enumerate(zip(self.forward, self.backward, strict=True)):
+            if number and key is not None and self.dropout:
+                keep = 1 - self.dropout
+                kept = jax.random.bernoulli(jax.random.fold_in(key, number), keep, x.shape)
+                x = jnp.where(kept, x / keep, 0)
+            x = jnp.concatenate(
+                [forward(x, mask, reverse=False), backward(x, mask, reverse=True)], axis=-1
+            )
+        return jnp.swapaxes(x, 0, 1)

@@ -1,0 +1,125 @@
+"""Bidirectional LSTMs against torch's, forward and backward, on ragged batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from daisy_jax.lstm import BidirectionalLstm, recurrence
+
+LENGTHS = (17, 9, 1, 13)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 17, 6)).astype(np.float32)
+    mask = np.arange(17) < np.array(LENGTHS)[:, None]
+    weights = rng.standard_normal((4, 17, 10)).astype(np.float32)
+    return x, mask, weights
+
+
+@pytest.fixture(scope="module")
+def lstm():
+    return BidirectionalLstm(6, 5, 2, rngs=nnx.Rngs(0))
+
+
+def torch_lstm(lstm, torch):
+    theirs = torch.nn.LSTM(6, 5, 2, batch_first=True, bidirectional=True, dtype=torch.float64)
+    with torch.no_grad():
+        for number in range(2):
+            for suffix, directions in (("", lstm.forward), ("_reverse", lstm.backward)):
+                ours, name = directions[number], f"l{number}{suffix}"
+                for kind, values in (
+                    (f"weight_ih_{name}", np.asarray(ours.kernel[...]).T),
+                    (f"weight_hh_{name}", np.asarray(ours.recurrent_kernel[...]).T),
+                    (f"bias_ih_{name}", np.asarray(ours.bias[...])),
+                    (f"bias_hh_{name}", np.zeros(20)),
+                ):
+                    getattr(theirs, kind).copy_(torch.tensor(values))
+    return theirs
+
+
+def test_outputs_and_gradients_are_those_of_torch(lstm, batch):
+    torch = pytest.importorskip("torch")
+    x, mask, weights = batch
+    theirs = torch_lstm(lstm, torch)
+    inputs = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(
+        inputs, LENGTHS, batch_first=True, enforce_sorted=False
+    )
+    out, _ = torch.nn.utils.rnn.pad_packed_sequence(theirs(packed)[0], batch_first=True)
+    (out * torch.tensor(weights)).sum().backward()
+
+    def loss(lstm, x):
+        out = lstm(x, jnp.asarray(mask))
+        return jnp.sum(out * weights), out
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (to_lstm, to_x), ours = gradient(lstm, jnp.asarray(x))
+    np.testing.assert_allclose(ours, out.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(to_x, inputs.grad.numpy(), atol=1e-5)
+    for number in range(2):
+        for suffix, directions in (("", to_lstm.forward), ("_reverse", to_lstm.backward)):
+            found, name = directions[number], f"l{number}{suffix}"
+            for values, kind in (
+                (found.kernel[...].T, "weight_ih"),
+                (found.recurrent_kernel[...].T, "weight_hh"),
+                (found.bias[...], "bias_ih"),
+            ):
+                wanted = getattr(theirs, f"{kind}_{name}").grad.numpy()
+                np.testing.assert_allclose(values, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("padding", ["behind", "in front"])
+def test_the_written_gradient_is_the_automatic_one(padding):
+    rng = np.random.default_rng(1)
+    projected = jnp.asarray(rng.standard_normal((8, 3, 20)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((5, 20)), jnp.float32)
+    mask = np.arange(8)[:, None] < np.array([8, 5, 2])
+    mask = jnp.asarray(mask if padding == "behind" else mask[::-1])
+    weights = jnp.asarray(rng.standard_normal((8, 3, 5)), jnp.float32)
+
+    def by_hand(projected, kernel):
+        return jnp.sum(recurrence(projected, kernel, mask) * weights)
+
+    def plain(projected, kernel):
+        hidden = cell = jnp.zeros((3, 5))
+        total = jnp.zeros(())
+        for frame in range(8):
+            into, forget, new, out = jnp.split(projected[frame] + hidden @ kernel, 4, axis=-1)
+            valid = mask[frame][:, None]
+            updated = jax.nn.sigmoid(forget) * cell + jax.nn.sigmoid(into) * jnp.tanh(new)
+            cell = jnp.where(valid, updated, cell)
+            hidden = jnp.where(valid, jax.nn.sigmoid(out) * jnp.tanh(cell), hidden)
+            total += jnp.sum(jnp.where(valid, hidden, 0) * weights[frame])
+        return total
+
+    ours, wanted = (jax.grad(f, argnums=(0, 1))(projected, kernel) for f in (by_hand, plain))
+    for found, other in zip(ours, wanted, strict=True):
+        np.testing.assert_allclose(found, other, atol=1e-5)
+
+
+def test_a_sequence_does_not_see_its_padding_or_its_neighbours(lstm, batch):
+    x, mask, _ = batch
+    together = lstm(jnp.asarray(np.where(mask[..., None], x, 7.0)), jnp.asarray(mask))
+    for row, length in enumerate(LENGTHS):
+        alone = lstm(jnp.asarray(x[row : row + 1, :length]), jnp.ones((1, length), bool))
+        np.testing.assert_allclose(together[row, :length], alone[0], atol=1e-6)
+        assert not np.any(together[row, length:])
+
+
+def test_dropout_lies_between_the_layers_and_keeps_the_mean(batch):
+    x, mask, _ = batch
+    lstm = BidirectionalLstm(6, 5, 2, dropout=0.5, rngs=nnx.Rngs(0))
+    plain = lstm(jnp.asarray(x), jnp.asarray(mask))
+    keys = jax.random.split(jax.random.key(0), 2)
+    first, second = (lstm(jnp.asarray(x), jnp.asarray(mask), key) for key in keys)
+    assert np.abs(first - second).max() > 0.01
+    assert np.abs(first - plain).max() > 0.01
+    single = BidirectionalLstm(6, 5, 1, dropout=0.5, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(
+        single(jnp.asarray(x), jnp.asarray(mask), keys[0]),
+        single(jnp.asarray(x), jnp.asarray(mask)),
+    )
