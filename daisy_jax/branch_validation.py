@@ -9,7 +9,7 @@ import numpy as np
 from daisy_jax import audio, parallel
 from daisy_jax.branch_training import BranchScores, branch_scores
 from daisy_jax.branches import Branches
-from daisy_jax.data.batches import Augmentation, WholeBatches, read_crops, read_labels
+from daisy_jax.data.batches import WholeBatches, read_labels, read_whole
 from daisy_jax.data.corpus import Corpus
 from daisy_jax.data.labels import FrameLabels
 from daisy_jax.data.loading import Batch, batches
@@ -18,7 +18,7 @@ from daisy_jax.hubert import Hubert
 
 
 class Validation:
-    """A corpus that branches are scored on, whole utterance by whole utterance."""
+    """A corpus that branches are scored on: whole utterances, of long ones the first minute."""
 
     def __init__(
         self,
@@ -32,19 +32,18 @@ class Validation:
 
         `on_error` is called with one line for an utterance that cannot be read and is left out.
         """
-        draw = WholeBatches(corpus.lengths, samples, jax.device_count())
+        # Attention over a recording of an hour would not fit anywhere.
+        lengths = np.minimum(corpus.lengths, audio.WIDTHS[-1])
+        draw = WholeBatches(lengths, samples, jax.device_count())
 
         def read(number: int) -> Batch:
             crops = draw(number)
             mine = parallel.local_rows(len(crops))
-            width = audio.padded_width(crops[0].samples)
-            rng = np.random.default_rng(0)  # nothing is drawn
-            waveform, lengths = read_crops(
-                corpus, crops, width, Augmentation(), rng, on_error, mine
-            )
+            waveform, lengths = read_whole(corpus, crops, on_error, mine)
             batch = {"waveform": waveform, "lengths": lengths}
             if labels is not None:
-                batch["labels"] = read_labels(labels, crops[mine], audio.frame_count(width))
+                frames = audio.frame_count(waveform.shape[1])
+                batch["labels"] = read_labels(labels, crops[mine], frames)
             return batch
 
         self._trunk, self._read, self._count = trunk, read, len(draw)

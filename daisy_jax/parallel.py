@@ -6,14 +6,17 @@ devices hold its rows.
 
 import collections
 import functools
+import hashlib
 import re
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from daisy_jax.errors import InputError
@@ -37,6 +40,7 @@ def join_processes(place: str) -> None:
             f"processes is {place!r}; it must be auto, or HOST:PORT,COUNT,INDEX with an index below"
             " the count, such as 10.0.0.1:9911,2,0"
         )
+    print(f"waiting for the other processes ({place})", file=sys.stderr)
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if parts is None:
@@ -109,6 +113,25 @@ def place(batch: Any) -> Any:
         return jax.make_array_from_process_local_data(by_row() if leaf.ndim else replicated(), leaf)
 
     return jax.tree.map(put, batch)
+
+
+def any_process(asked: bool) -> bool:
+    """Whether one of the processes says yes; waits for all of them."""
+    if jax.process_count() == 1:
+        return asked
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(asked))))
+
+
+def require_same(text: str, what: str) -> None:
+    """Compares a text between the processes.
+
+    Raises:
+      InputError: in all of them, if they do not have the same.
+    """
+    if jax.process_count() > 1:
+        digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+        if not np.all(multihost_utils.process_allgather(digest) == digest[None]):
+            raise InputError(f"the processes have not the same {what}; start all with the same")
 
 
 LAG = 2

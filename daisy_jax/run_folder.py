@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import os
 import pathlib
 import platform
 import re
@@ -19,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from daisy_jax import parallel
 from daisy_jax.checkpoints import fill, named_leaves
@@ -46,13 +46,24 @@ Metrics = dict[str, jax.Array]
 class Run:
     """A run folder, new or to be continued. With several processes, the first one writes.
 
+    `data` says what the run is trained on beyond its settings, and must not change either.
+
     Raises:
-      InputError: the folder holds a run and `resume` was not asked for, or the run's settings
-        differ (the differences are printed), or there is nothing to resume.
+      InputError: the folder holds a checkpoint and `resume` was not asked for, or something else;
+        or the run's settings or data differ (the differences are printed), also between
+        processes; or there is nothing to resume.
       OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder: pathlib.Path, config: Any, resume: bool, tensorboard: bool = False):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        config: Any,
+        resume: bool,
+        *,
+        data: dict[str, str] | None = None,
+        tensorboard: bool = False,
+    ):
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -60,21 +71,21 @@ class Run:
         self.folder = folder.resolve()
         settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
         self.settings = {key: value for key, value in settings.items() if key not in FREE_FIELDS}
-        self.settings["versions"] = _versions()
-        path = self.folder / CONFIG
-        if path.exists() and not resume:
+        self.settings |= data or {}
+        earlier = self._earlier()
+        if resume and earlier is None:
+            raise InputError(f"{folder} holds no run to resume; leave --resume out to start one")
+        if earlier is not None and not resume and any(self.folder.glob(f"{CHECKPOINTS}/[0-9]*")):
             raise InputError(
                 f"{folder} holds a run; pass --resume to continue it, or another --output"
             )
-        if resume and not path.exists():
-            raise InputError(f"{folder} holds no run to resume; leave --resume out to start one")
-        if path.exists():
-            self._compare(json.loads(path.read_text(encoding="utf-8")))
-        if jax.process_count() > 1:  # all have looked before one writes
-            multihost_utils.sync_global_devices("run folder")
+        if earlier is not None and resume:
+            self._compare(earlier)
+        parallel.require_same(json.dumps(self.settings, sort_keys=True), "settings and data")
+        self.settings["versions"] = _versions()
         if parallel.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+            _replace(self.folder / CONFIG, json.dumps(self.settings, indent=2) + "\n")
         # Orbax logs what it raises too; of that our own line is enough.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
 
@@ -96,6 +107,21 @@ class Run:
             # What was logged after the checkpoint will be logged again.
             again = (self._manager.latest_step() or 0) + 1
             self._events = writer(str(self.folder / TENSORBOARD), purge_step=again)
+
+    def _earlier(self) -> dict[str, Any] | None:
+        """What an earlier run left in `config.json`."""
+        path = self.folder / CONFIG
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON ({error}); give another --output") from None
+        if not isinstance(content, dict) or "versions" not in content:
+            raise InputError(
+                f"{self.folder} holds no run but something else; give another --output"
+            )
+        return content
 
     def _compare(self, before: dict[str, Any]) -> None:
         changes = [
@@ -128,12 +154,8 @@ class Run:
             state, recent = self._read(state, step)
         if parallel.is_first():
             # Lines behind the checkpoint will be written again; a killed run may leave half a line.
-            path = self.folder / METRICS
-            text = path.read_text(encoding="utf-8") if step and path.exists() else ""
-            lines = text.splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= step]
-            path.write_text("".join(kept), encoding="utf-8")
+            kept = [line for line in read_metrics(self.folder) if line["step"] <= step]
+            _replace(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         return state, step, recent
 
     def _read(self, state: Any, step: int) -> tuple[Any, list[Metrics]]:
@@ -144,17 +166,24 @@ class Run:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
             named_leaves(state),
         )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), config=ocp.args.JsonRestore()
-            ),
-        )
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(target), config=ocp.args.JsonRestore()
+                ),
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.folder / CHECKPOINTS / str(step)}: not a whole checkpoint "
+                f"({str(error).splitlines()[0]:.80}); remove this folder, and --resume takes the "
+                "one before"
+            ) from error
         return fill(state, restored["state"]), restored["config"].get("recent", [])
 
     def best(self, state: Any) -> Any:
         """The state with the lowest validation loss; `state`, the last one, if that is it."""
-        self._manager.wait_until_finished()
+        self._wait()
         step = self._manager.best_step()
         if step in (None, self._manager.latest_step()):
             return state
@@ -192,6 +221,12 @@ class Run:
         except (OSError, ValueError) as error:
             raise self._unwritten(error) from error
 
+    def _wait(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._unwritten(error) from error
+
     def _unwritten(self, error: Exception) -> OSError:
         reason = re.search(r"([^:]*?) *\[os_error_code", str(error))
         return OSError(
@@ -204,8 +239,12 @@ class Run:
         """Appends one line to `metrics.jsonl`, and to TensorBoard's events if they are wanted."""
         if not parallel.is_first():
             return
-        with open(self.folder / METRICS, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+        path = self.folder / METRICS
+        try:
+            with open(path, "a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"step": step, **metrics}) + "\n")
+        except OSError as error:
+            raise OSError(f"{path}: {error.strerror}; make room, then --resume") from error
         if self._events is not None:
             for name, value in metrics.items():
                 values = np.atleast_1d(value)
@@ -221,13 +260,27 @@ class Run:
           OSError: one could not be written.
         """
         try:
-            self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise self._unwritten(error) from error
+            self._wait()
         finally:
             self._manager.close()
             if self._events is not None:
                 self._events.close()
+
+
+def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, without one that is only half written."""
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Writes a file as a whole: a kill leaves the old one or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def as_numbers(history: list[Metrics]) -> list[dict[str, Any]]:
@@ -237,14 +290,12 @@ def as_numbers(history: list[Metrics]) -> list[dict[str, Any]]:
 
 def _versions() -> dict[str, str]:
     """What a run's numbers may depend on beside its settings."""
-    from daisy_jax import __version__
-
     libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     found = {name: importlib.metadata.version(name) for name in libraries}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     return {
         "python": platform.python_version(),
-        "daisy-jax": __version__,
+        "daisy-jax": sys.modules["daisy_jax"].__version__,
         **found,
         "devices": devices,
         "processes": str(jax.process_count()),

@@ -12,6 +12,7 @@ import numpy as np
 
 from daisy_jax import parallel
 from daisy_jax.data.loading import Batch, batches
+from daisy_jax.errors import InputError
 from daisy_jax.run_folder import Metrics, Run, as_numbers
 from daisy_jax.terminal import Terminated, delayed_signals, training_bar
 
@@ -86,7 +87,7 @@ def fit(
             stopping, last, scores = stop(), done == steps, None
             if done % log_every == 0 or last:
                 values = _means(recent)
-                _check(values["loss"], done)
+                _check(values, done)
                 rate = (done - counted) / (time.perf_counter() - started)
                 speed = {"steps_per_second": rate}
                 text = f"{describe(values)}  {rate:.3g} steps/s"
@@ -98,8 +99,9 @@ def fit(
                 show(done, f"{text}  {left} left")
                 recent, started, counted = [], time.perf_counter(), done
             if done % save_every == 0 or last or stopping:
-                _check(float(metrics["loss"]), done)  # such a state is not worth keeping
-                if validate is not None and not stopping:
+                _check(metrics, done)  # before such a state takes the place of a good one
+                # Also when it is to stop: a resumed run shall have the same scores.
+                if validate is not None and (done % save_every == 0 or last):
                     before = time.perf_counter()
                     scores = validate(state)
                     run.log(done, scores)
@@ -112,17 +114,21 @@ def fit(
                         f"stopped after step {done}; --resume goes on from there", file=sys.stderr
                     )
                 break
-        else:
-            if validate is not None:
-                state = run.best(state)
+        # A signal that came too late for the loop is one to all processes nevertheless.
+        stopping = parallel.any_process(stopping or stopped())
+        if validate is not None and not stopping:
+            state = run.best(state)
     if stopping:  # because of a signal to another process
         raise Terminated
     return state
 
 
-def _check(loss: float, step: int) -> None:
+def _check(metrics: dict[str, Any], step: int) -> None:
+    loss = float(metrics["loss"])
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at step {step}; lower the learning rate")
+    if not float(metrics.get("audio_seconds", 1)):
+        raise InputError(f"no utterance of step {step} could be read; is the data still there?")
 
 
 def _scores(scores: dict[str, Any]) -> list[str]:

@@ -7,14 +7,13 @@ column a layer. Draws both into RUN/curves.png where matplotlib is installed.
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import tyro
 
 from daisy_jax.errors import InputError
-from daisy_jax.run_folder import METRICS
+from daisy_jax.run_folder import METRICS, read_metrics
 from daisy_jax.terminal import run_command
 
 
@@ -35,7 +34,7 @@ def read(path: pathlib.Path) -> tuple[list[Line], list[Line]]:
     """Lines of training and of validation, whose names then are the same."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the run folder of train/branches.py")
-    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    lines = read_metrics(path.parent)
     training = [line for line in lines if "layer_loss" in line]
     validation = [
         {name.removeprefix("validation_"): value for name, value in line.items()}
@@ -52,7 +51,7 @@ def main() -> None:
     folder = pathlib.Path(config.run)
     training, validation = read(folder / METRICS)
     shown = validation or training
-    stride = max(1, -(-len(shown) // config.rows))
+    stride = max(1, -(-len(shown) // max(config.rows, 1)))
     chosen = shown[stride - 1 :: stride]
     if chosen[-1] is not shown[-1]:
         chosen.append(shown[-1])

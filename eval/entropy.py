@@ -43,7 +43,7 @@ def main() -> None:
     from daisy_jax import audio
     from daisy_jax.calibration import calibrate
     from daisy_jax.checkpoints import load
-    from daisy_jax.data.batches import Augmentation, WholeBatches, read_crops
+    from daisy_jax.data.batches import WholeBatches, read_whole
     from daisy_jax.data.corpus import Corpus, open_corpus
     from daisy_jax.errors import InputError
 
@@ -58,10 +58,7 @@ def main() -> None:
     def batches(name: str, corpus: Corpus) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         draw = WholeBatches(corpus.lengths, round(config.batch_seconds * audio.SAMPLE_RATE))
         for number in progress_bar(name)(range(len(draw))):
-            crops = draw(number)
-            width = audio.padded_width(crops[0].samples)
-            rng = np.random.default_rng(0)  # nothing is drawn
-            yield read_crops(corpus, crops, width, Augmentation(), rng, on_error)
+            yield read_whole(corpus, draw(number), on_error)
 
     measured: list[dict[str, Any]] = []
     print("| data set | utterances | hours | " + " | ".join(map(str, layers)), end="")

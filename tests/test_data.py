@@ -18,9 +18,9 @@ from daisy_jax.data.batches import (
     draw_crop,
     read_crops,
 )
-from daisy_jax.data.corpus import open_corpus
+from daisy_jax.data.corpus import fingerprint, open_corpus
 from daisy_jax.data.labels import labels_in_order
-from daisy_jax.data.librispeech import training_splits
+from daisy_jax.data.librispeech import has_split, training_splits
 from daisy_jax.data.noise import draw_noise, mix
 from daisy_jax.data.prepared import prepare
 from daisy_jax.data.sound_files import sound_files
@@ -553,3 +553,24 @@ def test_librispeech_is_trained_on_its_960_hours(tmp_path):
     (tmp_path / "train-clean-360").mkdir()
     assert training_splits(tmp_path) == ("train-clean-100", "train-clean-360", "train-other-500")
     assert training_splits(tmp_path, "dev-clean") == ("dev-clean",)
+
+
+def test_a_part_is_something_below_the_folder(tmp_path):
+    sounds.speech_folder(tmp_path / "data" / "dev", 2, (0.4, 0.5))
+    sounds.speech_folder(tmp_path / "other", 2, (0.4, 0.5))
+    data = tmp_path / "data"
+    assert has_split(data, "dev")
+    for elsewhere in (str(tmp_path / "other"), str(data / "dev"), "../other", "none", ""):
+        assert not has_split(data, elsewhere)
+        if elsewhere:
+            with pytest.raises(InputError, match="no split"):
+                open_corpus(data, (elsewhere,))
+
+
+def test_a_fingerprint_tells_corpora_apart():
+    corpora = [numbered(900, 1_500), numbered(900, 1_501), numbered(900), numbered(900, 1_500)]
+    corpora[3].names = ["0", "other"]
+    prints = [fingerprint(corpus) for corpus in corpora]
+    assert len(set(prints)) == 4
+    assert prints[0].startswith("2 utterances, ")
+    assert fingerprint(numbered(900, 1_500)) == prints[0]

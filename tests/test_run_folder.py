@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import pytest
 from daisy_jax import parallel
 from daisy_jax.errors import InputError
 from daisy_jax.run_folder import Run
+from daisy_jax.terminal import Terminated
 from daisy_jax.training import fit
 
 
@@ -85,6 +87,50 @@ def test_a_disk_without_room_is_refused_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4_100_000))
     assert run.restore(state)[1] == 0
     run.close()
+
+
+def test_a_run_without_a_checkpoint_may_be_started_anew(tmp_path):
+    Run(tmp_path, Config(steps=0), resume=False).close()
+    Run(tmp_path, Config(), resume=False).close()
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 6
+
+
+def test_other_data_are_refused_with_the_difference(tmp_path):
+    Run(tmp_path, Config(), resume=False, data={"utterances": "12 utterances, ab"}).close()
+    with pytest.raises(InputError, match="utterances was '12 utterances, ab' and is '13 utt"):
+        Run(tmp_path, Config(), resume=True, data={"utterances": "13 utterances, cd"})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [('{"format": "daisy_jax/1"}', "holds no run but something else"), ("{", "not JSON")],
+)
+def test_a_folder_of_something_else_is_left_alone(tmp_path, content, said):
+    (tmp_path / "config.json").write_text(content)
+    for resume in (False, True):
+        with pytest.raises(InputError, match=said):
+            Run(tmp_path, Config(), resume=resume)
+    assert (tmp_path / "config.json").read_text() == content
+
+
+def test_a_spoilt_checkpoint_is_named(tmp_path):
+    run = Run(tmp_path, Config(), resume=False)
+    for step in (1, 2):
+        run.save(new_state(step), step, [])
+    run.close()
+    for path in (tmp_path / "checkpoints" / "2" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:5])
+    run = Run(tmp_path, Config(), resume=True)
+    with pytest.raises(InputError, match=r"checkpoints/2: not a whole checkpoint"):
+        run.restore(new_state(0))
+    run.close()
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    run = Run(tmp_path, Config(), resume=True)
+    state, step, _ = run.restore(new_state(0))
+    run.close()
+    assert step == 1
+    np.testing.assert_array_equal(state["w"], np.full(3, 1))
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path):
@@ -168,6 +214,58 @@ def test_fit_returns_the_state_of_the_lowest_validation_loss(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validated = [(line["step"], line["validation_loss"]) for line in lines if len(line) == 2]
     assert validated == [(2, 0.7), (4, 0.4), (6, 0.9)]
+
+
+@pytest.mark.parametrize("at", [4, 6])
+def test_a_signal_at_a_validated_step_changes_nothing(tmp_path, at):
+    def train(resume, stop_at=0):
+        def step(state, batch):
+            if int(state["n"]) + 1 == stop_at:
+                signal.raise_signal(signal.SIGTERM)
+            return {"n": state["n"] + 1}, {"loss": np.float32(1)}
+
+        return fit(
+            Run(tmp_path, Config(), resume=resume),
+            {"n": np.int32(0)},
+            step,
+            lambda number: {"x": np.zeros(4, np.float32)},
+            steps=6,
+            save_every=2,
+            log_every=3,
+            validate=lambda state: {"validation_loss": {2: 0.7, 4: 0.3, 6: 0.9}[int(state["n"])]},
+            describe=str,
+        )
+
+    def terminate(number, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        with pytest.raises(Terminated):
+            train(False, stop_at=at)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert int(train(True)["n"]) == 4
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    validated = [line["step"] for line in lines if "validation_loss" in line]
+    assert validated == [2, 4, 6]
+
+
+def test_batches_of_nothing_end_the_run(tmp_path):
+    def step(state, batch):
+        return state, {"loss": np.float32(0), "audio_seconds": np.float32(0)}
+
+    with pytest.raises(InputError, match="no utterance of step 2 could be read"):
+        fit(
+            Run(tmp_path, Config(), resume=False),
+            {"n": np.int32(0)},
+            step,
+            lambda number: {"x": np.zeros(4, np.float32)},
+            steps=6,
+            save_every=2,
+            log_every=5,
+        )
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_tensorboard_gets_every_number(tmp_path):

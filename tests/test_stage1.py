@@ -219,3 +219,35 @@ def test_presets_fill_in_what_is_not_given():
     )
     assert wrong.returncode == 2
     assert "huge" in wrong.stderr
+
+
+def test_a_part_that_is_trained_on_is_no_validation(data, tmp_path):
+    arguments = ("--splits", "dev-clean", "--validation", "dev-clean")
+    process = start(data, tmp_path / "run", *arguments)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors == (
+        "error: dev-clean is trained on, too; name the parts to train on with --splits, without "
+        "it\n"
+    )
+
+
+def test_another_folder_may_be_the_validation_set(data, tmp_path):
+    sounds.speech_folder(tmp_path / "held", 2, (0.4, 0.6))
+    finish(start(data, tmp_path / "run", "--validation", tmp_path / "held", "--steps", "1"))
+    model = daisy_jax.load(tmp_path / "run" / "model")
+    assert model.calibration.dataset == "held"
+    assert len(model.calibration.entropy) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--save-every", "0", "save_every is 0; it must be at least 1"),
+        ("--crop-seconds", "0.01", "crop_seconds is 0.01; it must be at least 0.025"),
+    ],
+)
+def test_numbers_out_of_range_are_one_line(data, tmp_path, option, value, said):
+    process = start(data, tmp_path / "run", option, value)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, f"error: {said}\n")

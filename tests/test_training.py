@@ -342,7 +342,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
 
 
 def test_a_run_is_not_overwritten_without_resume(tmp_path):
-    Run(tmp_path, Config(str(tmp_path)), resume=False)
+    train(Config(str(tmp_path)))
     with pytest.raises(InputError, match="holds a run; pass --resume"):
         Run(tmp_path, Config(str(tmp_path)), resume=False)
 

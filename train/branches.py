@@ -8,12 +8,15 @@ it has ended, OUTPUT/model is the model with its branches and a calibration: dai
 it. docs/training.md leads through it.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Literal
 
+from daisy_jax.errors import InputError
 from daisy_jax.terminal import (
     Accelerator,
+    delayed_signals,
     leave_out,
     parse_config,
     progress_bar,
@@ -40,7 +43,7 @@ class Config:
     its folders are there, else everything."""
     validation: str = ""
     """A part of the data, or another folder, that branches are scored on before each checkpoint;
-    empty: LibriSpeech's dev-clean where it is there, else none."""
+    empty: LibriSpeech's dev-clean where it is there and not trained on; none: no validation."""
     labels: str = ""
     """A folder of frame labels (train/labels.py); empty: the model's own prediction head."""
     strict: bool = False
@@ -88,6 +91,15 @@ class Config:
     """To train in several processes, start this command in each: auto under Slurm, MPI, Kubernetes
     and on TPU pods, or HOST:PORT,COUNT,INDEX with process 0's address."""
 
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch_size": 1, "save_every": 1, "log_every": 1, "seed": 0}
+        least |= {"workers": 0, "crop_seconds": 0.025, "learning_rate": 0, "clip": 0}
+        for name, value in least.items():
+            if not getattr(self, name) >= value:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {value}")
+        if self.snr_range[0] > self.snr_range[1]:
+            raise InputError(f"snr_range is {self.snr_range}; give the lower ratio first")
+
 
 PRESETS = {
     "paper": {},
@@ -125,7 +137,14 @@ def main() -> None:
         read_crops,
         read_labels,
     )
-    from daisy_jax.data.corpus import Corpus, Selection, corpus_name, open_corpus, raise_error
+    from daisy_jax.data.corpus import (
+        Corpus,
+        Selection,
+        corpus_name,
+        fingerprint,
+        open_corpus,
+        raise_error,
+    )
     from daisy_jax.data.labels import FrameLabels, LabelFolder
     from daisy_jax.data.librispeech import VALIDATION, has_split, training_splits
     from daisy_jax.data.loading import Batch
@@ -156,22 +175,37 @@ def main() -> None:
             hours = corpus.lengths.sum() / audio.SAMPLE_RATE / 3600
             what = " ".join([folder, *splits])
             print(f"{what}: {len(corpus.names)} utterances, {hours:.2f} h; on {device}")
-        return corpus, stored.of(corpus) if stored else None
+        return stored.of(corpus, on_error) if stored else (corpus, None)
 
-    def validation_of(corpus: Corpus, labels: FrameLabels | None) -> Validation:
-        return Validation(trunk, corpus, labels, config.batch_size * samples, on_error)
-
-    corpus, labels = opened(config.data, training_splits(config.data, config.splits))
+    splits = training_splits(config.data, config.splits)
+    held_out = config.validation
+    if not held_out:  # only where it is a part of its own
+        held_out = VALIDATION if splits and has_split(config.data, VALIDATION) else "none"
+    inside = has_split(config.data, held_out)
+    if inside and (not splits or held_out in splits):
+        raise InputError(
+            f"{held_out} is trained on, too; name the parts to train on with --splits, without it"
+        )
+    corpus, labels = opened(config.data, splits)
+    data = {"utterances": fingerprint(corpus)}
     noises = open_corpus(config.noise, on_error=on_error) if config.noise else None
     augmentation = Augmentation(noises, config.noise_probability, config.snr_range)
     draw = EpochBatches(corpus.lengths, config.batch_size, samples, config.seed)
     mine = parallel.local_rows(config.batch_size)
-    held_out = config.validation or (VALIDATION if has_split(config.data, VALIDATION) else "")
-    validation = None
-    if has_split(config.data, held_out) and held_out:
-        validation = validation_of(*opened(config.data, (held_out,)))
-    elif held_out:
-        validation = validation_of(*opened(held_out, ()))
+    if noises is not None:
+        data["noises"] = fingerprint(noises)
+    if held_out == "none":
+        scored, rng = "training utterances", np.random.default_rng([config.seed, 3])
+        chosen = rng.permutation(len(corpus.names))[:CALIBRATION_UTTERANCES]
+        held_out_corpus, held_out_labels = Selection(corpus, chosen), labels and labels.part(chosen)
+    else:
+        scored = f"{corpus_name(config.data)}/{held_out}" if inside else corpus_name(held_out)
+        where = (config.data, (held_out,)) if inside else (held_out, ())
+        held_out_corpus, held_out_labels = opened(*where)
+        data["held_out"] = fingerprint(held_out_corpus)
+    validation = Validation(
+        trunk, held_out_corpus, held_out_labels, config.batch_size * samples, on_error
+    )
 
     def batch(number: int) -> Batch:
         crops = draw(number)
@@ -184,7 +218,13 @@ def main() -> None:
         return read
 
     # ---- branches and optimizer ----
-    run = Run(pathlib.Path(config.output), config, config.resume, config.tensorboard)
+    run = Run(
+        pathlib.Path(config.output),
+        config,
+        config.resume,
+        data=data,
+        tensorboard=config.tensorboard,
+    )
     rngs = nnx.Rngs(config.seed)
     branches = Branches(trunk.config.num_layers, trunk.config.dim, num_classes, rngs=rngs)
     warmup = max(round(config.warmup_share * config.steps), 1)
@@ -200,7 +240,6 @@ def main() -> None:
         return f"loss {loss}  accuracy " + " ".join(f"{accuracies[layer]:.3f}" for layer in shown)
 
     # ---- loop ----
-    summary = validation.summary if validation else None
     branches, _ = fit(
         run,
         state,
@@ -210,28 +249,23 @@ def main() -> None:
         save_every=config.save_every,
         log_every=config.log_every,
         workers=config.workers,
-        validate=summary and (lambda state: summary(state[0])),
+        validate=None if held_out == "none" else (lambda state: validation.summary(state[0])),
         describe=describe,
     )
 
     # ---- calibrated model ----
-    name = corpus_name(config.data)
-    if validation is None:
-        rng = np.random.default_rng([config.seed, 3])
-        chosen = rng.permutation(len(corpus.names))[:CALIBRATION_UTTERANCES]
-        part = Selection(corpus, chosen)
-        validation = validation_of(part, stored.of(part) if stored else None)
-        name = f"{name}, {len(chosen)} training utterances"
-    else:
-        name = f"{name}/{held_out}" if has_split(config.data, held_out) else corpus_name(held_out)
-    entropy = validation.scores(branches).entropy
+    # One of several processes must not leave the others waiting for it.
+    alone = jax.process_count() == 1
+    with contextlib.nullcontext() if alone else delayed_signals():
+        entropy = np.asarray(validation.scores(branches).entropy)
+    name = scored if held_out != "none" else f"{corpus_name(config.data)}, {len(entropy)} {scored}"
     if not parallel.is_first():
         return
     whole = load(config.model)
     whole = whole.replace(
         config=dataclasses.replace(whole.config, num_classes=num_classes),
         branches=jax.device_get(branches),
-        calibration=Calibration(np.asarray(entropy), name),
+        calibration=Calibration(entropy, name),
     )
     save(whole, run.folder / "model")
     print(f"{run.folder / 'model'}: calibrated on {name}; next, daisy-jax encode FILES --model ...")

@@ -47,7 +47,7 @@ def main() -> int:
 
     from daisy_jax import audio
     from daisy_jax.checkpoints import TENSORS, load
-    from daisy_jax.data.batches import Augmentation, WholeBatches, read_crops
+    from daisy_jax.data.batches import WholeBatches, read_whole
     from daisy_jax.data.corpus import Selection, open_corpus
     from daisy_jax.data.labels import new_label_folder
     from daisy_jax.data.librispeech import VALIDATION, has_split, training_splits
@@ -80,10 +80,8 @@ def main() -> int:
 
         def read(number: int) -> Batch:
             crops = draw(number)
-            width = audio.padded_width(crops[0].samples)
-            rng = np.random.default_rng(0)  # nothing is drawn
-            waveform, lengths = read_crops(part, crops, width, Augmentation(), rng, on_error)
-            places = np.asarray([wanted[crop.index] for crop in crops])
+            waveform, lengths = read_whole(part, crops, on_error)
+            places = np.asarray([wanted[crop.index] if crop.samples else -1 for crop in crops])
             return {"waveform": waveform, "lengths": lengths, "places": places}
 
         label = jax.jit(frame_labels)
@@ -93,9 +91,11 @@ def main() -> int:
             for row, place, length in zip(labels, batch["places"], batch["lengths"], strict=True):
                 if length:
                     folder.write(int(place), row[: audio.frame_count(int(length))])
-    missing = len(folder.unlabelled())
-    print(f"{config.output}: labels of {len(corpus.names) - missing} utterances, {missing} missing")
-    return 1 if missing else 0
+                elif place >= 0:
+                    folder.give_up(int(place))
+    failed = len(folder.given_up())
+    print(f"{config.output}: labels of {len(corpus.names) - failed} utterances, {failed} missing")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def main() -> None:
 
     # ---- targets ----
     target_file = run.folder / "targets.npz"
-    if not target_file.exists():
+    if not (config.resume and target_file.exists()):
         if config.targets_from:
             features = block_features(load(config.targets_from), config.targets_layer)
         else:

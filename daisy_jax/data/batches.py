@@ -168,6 +168,15 @@ def read_crops(
     return audio.pad_batch(waveforms, width)
 
 
+def read_whole(
+    corpus: Corpus, crops: list[Crop], on_error: Callable[[str], None], rows: slice = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of `WholeBatches`, or some of its `rows`, read as by `read_crops`."""
+    width = audio.padded_width(crops[0].samples)
+    nothing_is_drawn = np.random.default_rng(0)
+    return read_crops(corpus, crops, width, Augmentation(), nothing_is_drawn, on_error, rows)
+
+
 def read_labels(labels: FrameLabels, crops: list[Crop], frames: int) -> np.ndarray:
     """The crops' labels, int32 [rows, frames], -1 behind each."""
     rows = np.full((len(crops), frames), -1, np.int32)

@@ -1,5 +1,7 @@
 """Audio corpora: utterances by number, whatever they are stored in."""
 
+import hashlib
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -9,7 +11,7 @@ import numpy as np
 from daisy_jax import audio
 from daisy_jax.data.manifest import measure
 from daisy_jax.data.prepared import INDEX, PreparedCorpus
-from daisy_jax.data.sound_files import SUFFIXES, sound_files
+from daisy_jax.data.sound_files import SUFFIXES, is_inside, sound_files
 from daisy_jax.data.tfds import TfdsCorpus, dataset_name, is_tfds_folder
 from daisy_jax.errors import InputError
 
@@ -80,7 +82,7 @@ def open_corpus(
         if splits:
             raise InputError(f"{folder}: a prepared folder has no splits; prepare them apart")
         return PreparedCorpus(folder)
-    missing = [split for split in splits if not (folder / split).is_dir()]
+    missing = [split for split in splits if not is_inside(split) or not (folder / split).is_dir()]
     if missing:
         found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
         raise InputError(
@@ -96,6 +98,14 @@ def corpus_name(path: str | pathlib.Path) -> str:
     """What to call a corpus: its folder's name, or that of tensorflow-datasets' data set."""
     folder = pathlib.Path(path)
     return dataset_name(folder) if is_tfds_folder(folder) else folder.resolve().name
+
+
+def fingerprint(corpus: Corpus) -> str:
+    """How many utterances, and a digest of their names and lengths."""
+    digest = hashlib.sha256(np.ascontiguousarray(corpus.lengths, "<i8").tobytes())
+    for name in corpus.names:
+        digest.update(os.fsencode(name) + b"\n")
+    return f"{len(corpus.names)} utterances, {digest.hexdigest()[:16]}"
 
 
 class FolderCorpus:

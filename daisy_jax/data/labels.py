@@ -2,22 +2,24 @@
 
 A label folder holds `labels.uint16`, the labels of all utterances one after the other, and
 `index.json` with the utterances' names and frame counts. `train/labels.py` writes it, as another
-program may. 65535 stands for a frame that has not been labelled yet.
+program may. 65535 stands for a frame that has not been labelled yet, 65534 for one that cannot be.
 """
 
 import json
 import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from daisy_jax import audio
-from daisy_jax.data.corpus import Corpus
+from daisy_jax.data.corpus import Corpus, Selection
 from daisy_jax.errors import InputError
 
 FORMAT = "daisy_jax_labels/1"
 LABELS, INDEX = "labels.uint16", "index.json"
-UNLABELLED = 0xFFFF
+UNLABELLED, UNREADABLE = 0xFFFF, 0xFFFE
 
 
 class FrameLabels:
@@ -29,10 +31,27 @@ class FrameLabels:
         self._labels = labels
         self._starts = starts
 
+    def __reduce__(self) -> tuple:
+        # To another process goes the file's name and not its content.
+        labels: Any = self._labels
+        if isinstance(labels, np.memmap):
+            labels = str(labels.filename)
+        return _labels_of, (labels, self._starts, self.num_classes)
+
+    def part(self, indices: np.ndarray) -> "FrameLabels":
+        """Of some of the utterances."""
+        return FrameLabels(self._labels, self._starts[indices], self.num_classes)
+
     def read(self, index: int, frames: slice) -> np.ndarray:
         """The labels of one utterance's `frames`, int32 [frames]."""
         begin = self._starts[index]
         return self._labels[begin + frames.start : begin + frames.stop].astype(np.int32)
+
+
+def _labels_of(labels: Any, starts: np.ndarray, num_classes: int) -> FrameLabels:
+    if isinstance(labels, str):
+        labels = np.memmap(labels, "<u2", "r")
+    return FrameLabels(labels, starts, num_classes)
 
 
 def labels_in_order(corpus: Corpus, labels: np.ndarray, num_classes: int) -> FrameLabels:
@@ -66,10 +85,13 @@ class LabelFolder:
             raise InputError(
                 f"{self.folder / INDEX}: format is {found!r}, not {FORMAT!r}; make it again"
             )
-        self.source: dict[str, str] = index["source"]
-        self.num_classes: int = index["num_classes"]
-        self.names: list[str] = index["names"]
-        self.counts = np.asarray(index["frames"], np.int64)
+        try:
+            self.source: dict[str, str] = index.get("source", {})
+            self.num_classes: int = index["num_classes"]
+            self.names: list[str] = index["names"]
+            self.counts = np.asarray(index["frames"], np.int64)
+        except KeyError as error:
+            raise InputError(f"{self.folder / INDEX}: has no {error}; make it again") from None
         self.starts = np.cumsum(self.counts) - self.counts
         size = (self.folder / LABELS).stat().st_size
         if size != 2 * self.counts.sum():
@@ -80,9 +102,20 @@ class LabelFolder:
 
     def unlabelled(self) -> np.ndarray:
         """Numbers of the utterances that have no labels yet, int [utterances]."""
+        return np.flatnonzero(self._last_labels() == UNLABELLED)
+
+    def given_up(self) -> np.ndarray:
+        """Numbers of the utterances that could not be labelled, int [utterances]."""
+        return np.flatnonzero(self._last_labels() == UNREADABLE)
+
+    def _last_labels(self) -> np.ndarray:
+        """The label of each utterance's last frame, uint16 [utterances]."""
         labels = np.memmap(self.folder / LABELS, "<u2", "r")
-        ends = (self.starts + self.counts - 1)[self.counts > 0]
-        return np.flatnonzero(self.counts > 0)[labels[ends] == UNLABELLED]
+        return np.asarray(labels[self.starts + self.counts - 1])
+
+    def give_up(self, index: int) -> None:
+        """Notes that utterance `index` cannot be labelled."""
+        self.write(index, np.full(self.counts[index], UNREADABLE))
 
     def write(self, index: int, labels: np.ndarray) -> None:
         """Stores the labels, int [frames], of utterance `index`, all of them or none."""
@@ -91,18 +124,26 @@ class LabelFolder:
             # In one write and with the last frame last, which `unlabelled` looks at.
             stream.write(labels.astype("<u2").tobytes())
 
-    def of(self, corpus: Corpus) -> FrameLabels:
+    def of(self, corpus: Corpus, on_error: Callable[[str], None]) -> tuple[Corpus, FrameLabels]:
         """The labels of a corpus' utterances, which are found by name.
 
+        Args:
+          corpus: some of the utterances that were to be labelled.
+          on_error: called with one line for each utterance that could not be labelled.
+
+        Returns:
+          the corpus without these utterances, and the labels of the others.
+
         Raises:
-          InputError: an utterance is missing, not labelled yet, or of another length.
+          InputError: an utterance is missing, not labelled yet, or of another length; or there is
+            a label that is no class.
         """
         places = {name: place for place, name in enumerate(self.names)}
         missing = [name for name in corpus.names if name not in places]
         if missing:
             raise InputError(
-                f"{self.folder}: no labels of {missing[0]} (and {len(missing) - 1} more); label "
-                "the same --data with train/labels.py, with the same folder names"
+                f"{self.folder}: no labels of {missing[0]} (and {len(missing) - 1} more); give "
+                "train/labels.py the same --data and all --splits, the validation's too"
             )
         order = np.asarray([places[name] for name in corpus.names])
         wrong = np.flatnonzero(self.counts[order] != audio.frame_count(corpus.lengths))
@@ -116,8 +157,19 @@ class LabelFolder:
                 f"{self.folder}: {len(undone)} utterances are not labelled yet; run "
                 "train/labels.py again, which goes on where it stopped"
             )
+        failed = np.isin(order, self.given_up())
+        for place in np.flatnonzero(failed):
+            on_error(f"{corpus.names[place]}: could not be labelled")
         labels = np.memmap(self.folder / LABELS, "<u2", "r")
-        return FrameLabels(labels, self.starts[order], self.num_classes)
+        largest = int(np.max(labels, initial=0, where=labels < UNREADABLE))
+        if largest >= self.num_classes:
+            raise InputError(
+                f"{self.folder}: label {largest} of {self.num_classes} classes, which count from "
+                "0; make the labels again"
+            )
+        if failed.any():
+            corpus, order = Selection(corpus, np.flatnonzero(~failed)), order[~failed]
+        return corpus, FrameLabels(labels, self.starts[order], self.num_classes)
 
 
 def new_label_folder(

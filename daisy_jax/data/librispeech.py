@@ -5,6 +5,7 @@ Source: Panayotov et al., 2015; the folders are those of the corpus' archives.
 
 import pathlib
 
+from daisy_jax.data.sound_files import is_inside
 from daisy_jax.data.tfds import is_tfds_folder, spelt, split_names
 
 TRAINING = ("train-clean-100", "train-clean-360", "train-other-500")
@@ -26,8 +27,8 @@ def training_splits(folder: str | pathlib.Path, wanted: str = "") -> tuple[str, 
 
 
 def has_split(folder: str | pathlib.Path, split: str) -> bool:
-    """Whether a corpus has a part of this name."""
+    """Whether a corpus has a part of this name; a path that leads elsewhere is none."""
     folder = pathlib.Path(folder)
     if is_tfds_folder(folder):
         return spelt(split) in split_names(folder)
-    return (folder / split).is_dir()
+    return is_inside(split) and (folder / split).is_dir()

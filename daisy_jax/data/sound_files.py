@@ -15,6 +15,12 @@ def sound_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
+def is_inside(path: str) -> bool:
+    """Whether a path, joined to a folder's, leads to something below that folder."""
+    parts = pathlib.PurePath(path).parts
+    return bool(parts) and not pathlib.PurePath(path).is_absolute() and ".." not in parts
+
+
 def expand_folders(paths: Sequence[str]) -> list[str]:
     """The files as given, and in the place of a folder the sound files below it.
 

@@ -59,13 +59,14 @@ class TfdsCorpus:
         for split in splits:
             if spelt(split) not in by_name:
                 raise InputError(f"{folder}: no split {split}; found {', '.join(sorted(shards))}")
-        files = [file for split in splits or sorted(shards) for file in by_name[spelt(split)]]
+        chosen = [shard for split in splits or sorted(shards) for shard in by_name[spelt(split)]]
+        files, counts = [file for file, _ in chosen], [count for _, count in chosen]
         self._records = ArrayRecordDataSource([str(file) for file in files])
         # As `librispeech` stores them; its own Audio feature would need TensorFlow.
         self._features = features.FeaturesDict(
             {"speech": features.Tensor(shape=(None,), dtype=np.int16), "id": features.Text()}
         )
-        names, lengths = self._measure(folder, files, progress)
+        names, lengths = self._measure(folder, files, counts, progress)
         usable = np.flatnonzero(lengths >= audio.FRAME_WINDOW)
         if not len(usable):
             raise InputError(f"{folder}: no utterance of 25 ms or more in its {len(names)}")
@@ -92,24 +93,32 @@ class TfdsCorpus:
         self,
         folder: pathlib.Path,
         files: list[pathlib.Path],
+        counts: list[int],
         progress: Callable[[Iterable], Iterable],
     ) -> tuple[list[str], np.ndarray]:
-        """Identifiers and lengths of all records, kept for the next time."""
-        stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-        known = recall(folder)
-        if known.get("files") == stats:
-            return known["names"], np.asarray(known["lengths"], np.int64)
-        names, lengths = [], []
-        for position in progress(range(len(self._records))):
-            example = self._example(position)
-            names.append(example["id"].decode())
-            lengths.append(len(example["speech"]))
-        keep(folder, {"files": stats, "names": names, "lengths": lengths})
-        return names, np.asarray(lengths, np.int64)
+        """Identifiers and lengths of the records, of which each file has so many; kept by file."""
+        known = recall(folder).get("shards", {})
+        found, position, new = [], 0, False
+        for file, count in zip(files, counts, strict=True):
+            status = [count, file.stat().st_size, file.stat().st_mtime_ns]
+            shard = known.get(file.name)
+            if shard is None or shard["status"] != status:
+                examples = [self._example(position + n) for n in progress(range(count))]
+                names = [example["id"].decode() for example in examples]
+                lengths = [len(example["speech"]) for example in examples]
+                shard = {"status": status, "names": names, "lengths": lengths}
+                new = True
+            known[file.name] = shard
+            found.append(shard)
+            position += count
+        if new:
+            keep(folder, {"shards": known})
+        names = [name for shard in found for name in shard["names"]]
+        return names, np.asarray([n for shard in found for n in shard["lengths"]], np.int64)
 
 
-def _shards(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """The files of each split."""
+def _shards(folder: pathlib.Path) -> dict[str, list[tuple[pathlib.Path, int]]]:
+    """The files of each split, and how many records each has."""
     info = json.loads((folder / INFO).read_text(encoding="utf-8"))
     if info.get("fileFormat") != "array_record":
         raise InputError(
@@ -124,5 +133,6 @@ def _shards(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
                 f"{folder}: {len(files)} of {len(split['shardLengths'])} files of split "
                 f"{split['name']} are there; copy the folder again"
             )
-        found[split["name"]] = files
+        counts = [int(count) for count in split["shardLengths"]]
+        found[split["name"]] = list(zip(files, counts, strict=True))
     return found
