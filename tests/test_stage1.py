@@ -247,7 +247,9 @@ def test_another_folder_may_be_the_validation_set(data, tmp_path):
         ("--crop-seconds", "0.01", "crop_seconds is 0.01; it must be at least 0.025"),
     ],
 )
-def test_numbers_out_of_range_are_one_line(data, tmp_path, option, value, said):
+def test_numbers_out_of_range_are_refused_as_wrong_options_are(data, tmp_path, option, value, said):
     process = start(data, tmp_path / "run", option, value)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (1, f"error: {said}\n")
+    assert process.returncode == 2
+    assert said in errors
+    assert not (tmp_path / "run").exists()
