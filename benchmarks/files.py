@@ -16,9 +16,9 @@ import resource
 import tempfile
 
 import tyro
-from timing import medians
 
 from daisy_jax.terminal import Accelerator, run_command, use_accelerator
+from daisy_jax.timing import medians
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ import dataclasses
 from typing import Any
 
 import tyro
-from timing import medians
 
 from daisy_jax.terminal import Accelerator, run_command, use_accelerator
+from daisy_jax.timing import medians
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import tyro
-from timing import medians
 
 from daisy_jax.terminal import Accelerator, run_command, use_accelerator
+from daisy_jax.timing import medians
 
 PAPER_STEPS, PAPER_BATCH = 88_000, 32  # section 4
 MEAN_SECONDS = 12.3  # of a LibriSpeech utterance: 961 h in 281 241

@@ -17,7 +17,6 @@ import json
 import pathlib
 import platform
 import resource
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from typing import Any, Literal
 import tyro
 
 from daisy_jax.terminal import Accelerator, progress_bar, run_command, use_accelerator
+from daisy_jax.timing import medians
 
 RAGGED = (1.2, 2.1, 2.9, 3.4, 4.8, 5.5, 7.0, 8.1, 9.3, 10.2, 11.6, 12.4, 13.3, 14.1, 15.0, 15.8)
 """Durations of a ragged batch, seconds: spread like read speech."""
@@ -54,19 +54,6 @@ class Config:
     """Folder for speed.json and speed.png; empty: print only."""
     accelerator: Accelerator = "auto"
     """Where to compute."""
-
-
-def medians(tasks: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median seconds of each task, all tasks in turn after one warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for task in tasks.values():
-        task()
-    for _ in range(runs):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main() -> None:

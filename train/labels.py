@@ -85,7 +85,11 @@ def main() -> int:
             return {"waveform": waveform, "lengths": lengths, "places": places}
 
         label = jax.jit(frame_labels)
-        bar = progress_bar("labelling", len(draw), lambda batch: batch["lengths"].sum() / 16_000)
+
+        def seconds_of(batch: Batch) -> float:
+            return float(batch["lengths"].sum()) / audio.SAMPLE_RATE
+
+        bar = progress_bar("labelling", len(draw), seconds_of)
         for batch in bar(batches(read, 0, len(draw), workers=0)):
             labels = np.asarray(label(model, batch["waveform"], batch["lengths"]))
             for row, place, length in zip(labels, batch["places"], batch["lengths"], strict=True):
