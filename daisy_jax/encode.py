@@ -1,7 +1,7 @@
 """`encode`: from waveforms to features, each utterance leaving the model at its own layer."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from daisy_jax.pooling import RunningWeights, normalize, running_weights
 FRAMES_PER_SLICE = {"cpu": 512}
 """Frames that fill the device in one turn of the inner loop, by backend."""
 FRAMES_PER_SLICE_ELSEWHERE = 4096
+
+Keep = Literal["nothing", "blocks", "taps"]
+"""What of every layer is kept."""
 
 
 class Encoded(NamedTuple):
@@ -109,9 +112,20 @@ def encode(
         layer_weights = checked(
             layer_weights, "layer_weights", "a float array", (num_layers + 1,), np.floating
         )
-    return _compiled(
-        model, waveform, lengths, threshold, allowed, layer_weights, return_hidden_states
-    )
+    keep = "blocks" if return_hidden_states else "nothing"
+    return _compiled(model, waveform, lengths, threshold, allowed, layer_weights, keep)
+
+
+def encode_taps(
+    model: Hubert, waveform: jax.Array, lengths: jax.Array, threshold: Any, allowed: Any
+) -> Encoded:
+    """`encode` with `hidden_states` that are what eq. (4) sums: item 0, then each layer's tap.
+
+    For models whose tap is the block output and whose item 0 is the transformer's input, these are
+    the hidden states themselves. Arguments as of `encode`; `threshold` is a number or [batch].
+    """
+    threshold = _broadcast_threshold(threshold, waveform.shape[0])
+    return _compiled(model, waveform, lengths, threshold, allowed, None, "taps")
 
 
 def _broadcast_threshold(threshold: Any, batch: int) -> Any:
@@ -126,7 +140,7 @@ def _broadcast_threshold(threshold: Any, batch: int) -> Any:
         return xp.broadcast_to(values.astype(np.float32), (batch,))
 
 
-@functools.partial(jax.jit, static_argnames="return_hidden_states")
+@functools.partial(jax.jit, static_argnames="keep")
 def _compiled(
     model: Hubert,
     waveform: jax.Array,
@@ -134,9 +148,9 @@ def _compiled(
     threshold: jax.Array | None,
     allowed: jax.Array,
     layer_weights: jax.Array | None,
-    return_hidden_states: bool,
+    keep: Keep,
 ) -> Encoded:
-    run = functools.partial(_encode, return_hidden_states=return_hidden_states)
+    run = functools.partial(_encode, keep=keep)
     sharding = jax.typeof(waveform).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return run(model, waveform, lengths, threshold, allowed, layer_weights)
@@ -158,23 +172,23 @@ def _encode(
     threshold: jax.Array | None,
     allowed: jax.Array,
     layer_weights: jax.Array | None,
-    return_hidden_states: bool,
+    keep: Keep,
 ) -> Encoded:
     waveform = waveform.astype(jnp.float32)
     embedded = embed(model, waveform, lengths)
     hidden, frame_mask = embedded.hidden, embedded.frame_mask
     num_frames = jnp.sum(frame_mask, axis=1, dtype=jnp.int32)
 
+    item0 = embedded.projected if model.config.item0 == "projection" else hidden
     weights, pooled = None, None
     if layer_weights is not None:
         weights = running_weights(layer_weights)
-        item0 = embedded.projected if model.config.item0 == "projection" else hidden
         pooled = weights.add[0] * normalize(item0)
 
     if threshold is None or not waveform.shape[0]:
         deepest = _deepest(allowed)
         hidden, pooled, blocks = _full_depth(
-            model, embedded, pooled, weights, deepest, return_hidden_states
+            model, embedded, pooled, weights, deepest, keep
         )
         exit_layer = jnp.where(num_frames > 0, deepest, 0).astype(jnp.int32)
         entropy = jnp.full_like(
@@ -183,12 +197,13 @@ def _encode(
         forced = num_frames > 0
     else:
         hidden, pooled, blocks, entropy, exit_layer, forced = _early_exit(
-            model, embedded, pooled, weights, threshold, allowed, return_hidden_states
+            model, embedded, pooled, weights, threshold, allowed, keep
         )
 
     valid = frame_mask[..., None]
     if blocks is not None:
-        blocks = jnp.concatenate([embedded.hidden[None], blocks])
+        first = item0 if keep == "taps" else embedded.hidden
+        blocks = jnp.concatenate([first[None], blocks])
         blocks = jnp.where(valid[:, None], jnp.moveaxis(blocks, 0, 1), 0)
     if pooled is not None:
         pooled = jnp.where(valid, pooled, 0)
@@ -208,19 +223,19 @@ def _full_depth(
     pooled: jax.Array | None,
     weights: RunningWeights | None,
     deepest: jax.Array,
-    keep_blocks: bool,
+    keep: Keep,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """Every utterance to the same layer: a plain scan, differentiable in reverse mode."""
 
     def run_layer(layer, layer_weight, hidden, pooled):
         block, ffn = layer(hidden, embedded.frame_mask)
+        tapped = ffn if model.config.tap == "ffn" else block
         if pooled is not None:
-            tapped = ffn if model.config.tap == "ffn" else block
             pooled = layer_weight.keep * pooled + layer_weight.add * normalize(tapped)
-        return block, pooled, block if keep_blocks else None
+        return block, pooled, {"nothing": None, "blocks": block, "taps": tapped}[keep]
 
     def skip_layer(layer, layer_weight, hidden, pooled):
-        return hidden, pooled, jnp.zeros_like(hidden) if keep_blocks else None
+        return hidden, pooled, None if keep == "nothing" else jnp.zeros_like(hidden)
 
     def one_layer(carry, per_layer):
         number, layer, layer_weight = per_layer
@@ -261,7 +276,7 @@ def _early_exit(
     weights: RunningWeights | None,
     threshold: jax.Array,
     allowed: jax.Array,
-    keep_blocks: bool,
+    keep: Keep,
 ) -> tuple:
     """Each utterance to its own layer.
 
@@ -279,7 +294,7 @@ def _early_exit(
         hidden, pooled, inside, exit_layer, forced = carry
         number, weight, may_leave = per_layer
         entropy = jnp.full_like(threshold, jnp.inf)
-        block = jnp.zeros_like(hidden) if keep_blocks else None
+        block = None if keep == "nothing" else jnp.zeros_like(hidden)
         hidden, pooled, block, entropy = jax.lax.cond(
             jnp.any(inside),
             functools.partial(run_layer, number, weight, may_leave, inside),
@@ -329,7 +344,7 @@ def _early_exit(
             if pooled is not None:
                 pooled = put(pooled, weight.keep * take(pooled) + weight.add * normalize(tapped))
             if block is not None:
-                block = put(block, out)
+                block = put(block, tapped if keep == "taps" else out)
             return (
                 first + slice_rows,
                 put(hidden, out),

@@ -138,11 +138,16 @@ class BidirectionalLstm(nnx.Module):
         """
         x, mask = jnp.swapaxes(x, 0, 1), mask.T
         for number, (forward, backward) in enumerate(zip(self.forward, self.backward, strict=True)):
-            if number and key is not None and self.dropout:
-                keep = 1 - self.dropout
-                kept = jax.random.bernoulli(jax.random.fold_in(key, number), keep, x.shape)
-                x = jnp.where(kept, x / keep, 0)
+            if number and key is not None:
+                x = self.drop(x, jax.random.fold_in(key, number))
             x = jnp.concatenate(
                 [forward(x, mask, reverse=False), backward(x, mask, reverse=True)], axis=-1
             )
         return jnp.swapaxes(x, 0, 1)
+
+    def drop(self, x: jax.Array, key: jax.Array) -> jax.Array:
+        """Dropout as it is between the layers."""
+        if not self.dropout:
+            return x
+        keep = 1 - self.dropout
+        return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0)

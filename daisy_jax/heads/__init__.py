@@ -1,0 +1,1 @@
+"""Downstream heads: modules and losses, from pooled features to what a task wants."""

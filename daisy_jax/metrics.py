@@ -1,0 +1,116 @@
+"""Measures of the downstream tasks, each utterance by itself, and intervals for their means."""
+
+import functools
+import sys
+import warnings
+
+import numpy as np
+
+from daisy_jax import audio
+from daisy_jax.losses import best_permutation, si_sdr
+
+
+def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
+    """Substitutions, deletions and insertions of words, and words of the reference.
+
+    Their quotient, over a whole test set, is the word error rate.
+    """
+    import jiwer
+
+    words = len(reference.split())
+    if not words:  # jiwer's convention would hide how many words were inserted
+        return len(hypothesis.split()), 0
+    found = jiwer.process_words(reference, hypothesis)
+    return found.substitutions + found.deletions + found.insertions, words
+
+
+def wideband_pesq(clean: np.ndarray, estimate: np.ndarray) -> float:
+    """PESQ of ITU-T P.862.2, about 1 to 4.64; NaN where its reference code finds no speech.
+
+    Args:
+      clean: float [samples], 16 kHz.
+      estimate: float [samples].
+
+    Returns:
+      The score; NaN, said once on stderr, if the package `pesq` is not there: pip builds it with a
+      C compiler.
+    """
+    try:
+        import pesq
+    except ModuleNotFoundError:
+        _say_no_pesq()
+        return float("nan")
+    try:
+        return float(pesq.pesq(audio.SAMPLE_RATE, clean, estimate, "wb"))
+    except (pesq.NoUtterancesError, pesq.BufferTooShortError):
+        return float("nan")
+
+
+@functools.cache
+def _say_no_pesq() -> None:
+    print(
+        "PESQ is left out: the package pesq is not installed; pip install pesq, which needs a C "
+        "compiler such as gcc",
+        file=sys.stderr,
+    )
+
+
+def short_time_intelligibility(clean: np.ndarray, estimate: np.ndarray) -> float:
+    """STOI, between about 0 and 1; NaN below the 0.4 s of speech that it needs.
+
+    Source: Taal et al. 2011. The paper's Table 1 gives it times 100.
+    """
+    import pystoi
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return float(pystoi.stoi(clean, estimate, audio.SAMPLE_RATE))
+        except (RuntimeWarning, ValueError):
+            return float("nan")
+
+
+def si_sdr_improvement(
+    estimates: np.ndarray, sources: np.ndarray, mixture: np.ndarray
+) -> tuple[float, float]:
+    """Scale-invariant SDR over that of the mixture, in the best order of the estimates.
+
+    Args:
+      estimates: float [sources, samples].
+      sources: float [sources, samples].
+      mixture: float [samples].
+
+    Returns:
+      means over the sources, dB: the improvement, and the SI-SDR itself.
+    """
+    scores = si_sdr(estimates[:, None], sources[None])
+    reached, _ = best_permutation(scores[None])
+    before = np.mean(np.asarray(si_sdr(mixture[None], sources)))
+    return float(reached[0] - before), float(reached[0])
+
+
+def bootstrap_interval(
+    totals: np.ndarray, weights: np.ndarray, share: float = 0.95, resamples: int = 1000
+) -> tuple[float, float]:
+    """An interval for sum(totals) / sum(weights) by drawing utterances with replacement.
+
+    Args:
+      totals: float [utterances], such as word errors.
+      weights: float [utterances], such as words; ones for a plain mean.
+      share: of the resampled values that lie inside.
+      resamples: how many; always the same draws.
+
+    Returns:
+      the ends of the interval (percentiles); NaN without an utterance.
+    """
+    count = len(totals)
+    if not count:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(0)
+    values = np.empty(resamples)
+    for number in range(resamples):
+        drawn = rng.integers(count, size=count)
+        weight = weights[drawn].sum()
+        values[number] = totals[drawn].sum() / weight if weight else np.nan
+    low, high = np.nanquantile(values, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
