@@ -1,12 +1,14 @@
-"""LibriSpeech's parts.
+"""LibriSpeech's parts and transcripts, and those of Libri-light's 10 hours, which look the same.
 
-Source: Panayotov et al., 2015; the folders are those of the corpus' archives.
+Source: Panayotov et al., 2015; Kahn et al., 2020; the folders are those of the corpora's archives.
 """
 
 import pathlib
 
+from daisy_jax.data.corpus import Corpus
 from daisy_jax.data.sound_files import is_inside
 from daisy_jax.data.tfds import is_tfds_folder, spelt, split_names
+from daisy_jax.errors import InputError
 
 TRAINING = ("train-clean-100", "train-clean-360", "train-other-500")
 """The 960 hours that HuBERT Base and the paper's branches were trained on."""
@@ -32,3 +34,26 @@ def has_split(folder: str | pathlib.Path, split: str) -> bool:
     if is_tfds_folder(folder):
         return spelt(split) in split_names(folder)
     return is_inside(split) and (folder / split).is_dir()
+
+
+def transcripts(folder: str | pathlib.Path, corpus: Corpus) -> list[str]:
+    """What is said in each utterance of a corpus below `folder`, from `SPEAKER-CHAPTER.trans.txt`.
+
+    Raises:
+      InputError: a transcript is missing, with the file in which it was expected.
+    """
+    read: dict[pathlib.Path, dict[str, str]] = {}
+    found = []
+    for name in corpus.names:
+        path = pathlib.Path(folder, name)
+        listing = path.with_name(f"{path.stem.rpartition('-')[0]}.trans.txt")
+        if listing not in read:
+            if not listing.is_file():
+                raise InputError(f"{path}: no transcript; expected in {listing}")
+            lines = listing.read_text(encoding="utf-8").splitlines()
+            pairs = [line.partition(" ") for line in lines]
+            read[listing] = {name: text.strip() for name, _, text in pairs}
+        if path.stem not in read[listing]:
+            raise InputError(f"{listing}: has no line for {path.stem}; unpack the archive again")
+        found.append(read[listing][path.stem])
+    return found

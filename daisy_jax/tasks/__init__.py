@@ -1,0 +1,1 @@
+"""The downstream tasks: which corpus, which head, which loss, which measure."""

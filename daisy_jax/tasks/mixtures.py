@@ -1,0 +1,132 @@
+"""Enhancement on VoiceBank-DEMAND (PESQ, STOI), separation on Libri2Mix (SI-SDR improvement)."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from flax import nnx
+
+from daisy_jax.data.mixtures import open_libri2mix, open_voicebank
+from daisy_jax.heads.masks import MaskHead, MaskSettings, mask_loss, separate
+from daisy_jax.metrics import short_time_intelligibility, si_sdr_improvement, wideband_pesq
+from daisy_jax.spectra import Stft
+from daisy_jax.tasks.task import Examples, Measured, TaskSettings, part_of
+
+
+class _Masks:
+    """What enhancement and separation share: a mask a source, on the input's spectrum."""
+
+    criterion = "loss"
+    needs_audio = True
+    sources: int
+
+    def __init__(self, settings: TaskSettings):
+        self.settings = settings
+        head = dict(settings.head)
+        self._head = MaskSettings(**(head | {"stft": Stft(**head["stft"])}))
+
+    def head(self, dim: int, classes: tuple[str, ...], *, rngs: nnx.Rngs) -> MaskHead:
+        """As for every `Task`."""
+        return MaskHead(dim, self.sources, self._head, rngs=rngs)
+
+    def targets(self, examples, crops, width):
+        """As for every `Task`."""
+        mixture = np.zeros((len(crops), width), np.float32)
+        sources = np.zeros((len(crops), self.sources, width), np.float32)
+        for row, crop in enumerate(crops):
+            if crop.samples:
+                samples = slice(0, crop.samples)
+                mixture[row, samples] = examples.corpus.read(crop.index, 0, crop.samples)
+                sources[row, :, samples] = examples.targets.read_sources(crop.index)
+        samples = np.asarray([crop.samples for crop in crops], np.int32)
+        return {"mixture": mixture, "sources": sources, "samples": samples}
+
+    def loss(self, head, features, num_frames, targets, key):
+        """As for every `Task`."""
+        mixture, sources, samples = (targets[n] for n in ("mixture", "sources", "samples"))
+        return mask_loss(head, features, num_frames, mixture, sources, samples, key)
+
+    def outputs(self, head, features, num_frames, targets):
+        """The sources, float32 [batch, sources, samples]."""
+        return separate(head, features, num_frames, targets["mixture"], targets["samples"])
+
+    def cut(self, output, num_frames, samples):
+        """As for every `Task`."""
+        return output[:, :samples]
+
+
+class Enhancement(_Masks):
+    """One source, the clean recording."""
+
+    name = "se"
+    measures = {
+        "pesq": "wide-band PESQ, higher is better",
+        "stoi": "STOI x 100, higher is better",
+    }
+    sources = 1
+
+    def open(
+        self,
+        folder: str,
+        part: str,
+        on_error: Callable[[str], None],
+        progress: Callable[[Iterable], Iterable],
+    ) -> Examples:
+        """As for every `Task`."""
+        (place,) = getattr(self.settings, part)
+        held_out = self.settings.dev_speakers
+        chosen = held_out if part == "dev" else ()
+        without = held_out if part == "train" else ()
+        found = open_voicebank(folder, place, chosen, without, on_error, progress)
+        return Examples(found.corpus, found)
+
+    def measure(self, examples, index, output):
+        """As for every `Task`."""
+        clean = examples.targets.read_sources(index)[0]
+        return Measured(noisy_measures(clean, output[0]))
+
+    def unprocessed(self, examples: Examples, index: int) -> Measured:
+        """The same measures of the noisy input."""
+        samples = int(examples.corpus.lengths[index])
+        noisy = examples.corpus.read(index, 0, samples)
+        return Measured(noisy_measures(examples.targets.read_sources(index)[0], noisy))
+
+
+def noisy_measures(clean: np.ndarray, estimate: np.ndarray) -> dict[str, tuple[float, float]]:
+    """PESQ, and STOI in per cent, each with weight 1."""
+    found = {
+        "pesq": wideband_pesq(clean, estimate),
+        "stoi": 100 * short_time_intelligibility(clean, estimate),
+    }
+    return {name: (value, 1.0) for name, value in found.items()}
+
+
+class Separation(_Masks):
+    """Two sources, the speakers."""
+
+    name = "ss"
+    measures = {"si_sdri": "SI-SDR improvement in dB, higher is better"}
+    sources = 2
+
+    def open(
+        self,
+        folder: str,
+        part: str,
+        on_error: Callable[[str], None],
+        progress: Callable[[Iterable], Iterable],
+    ) -> Examples:
+        """As for every `Task`."""
+        (place,) = getattr(self.settings, part)
+        found = open_libri2mix(folder, place, on_error, progress)
+        examples = Examples(found.corpus, found)
+        limit = self.settings.dev_utterances
+        if part == "dev" and limit and len(found.corpus.names) > limit:
+            order = np.random.default_rng(0).permutation(len(found.corpus.names))
+            examples = part_of(examples, np.sort(order[:limit]))
+        return examples
+
+    def measure(self, examples, index, output):
+        """As for every `Task`."""
+        mixture = examples.corpus.read(index, 0, int(examples.corpus.lengths[index]))
+        sources = examples.targets.read_sources(index)
+        improvement, _ = si_sdr_improvement(output, sources, mixture)
+        return Measured({"si_sdri": (improvement, 1.0)})

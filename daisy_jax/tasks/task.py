@@ -1,0 +1,144 @@
+"""What the training and the evaluation of every downstream task have in common."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+
+from daisy_jax import audio
+from daisy_jax.data.batches import Crop
+from daisy_jax.data.corpus import Corpus, Selection
+
+Arrays = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSettings:
+    """A preset of a task: everything in its table of `presets.toml`."""
+
+    corpus: str
+    """The corpus' folder."""
+    train: tuple[str, ...]
+    dev: tuple[str, ...]
+    test: tuple[str, ...]
+    """Parts of the corpus, in its own names."""
+    steps: int
+    """Optimizer steps."""
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    clip: float
+    """Largest norm of the gradient."""
+    save_every: int
+    """Steps between two checkpoints, and between two validations."""
+    head: dict[str, Any]
+    """The head's own settings."""
+    crop_seconds: float = 0.0
+    """Longest part of an utterance to train on; 0: whole utterances."""
+    split_file: str = ""
+    """VoxCeleb1's list of sets."""
+    per_speaker: int = 0
+    """At most so many training utterances of a speaker; 0: all."""
+    dev_speakers: tuple[str, ...] = ()
+    """VoiceBank's speakers that are held out of training."""
+    dev_utterances: int = 0
+    """So many utterances of the development set, drawn once; 0: all."""
+
+
+class Examples(NamedTuple):
+    """One part of a task's corpus."""
+
+    corpus: Corpus
+    targets: Any
+    """By the number of the utterance: texts, speakers or sources."""
+    classes: tuple[str, ...] = ()
+    """Names of what a head's outputs stand for."""
+
+
+class Measured(NamedTuple):
+    """What came out for one utterance."""
+
+    values: dict[str, tuple[float, float]]
+    """A measure's total and weight, such as word errors and words: the measure of a test set is the
+    sum of totals over the sum of weights. NaN where it is not defined."""
+    text: str = ""
+    """What was recognised."""
+
+
+class Task(Protocol):
+    """One of the four. Features are float32 [batch, frames, dim], pooled up to each exit."""
+
+    name: str
+    settings: TaskSettings
+    criterion: str
+    """The measure that a head is chosen by, lower is better: a measure's name, or "loss"."""
+    measures: dict[str, str]
+    """Its measures, and for each in words what it is and which way is better."""
+    needs_audio: bool
+    """Whether targets are made of waveforms."""
+
+    def open(
+        self,
+        folder: str,
+        part: str,
+        on_error: Callable[[str], None],
+        progress: Callable[[Iterable], Iterable],
+    ) -> Examples:
+        """One part of the corpus, "train", "dev" or "test"."""
+        ...
+
+    def head(self, dim: int, classes: tuple[str, ...], *, rngs: nnx.Rngs) -> nnx.Module:
+        """A new head."""
+        ...
+
+    def targets(self, examples: Examples, crops: list[Crop], width: int) -> dict[str, np.ndarray]:
+        """A batch's targets, rows of one width; of an empty crop an empty row."""
+        ...
+
+    def loss(
+        self,
+        head: Any,
+        features: jax.Array,
+        num_frames: jax.Array,
+        targets: Arrays,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """Mean over the utterances with a frame; with a key as in training."""
+        ...
+
+    def outputs(
+        self, head: Any, features: jax.Array, num_frames: jax.Array, targets: Arrays
+    ) -> jax.Array:
+        """What is predicted, by row."""
+        ...
+
+    def measure(self, examples: Examples, index: int, output: np.ndarray) -> Measured:
+        """One utterance's measures; `output` is cut to its valid frames or samples."""
+        ...
+
+    def cut(self, output: np.ndarray, num_frames: int, samples: int) -> np.ndarray:
+        """One row of `outputs` without its padding."""
+        ...
+
+
+def part_of(examples: Examples, indices: np.ndarray) -> Examples:
+    """Some of the utterances."""
+    targets = examples.targets
+    chosen = (
+        targets.part(indices) if hasattr(targets, "part") else [targets[int(i)] for i in indices]
+    )
+    return examples._replace(corpus=Selection(examples.corpus, indices), targets=chosen)
+
+
+def usable_lengths(examples: Examples, on_error: Callable[[str], None]) -> Examples:
+    """Without utterances that are longer than the widest batch; each is named."""
+    longest = audio.WIDTHS[-1]
+    for index in np.flatnonzero(examples.corpus.lengths > longest):
+        on_error(
+            f"{examples.corpus.names[index]}: longer than {longest / audio.SAMPLE_RATE:.0f} s; "
+            "split it"
+        )
+    return part_of(examples, np.flatnonzero(examples.corpus.lengths <= longest))
