@@ -101,7 +101,7 @@ def save_calibration(path: str | os.PathLike, calibration: Calibration) -> None:
     """
     folder = pathlib.Path(path)
     config, _ = _read_config(folder / CONFIG)
-    _write(folder, _read_tensors(folder / TENSORS), config, calibration)
+    _write(folder, read_tensors(folder / TENSORS), config, calibration)
 
 
 def _write(
@@ -195,7 +195,7 @@ def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hub
                 f"{folder}: no {name} there; give a folder written by daisy-jax convert or training"
             )
     config, dataset = _read_config(folder / CONFIG)
-    tensors = _read_tensors(folder / TENSORS)
+    tensors = read_tensors(folder / TENSORS)
     entropy = tensors.pop(CALIBRATION_TENSOR, None)
     if (entropy is None) != (dataset is None):
         raise InputError(f"{folder}: {CONFIG} and {TENSORS} disagree about the calibration")
@@ -243,7 +243,8 @@ def _read_config(path: pathlib.Path) -> tuple[HubertConfig, str | None]:
         raise InputError(f"{path}: {error}") from None
 
 
-def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file by name; an InputError if it is not a whole one."""
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

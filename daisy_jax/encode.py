@@ -122,9 +122,10 @@ def encode_taps(
     """`encode` with `hidden_states` that are what eq. (4) sums: item 0, then each layer's tap.
 
     For models whose tap is the block output and whose item 0 is the transformer's input, these are
-    the hidden states themselves. Arguments as of `encode`; `threshold` is a number or [batch].
+    the hidden states themselves. Arguments as of `encode`.
     """
-    threshold = _broadcast_threshold(threshold, waveform.shape[0])
+    if threshold is not None:
+        threshold = _broadcast_threshold(threshold, waveform.shape[0])
     return _compiled(model, waveform, lengths, threshold, allowed, None, "taps")
 
 

@@ -125,6 +125,7 @@ def make_store(
         "item0": model.config.item0,
         "computed": str(jax.tree.leaves(model.layers)[0].dtype),
         "items": json.dumps(list(items)),
+        "dim": str(model.config.dim),
         "corpus": fingerprint(corpus),
         "shards": str(len(shards)),
     }

@@ -21,7 +21,8 @@ def ctc_loss(
 
     Returns:
       float32 scalar, nats: over the utterances, the mean of each loss divided by its number of
-      labels. An utterance with fewer frames than its labels need counts as 0 (zero_infinity).
+      labels. An utterance with fewer frames than its labels need counts as 0 (zero_infinity), a
+      row without a frame not at all.
 
     Source: Graves et al. 2006.
     """
@@ -37,7 +38,8 @@ def ctc_loss(
     needed = count + jnp.sum(repeats, axis=-1, dtype=jnp.int32)
     possible = jnp.sum(frame_mask, axis=-1, dtype=jnp.int32) >= needed
     per_label = losses / jnp.maximum(count, 1).astype(jnp.float32)
-    return jnp.mean(jnp.where(possible, per_label, 0))
+    rows = jnp.maximum(jnp.sum(jnp.any(frame_mask, axis=-1)), 1).astype(jnp.float32)
+    return jnp.sum(jnp.where(possible, per_label, 0)) / rows
 
 
 def si_sdr(estimate: jax.Array, target: jax.Array, eps: float = 1e-8) -> jax.Array:

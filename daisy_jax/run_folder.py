@@ -38,7 +38,6 @@ FREE_FIELDS = (
     "workers",
 )
 KEPT = 2  # of the latest checkpoints, beside the best
-SCORE = "validation_loss"  # the best checkpoint has the lowest
 
 Metrics = dict[str, jax.Array]
 
@@ -46,7 +45,8 @@ Metrics = dict[str, jax.Array]
 class Run:
     """A run folder, new or to be continued. With several processes, the first one writes.
 
-    `data` says what the run is trained on beyond its settings, and must not change either.
+    `data` says what the run is trained on beyond its settings, and must not change either. The best
+    checkpoint is that with the lowest `score` of the validation.
 
     Raises:
       InputError: the folder holds a checkpoint and `resume` was not asked for, or something else;
@@ -63,6 +63,7 @@ class Run:
         *,
         data: dict[str, str] | None = None,
         tensorboard: bool = False,
+        score: str = "validation_loss",
     ):
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -89,15 +90,17 @@ class Run:
         # Orbax logs what it raises too; of that our own line is enough.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
 
-        def score(metrics: dict[str, float]) -> float:
-            return metrics[SCORE]
+        self._score = score
 
-        best = BestN(get_metric_fn=score, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        def score_of(metrics: dict[str, float]) -> float:
+            return metrics[score]
+
+        best = BestN(get_metric_fn=score_of, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             self.folder / CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy([LatestN(KEPT), best]),
-                best_fn=score,
+                best_fn=score_of,
                 best_mode="min",
                 cleanup_tmp_directories=True,  # of a run that was killed while it saved
             ),
@@ -182,13 +185,14 @@ class Run:
         return fill(state, restored["state"]), restored["config"].get("recent", [])
 
     def best(self, state: Any) -> Any:
-        """The state with the lowest validation loss; `state`, the last one, if that is it."""
+        """The state with the lowest score; `state`, the last one, if that is it."""
         self._wait()
         step = self._manager.best_step()
         if step in (None, self._manager.latest_step()):
             return state
         if parallel.is_first():
-            print(f"the validation loss was lowest after step {step}; its branches are taken")
+            named = self._score.replace("_", " ")
+            print(f"the {named} was lowest after step {step}; what was learned then is taken")
         return self._read(state, step)[0]
 
     def save(
@@ -216,7 +220,7 @@ class Run:
                     state=ocp.args.StandardSave(named_leaves(state)),
                     config=ocp.args.JsonSave(self.settings | {"recent": as_numbers(recent)}),
                 ),
-                metrics=scores and {SCORE: scores[SCORE]},
+                metrics=scores and {self._score: scores[self._score]},
             )
         except (OSError, ValueError) as error:
             raise self._unwritten(error) from error

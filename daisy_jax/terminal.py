@@ -21,9 +21,10 @@ class Terminated(BaseException):
 
 
 EXTRAS = {
-    **dict.fromkeys(("grain", "librosa", "sklearn", "optax", "orbax"), "train"),
+    **dict.fromkeys(("grain", "librosa", "sklearn", "optax", "orbax", "pyarrow"), "train"),
     **dict.fromkeys(("torch", "transformers"), "convert"),
     **dict.fromkeys(("array_record", "tensorflow_datasets"), "tfds"),
+    **dict.fromkeys(("jiwer", "pystoi"), "eval"),
     **dict.fromkeys(("matplotlib",), "plots"),
     **dict.fromkeys(("tensorboardX",), "tensorboard"),
 }
@@ -91,6 +92,18 @@ def as_table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(f"{name:<13} {printable(text)}" for name, text in rows)
 
 
+def given_options(*names: str) -> list[str | None]:
+    """Values of some options on the command line, before it is parsed; None for what is not there.
+
+    For options that other options' defaults depend on.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(f"--{name}")
+    found = parser.parse_known_args()[0]
+    return [getattr(found, name) for name in names]
+
+
 def parse_config(kind: type, presets: dict[str, dict[str, Any]], description: str | None) -> Any:
     """The configuration on the command line: what is not given there comes from its preset.
 
@@ -101,9 +114,7 @@ def parse_config(kind: type, presets: dict[str, dict[str, Any]], description: st
     """
     import tyro
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset")
-    name = parser.parse_known_args()[0].preset
+    (name,) = given_options("preset")
     if name not in presets:  # if one was given, it is refused below
         name = next(iter(presets))
     return tyro.cli(kind, description=description, default=kind(preset=name, **presets[name]))

@@ -182,6 +182,7 @@ class FeatureStore:
         self.frames = np.asarray([row.frames for row in self.rows], np.int32)
         self.entropy = np.asarray([row.entropy for row in self.rows if row.frames], np.float32)
         """float32 [readable utterances, L]."""
+        self.dim = int(self.source["dim"])
         self._open = threading.local()
 
     def __reduce__(self) -> tuple:

@@ -1,0 +1,298 @@
+"""Stage 2: a head and its layer weights, on features up to each utterance's own exit.
+
+Features come out of a store or out of the upstream itself; either way one jitted step serves all
+exits, and no gradient reaches the upstream.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from daisy_jax import audio, parallel
+from daisy_jax.data.batches import (
+    Augmentation,
+    Crop,
+    WholeBatches,
+    read_crops,
+)
+from daisy_jax.data.corpus import fingerprint
+from daisy_jax.data.feature_store import FeatureStore
+from daisy_jax.data.loading import Batch, batches
+from daisy_jax.encode import encode_taps
+from daisy_jax.errors import InputError
+from daisy_jax.exits import exit_layers
+from daisy_jax.hubert import Hubert
+from daisy_jax.pooling import pool
+from daisy_jax.tasks.task import Examples, Task, part_of
+
+Params = dict[str, Any]
+"""`layer_weights`, float32 [L+1], and `head`."""
+
+
+class ExitRule(NamedTuple):
+    """Where utterances leave, as `encode` takes it."""
+
+    name: str
+    threshold: float | None
+    """Nats; None: at the deepest allowed layer, without any branch."""
+    allowed: np.ndarray
+    """bool [L]."""
+
+    @property
+    def evaluated(self) -> np.ndarray:
+        """bool [L], the layers whose branches are computed."""
+        return self.allowed if self.threshold is not None else np.zeros_like(self.allowed)
+
+    def exits(self, entropy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From stored entropies, float [utterances, L]: exit layers, and who was forced out."""
+        threshold = -np.inf if self.threshold is None else self.threshold
+        if self.threshold is None:  # a model without branches has no entropies
+            entropy = np.full((len(entropy), len(self.allowed)), np.inf, np.float32)
+        return exit_layers(entropy, threshold, self.allowed)
+
+
+def fixed_layer(layer: int, num_layers: int) -> ExitRule:
+    """Everybody leaves at one layer; the last one is full depth."""
+    if not 1 <= layer <= num_layers:
+        raise InputError(f"layer {layer} of a model with {num_layers} layers")
+    name = "full depth" if layer == num_layers else f"static layer {layer}"
+    return ExitRule(name, None, np.arange(1, num_layers + 1) == layer)
+
+
+class TaskData:
+    """One part of a task's corpus with its features, stored or to be computed."""
+
+    def __init__(
+        self,
+        task: Task,
+        examples: Examples,
+        store: FeatureStore,
+        upstream: Hubert | None,
+        on_error: Callable[[str], None],
+    ):
+        """With `upstream`, features are computed when they are needed, else taken from the store.
+
+        Utterances that could not be read when the store was made are left out.
+        """
+        corpus, self._places = store.of(examples.corpus)
+        kept = {name: place for place, name in enumerate(examples.corpus.names)}
+        indices = np.asarray([kept[name] for name in corpus.names], np.int64)
+        self.task, self.examples = task, part_of(examples, indices)
+        self.lengths = self.examples.corpus.lengths
+        rows = [store.rows[place] for place in self._places]
+        self.entropy = np.asarray([row.entropy for row in rows], np.float32)
+        """float32 [utterances, L], nats."""
+        self.agreement = np.asarray([row.agreement for row in rows], np.float32)
+        """float32 [utterances, L], share of the frames that are labelled as in the end."""
+        self.fingerprint = fingerprint(self.examples.corpus)
+        self.upstream = upstream
+        self._store, self._on_error = store, on_error
+        if upstream is None and not store.items:
+            raise InputError(f"{store.folder}: holds entropies alone; compute the features instead")
+
+    def read(self, crops: Sequence[Crop], width: int, exit_layer: np.ndarray, rows: slice) -> Batch:
+        """Some rows of a batch: features or waveforms, and targets.
+
+        Args:
+          crops: all rows.
+          width: of the batch, samples.
+          exit_layer: int [utterances].
+          rows: those that are wanted.
+        """
+        mine = list(crops)[rows]
+        batch: dict[str, Any] = {}
+        if self.upstream is None:
+            frames = int(audio.frame_count(width))
+            count = np.asarray([audio.frame_count(crop.samples) for crop in mine], np.int32)
+            shape = (len(mine), len(self._store.items), frames, self._store.dim)
+            batch["items"] = np.zeros(shape, np.float16)
+            for row, crop in enumerate(mine):
+                if crop.samples:
+                    found = self._store.read(int(self._places[crop.index]), crop.frames)
+                    batch["items"][row, :, : count[row]] = found
+            batch["num_frames"] = count
+            leaving = [exit_layer[crop.index] if crop.samples else 0 for crop in mine]
+            batch["exit_layer"] = np.asarray(leaving, np.int32)
+        else:
+            nothing_is_drawn = np.random.default_rng(0)
+            batch["waveform"], batch["lengths"] = read_crops(
+                self.examples.corpus,
+                list(crops),
+                width,
+                Augmentation(),
+                nothing_is_drawn,
+                self._on_error,
+                rows,
+            )
+        return batch | {"targets": self.task.targets(self.examples, mine, width)}
+
+
+def _features(
+    params: Params, upstream: Hubert | None, threshold: Any, allowed: Any, batch: Batch
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Eq. (4) on a batch: features [batch, frames, dim], valid frames and exit layers [batch]."""
+    if upstream is None:
+        items, exit_layer = batch["items"], batch["exit_layer"]
+        num_frames = batch["num_frames"]
+    else:
+        out = encode_taps(upstream, batch["waveform"], batch["lengths"], threshold, allowed)
+        out = jax.lax.stop_gradient(out)
+        items, exit_layer, num_frames = out.hidden_states, out.exit_layer, out.num_frames
+    return pool(items, params["layer_weights"], exit_layer), num_frames, exit_layer
+
+
+def new_params(task: Task, dim: int, num_layers: int, classes: tuple[str, ...], seed: int):
+    """Layer weights that are all equal, and a new head."""
+    head = task.head(dim, classes, rngs=nnx.Rngs(seed))
+    return {"layer_weights": jnp.zeros(num_layers + 1, jnp.float32), "head": head}
+
+
+def head_optimizer(
+    learning_rate: float, weight_decay: float, clip: float
+) -> optax.GradientTransformation:
+    """Adam with a constant rate and decoupled weight decay; the gradient's norm is clipped."""
+    return optax.chain(
+        optax.clip_by_global_norm(clip), optax.adamw(learning_rate, weight_decay=weight_decay)
+    )
+
+
+def downstream_step(task: Task, optimizer: optax.GradientTransformation, seed: int) -> Callable:
+    """One step of stage 2, jitted: from (params, optimizer's state), upstream, rule and batch.
+
+    The batch is one of `TaskData.read` with a scalar "number", from which dropout and augmentation
+    are drawn. The step returns the new state, for which the old one is given up, and metrics.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=parallel.replicated())
+    def step(state, upstream, threshold, allowed, batch):
+        params, optimizer_state = state
+        key = jax.random.fold_in(jax.random.key(seed), batch["number"])
+
+        def loss_of(params):
+            features, num_frames, exits = _features(params, upstream, threshold, allowed, batch)
+            loss = task.loss(params["head"], features, num_frames, batch["targets"], key)
+            return loss, (num_frames, exits)
+
+        (loss, (num_frames, exits)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+        rows = jnp.maximum(jnp.sum(num_frames > 0), 1).astype(jnp.float32)
+        hop = audio.FRAME_HOP / audio.SAMPLE_RATE
+        metrics = {
+            "loss": loss,
+            "mean_exit_layer": jnp.sum(exits).astype(jnp.float32) / rows,
+            "audio_seconds": jnp.sum(num_frames).astype(jnp.float32) * hop,
+        }
+        return (optax.apply_updates(params, updates), optimizer_state), metrics
+
+    return step
+
+
+class Evaluation(NamedTuple):
+    """What a head does on one part of a corpus."""
+
+    rows: list[dict[str, Any]]
+    """For each utterance, in the corpus' order: id, seconds, exit_layer, forced, text, and
+    MEASURE_total and MEASURE_weight of each measure."""
+    loss: float
+    """The task's loss, mean over utterances."""
+
+    def measure(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Totals and weights, float [utterances], of those where the measure is defined."""
+        totals = np.asarray([row[f"{name}_total"] for row in self.rows], np.float64)
+        weights = np.asarray([row[f"{name}_weight"] for row in self.rows], np.float64)
+        defined = np.isfinite(totals)
+        return totals[defined], weights[defined]
+
+    def value(self, name: str) -> float:
+        """The measure of the whole part; NaN where it is not defined for any utterance."""
+        if name == "loss":
+            return self.loss
+        totals, weights = self.measure(name)
+        return float(totals.sum() / weights.sum()) if weights.sum() else float("nan")
+
+
+class Evaluator:
+    """Runs heads over one part of a task's corpus, whole utterances."""
+
+    def __init__(self, data: TaskData, batch_seconds: float):
+        self._data = data
+        samples = round(batch_seconds * audio.SAMPLE_RATE)
+        self._draw = WholeBatches(data.lengths, samples, jax.device_count())
+        task = data.task
+
+        def run(params, upstream, threshold, allowed, batch):
+            features, num_frames, exits = _features(params, upstream, threshold, allowed, batch)
+            head, targets = params["head"], batch["targets"]
+            loss = task.loss(head, features, num_frames, targets, None)
+            outputs = task.outputs(head, features, num_frames, targets)
+            return loss, outputs, exits, num_frames
+
+        self._run = jax.jit(run, out_shardings=parallel.replicated())
+
+    def __call__(
+        self,
+        params: Params,
+        rule: ExitRule,
+        exits: tuple[np.ndarray, np.ndarray] | None = None,
+        measures: bool = True,
+        progress: Callable[[int], Callable] = lambda count: iter,
+    ) -> Evaluation:
+        """Evaluates.
+
+        Args:
+          params: on every device.
+          rule: where utterances leave.
+          exits: exit layers and forced exits in the place of what the rule says; with stored
+            features alone.
+          measures: whether to measure each utterance; without, there is only the loss.
+          progress: from a number of batches to what wraps them.
+        """
+        data, rows, losses = self._data, {}, []
+        exit_layer, forced = rule.exits(data.entropy) if exits is None else exits
+
+        def read(number: int) -> Batch:
+            crops = self._draw(number)
+            width = audio.padded_width(crops[0].samples)
+            return data.read(crops, width, exit_layer, parallel.local_rows(len(crops)))
+
+        count = len(self._draw)
+        for number, batch in enumerate(progress(count)(batches(read, 0, count, workers=0))):
+            placed = parallel.place(batch)
+            arguments = (params, data.upstream, rule.threshold, rule.allowed, placed)
+            loss, outputs, layers, frames = jax.device_get(self._run(*arguments))
+            there = int(np.sum(frames > 0))
+            losses.append((float(loss) * there, there))
+            for row, crop in enumerate(self._draw(number)):
+                if not frames[row]:
+                    continue
+                found: dict[str, Any] = {
+                    "id": data.examples.corpus.names[crop.index],
+                    "seconds": crop.samples / audio.SAMPLE_RATE,
+                    "exit_layer": int(layers[row]),
+                    "forced": bool(forced[crop.index]),
+                }
+                if measures:
+                    output = data.task.cut(outputs[row], int(frames[row]), crop.samples)
+                    measured = data.task.measure(data.examples, crop.index, output)
+                    found["text"] = measured.text
+                    for name, (total, weight) in measured.values.items():
+                        found |= {f"{name}_total": total, f"{name}_weight": weight}
+                rows[crop.index] = found
+        total, utterances = np.sum(losses, axis=0)
+        return Evaluation([rows[index] for index in sorted(rows)], total / max(utterances, 1))
+
+    def scores(self, params: Params, rule: ExitRule) -> dict[str, Any]:
+        """For metrics.jsonl: the loss, and the measures unless the loss is what counts."""
+        task = self._data.task
+        measured = task.criterion != "loss"
+        found = self(params, rule, measures=measured)
+        names = task.measures if measured else ()
+        return {"validation_loss": found.loss} | {
+            f"validation_{name}": found.value(name) for name in names
+        }

@@ -1,0 +1,259 @@
+"""Stage 2 of DAISY: trains a task's head on features up to each utterance's own exit.
+
+    python train/downstream.py --task=asr --ratio=0.7 --model runs/branches/model
+
+The upstream stays frozen and exits while the head is trained: at the first layer whose entropy is
+below a threshold (--ratio, of eq. 3 on the training set), or everybody at one layer (--layer), or
+at the last one (--full). Features of every utterance are stored once and serve all ratios, all
+layers and evaluation; --cache=entropies stores next to nothing and runs the upstream in each step.
+When it has ended, OUTPUT/head is the head with its layer weights and exits.json: eval/downstream.py
+takes it. docs/downstream.md leads through the four tasks.
+"""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+import tyro
+
+from daisy_jax.errors import InputError
+from daisy_jax.terminal import (
+    Accelerator,
+    given_options,
+    leave_out,
+    progress_bar,
+    run_command,
+    use_accelerator,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One stage 2 run."""
+
+    task: Literal["asr", "sid", "se", "ss"]
+    """Speech recognition, speaker identification, enhancement or separation."""
+    preset: str = "superb"
+    """Where the other defaults and the head come from: superb (most likely what the paper's numbers
+    were made with), minisuperb (small heads, short runs), or a TOML file with one table [TASK.NAME]
+    like those of daisy_jax/tasks/presets.toml."""
+    model: str = "runs/branches/model"
+    """A model folder, with branches for --ratio."""
+    data: str = ""
+    """The task's corpus, in its own layout."""
+    output: str = ""
+    """The run folder; empty: runs/TASK-RULE, such as runs/asr-ratio-0.7."""
+    ratio: float | None = None
+    """Threshold as a share of the training set's mid entropy (eq. 3), in [0, 1]; smaller: later
+    exits. 0.7 if nothing else is said."""
+    layer: int | None = None
+    """Everybody leaves at this layer: the static baseline."""
+    full: bool = False
+    """Everybody goes through all layers."""
+    train: tuple[str, ...] = ()
+    """Parts of the corpus to train on, in its own names."""
+    dev: tuple[str, ...] = ()
+    """Parts that the head is chosen by."""
+    features: str = "runs/features"
+    """Folder for the features of all runs, one store a task and part."""
+    cache: Literal["layers", "entropies"] = "layers"
+    """What is stored: every layer's features, or entropies alone."""
+    strict: bool = False
+    """End at the first file that cannot be read, instead of leaving it out."""
+    workers: int = 0
+    """Processes that read; 0: threads."""
+    steps: int = 0
+    """Optimizer steps."""
+    batch_size: int = 0
+    """Utterances a step."""
+    learning_rate: float = 0.0
+    """Of Adam, constant."""
+    save_every: int = 0
+    """Steps between two checkpoints, and between two validations."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the upstream computes in."""
+    seed: int = 0
+    """Of initial weights, batches, dropout and augmentation."""
+    log_every: int = 50
+    """Steps between two lines of metrics.jsonl."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard too, into OUTPUT/events."""
+    resume: bool = False
+    """Continue the run in the output folder."""
+    accelerator: Accelerator = "auto"
+    """Where to compute."""
+    deterministic: bool = False
+    """On a GPU, give the same numbers in every run, at some cost; a CPU always does."""
+    processes: str = ""
+    """To train in several processes, as for train/branches.py."""
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch_size": 1, "save_every": 1, "log_every": 1, "seed": 0}
+        least |= {"workers": 0, "learning_rate": 0}
+        for name, value in least.items():
+            if not getattr(self, name) >= value:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {value}")
+        rules = [self.ratio is not None, self.layer is not None, self.full]
+        if sum(rules) > 1:
+            raise InputError("--ratio, --layer and --full exclude each other; give one of them")
+
+
+def defaults() -> dict:
+    """What the task's preset says, for the command line's defaults."""
+    from daisy_jax.tasks.presets import TASKS, read_preset
+
+    task, preset = given_options("task", "preset")
+    if task not in TASKS:
+        task = "asr"  # what was given is refused when it is parsed
+    settings = read_preset(task, preset or "superb")
+    taken = {"steps", "batch_size", "learning_rate", "save_every", "train", "dev"}
+    values = {name: getattr(settings, name) for name in taken}
+    return values | {"data": settings.corpus, "preset": preset or "superb"}
+
+
+def main() -> None:
+    preset = Config(task=tyro.MISSING, **defaults())
+    config = tyro.cli(Config, description=__doc__, default=preset)
+    from daisy_jax import parallel  # before the accelerator: processes are joined first
+
+    parallel.join_processes(config.processes)
+    device = use_accelerator(config.accelerator, config.deterministic)
+
+    import jax
+    import numpy as np
+
+    from daisy_jax import audio
+    from daisy_jax.checkpoints import load
+    from daisy_jax.data.batches import EpochBatches, crop_width
+    from daisy_jax.data.corpus import corpus_name, raise_error
+    from daisy_jax.data.loading import Batch
+    from daisy_jax.downstream import (
+        Evaluator,
+        ExitRule,
+        downstream_step,
+        fixed_layer,
+        head_optimizer,
+        new_params,
+    )
+    from daisy_jax.exits import exit_threshold
+    from daisy_jax.extraction import model_digest
+    from daisy_jax.run_folder import Run
+    from daisy_jax.tasks.presets import make_task, read_preset
+    from daisy_jax.tasks.saved import TrainedHead, count_exits, save_head
+    from daisy_jax.tasks.stored import open_task_data
+    from daisy_jax.training import fit
+
+    if config.ratio is None and config.layer is None and not config.full:
+        config = dataclasses.replace(config, ratio=0.7)
+    what = "full" if config.full else f"layer-{config.layer}"
+    what = what if config.ratio is None else f"ratio-{config.ratio:g}"
+    config = dataclasses.replace(config, output=config.output or f"runs/{config.task}-{what}")
+    settings = dataclasses.replace(
+        read_preset(config.task, config.preset), train=config.train, dev=config.dev
+    )
+    task = make_task(config.task, settings)
+    on_error = raise_error if config.strict else leave_out()
+
+    # ---- upstream and data ----
+    upstream = load(config.model, config.dtype)
+    num_layers = upstream.config.num_layers
+    if config.ratio is not None and upstream.branches is None:
+        raise InputError(
+            f"{config.model} has no branches, so no ratio can be met; train them with "
+            "train/branches.py, or give --layer or --full"
+        )
+    parts = {
+        part: open_task_data(
+            task,
+            part,
+            config.data,
+            upstream,
+            pathlib.Path(config.features),
+            live=config.cache == "entropies",
+            on_error=on_error,
+        )
+        for part in ("train", "dev")
+    }
+    train, dev = parts["train"], parts["dev"]
+    classes = train.examples.classes
+
+    # ---- where utterances leave ----
+    mean_entropy = train.entropy.mean(axis=0)
+    if config.ratio is not None:
+        threshold = float(exit_threshold(mean_entropy, config.ratio))
+        everywhere = np.ones(num_layers, bool)
+        rule = ExitRule(f"ratio {config.ratio:g}", threshold, everywhere)
+    else:
+        rule = fixed_layer(config.layer or num_layers, num_layers)
+    exit_layer, forced = rule.exits(train.entropy)
+    exits = count_exits(exit_layer, forced, num_layers)
+    dataset = f"{corpus_name(config.data)} {','.join(config.train)}"
+    exits |= {"threshold": rule.threshold, "ratio": config.ratio, "dataset": dataset}
+    if parallel.is_first():
+        hours = train.lengths.sum() / audio.SAMPLE_RATE / 3600
+        print(
+            f"{config.task}, {rule.name}: {len(train.lengths)} utterances, {hours:.2f} h; mean "
+            f"exit layer {exits['mean']:.2f} of {num_layers} ({exits['min']} to {exits['max']}); "
+            f"on {device}"
+        )
+
+    # ---- batches ----
+    longest = round(settings.crop_seconds * audio.SAMPLE_RATE) or audio.WIDTHS[-1]
+    draw = EpochBatches(train.lengths, config.batch_size, longest, config.seed)
+    mine = parallel.local_rows(config.batch_size)
+
+    def batch(number: int) -> Batch:
+        crops = draw(number)
+        read = train.read(crops, crop_width(crops, longest), exit_layer, mine)
+        return read | {"number": np.asarray(number, np.int32)}
+
+    # ---- head and optimizer ----
+    run = Run(
+        pathlib.Path(config.output),
+        config,
+        config.resume,
+        data={name: part.fingerprint for name, part in parts.items()}
+        | {"settings": dataclasses.asdict(settings)},
+        tensorboard=config.tensorboard,
+        score=f"validation_{task.criterion}",
+    )
+    params = new_params(task, upstream.config.dim, num_layers, classes, config.seed)
+    optimizer = head_optimizer(config.learning_rate, settings.weight_decay, settings.clip)
+    step = downstream_step(task, optimizer, config.seed)
+    evaluator = Evaluator(dev, config.batch_size * 15.0)
+
+    def describe(values: dict) -> str:
+        return f"loss {values['loss']:.4g}  exit layer {values['mean_exit_layer']:.2f}"
+
+    # ---- loop ----
+    params, _ = fit(
+        run,
+        (params, jax.jit(optimizer.init)(params)),
+        lambda state, batch: step(state, train.upstream, rule.threshold, rule.allowed, batch),
+        batch,
+        steps=config.steps,
+        save_every=config.save_every,
+        log_every=config.log_every,
+        workers=config.workers,
+        validate=lambda state: evaluator.scores(state[0], rule),
+        describe=describe,
+    )
+    if not parallel.is_first():
+        return
+    trained = TrainedHead(
+        task,
+        jax.device_get(params),
+        config.preset,
+        classes,
+        model_digest(upstream),
+        dataset,
+        mean_entropy,
+        rule,
+        exits,
+    )
+    save_head(run.folder / "head", trained)
+    print(f"{run.folder / 'head'}: next, python eval/downstream.py {config.output}")
+
+
+if __name__ == "__main__":
+    run_command(main)
