@@ -5,7 +5,7 @@ exits, and no gradient reaches the upstream.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,135 +16,35 @@ from flax import nnx
 
 from daisy_jax import audio, parallel
 from daisy_jax.data.batches import (
-    Augmentation,
-    Crop,
     WholeBatches,
-    read_crops,
 )
-from daisy_jax.data.corpus import fingerprint
-from daisy_jax.data.feature_store import FeatureStore
 from daisy_jax.data.loading import Batch, batches
 from daisy_jax.encode import encode_taps
-from daisy_jax.errors import InputError
-from daisy_jax.exits import exit_layers
+from daisy_jax.exits import ExitRule
 from daisy_jax.hubert import Hubert
 from daisy_jax.pooling import pool
-from daisy_jax.tasks.task import Examples, Task, part_of
+from daisy_jax.task_data import TaskData
+from daisy_jax.tasks.task import Task
 
 Params = dict[str, Any]
 """`layer_weights`, float32 [L+1], and `head`."""
 
 
-class ExitRule(NamedTuple):
-    """Where utterances leave, as `encode` takes it."""
-
-    name: str
-    threshold: float | None
-    """Nats; None: at the deepest allowed layer, without any branch."""
-    allowed: np.ndarray
-    """bool [L]."""
-
-    @property
-    def evaluated(self) -> np.ndarray:
-        """bool [L], the layers whose branches are computed."""
-        return self.allowed if self.threshold is not None else np.zeros_like(self.allowed)
-
-    def exits(self, entropy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """From stored entropies, float [utterances, L]: exit layers, and who was forced out."""
-        threshold = -np.inf if self.threshold is None else self.threshold
-        if self.threshold is None:  # a model without branches has no entropies
-            entropy = np.full((len(entropy), len(self.allowed)), np.inf, np.float32)
-        return exit_layers(entropy, threshold, self.allowed)
-
-
-def fixed_layer(layer: int, num_layers: int) -> ExitRule:
-    """Everybody leaves at one layer; the last one is full depth."""
-    if not 1 <= layer <= num_layers:
-        raise InputError(f"layer {layer} of a model with {num_layers} layers")
-    name = "full depth" if layer == num_layers else f"static layer {layer}"
-    return ExitRule(name, None, np.arange(1, num_layers + 1) == layer)
-
-
-class TaskData:
-    """One part of a task's corpus with its features, stored or to be computed."""
-
-    def __init__(
-        self,
-        task: Task,
-        examples: Examples,
-        store: FeatureStore,
-        upstream: Hubert | None,
-        on_error: Callable[[str], None],
-    ):
-        """With `upstream`, features are computed when they are needed, else taken from the store.
-
-        Utterances that could not be read when the store was made are left out.
-        """
-        corpus, self._places = store.of(examples.corpus)
-        kept = {name: place for place, name in enumerate(examples.corpus.names)}
-        indices = np.asarray([kept[name] for name in corpus.names], np.int64)
-        self.task, self.examples = task, part_of(examples, indices)
-        self.lengths = self.examples.corpus.lengths
-        rows = [store.rows[place] for place in self._places]
-        self.entropy = np.asarray([row.entropy for row in rows], np.float32)
-        """float32 [utterances, L], nats."""
-        self.agreement = np.asarray([row.agreement for row in rows], np.float32)
-        """float32 [utterances, L], share of the frames that are labelled as in the end."""
-        self.fingerprint = fingerprint(self.examples.corpus)
-        self.upstream = upstream
-        self._store, self._on_error = store, on_error
-        if upstream is None and not store.items:
-            raise InputError(f"{store.folder}: holds entropies alone; compute the features instead")
-
-    def read(self, crops: Sequence[Crop], width: int, exit_layer: np.ndarray, rows: slice) -> Batch:
-        """Some rows of a batch: features or waveforms, and targets.
-
-        Args:
-          crops: all rows.
-          width: of the batch, samples.
-          exit_layer: int [utterances].
-          rows: those that are wanted.
-        """
-        mine = list(crops)[rows]
-        batch: dict[str, Any] = {}
-        if self.upstream is None:
-            frames = int(audio.frame_count(width))
-            count = np.asarray([audio.frame_count(crop.samples) for crop in mine], np.int32)
-            shape = (len(mine), len(self._store.items), frames, self._store.dim)
-            batch["items"] = np.zeros(shape, np.float16)
-            for row, crop in enumerate(mine):
-                if crop.samples:
-                    found = self._store.read(int(self._places[crop.index]), crop.frames)
-                    batch["items"][row, :, : count[row]] = found
-            batch["num_frames"] = count
-            leaving = [exit_layer[crop.index] if crop.samples else 0 for crop in mine]
-            batch["exit_layer"] = np.asarray(leaving, np.int32)
-        else:
-            nothing_is_drawn = np.random.default_rng(0)
-            batch["waveform"], batch["lengths"] = read_crops(
-                self.examples.corpus,
-                list(crops),
-                width,
-                Augmentation(),
-                nothing_is_drawn,
-                self._on_error,
-                rows,
-            )
-        return batch | {"targets": self.task.targets(self.examples, mine, width)}
-
-
 def _features(
-    params: Params, upstream: Hubert | None, threshold: Any, allowed: Any, batch: Batch
+    params: Params, upstream: Hubert | None, threshold: Any, allowed: Any, batch: dict[str, Any]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Eq. (4) on a batch: features [batch, frames, dim], valid frames and exit layers [batch]."""
     if upstream is None:
         items, exit_layer = batch["items"], batch["exit_layer"]
         num_frames = batch["num_frames"]
     else:
-        out = encode_taps(upstream, batch["waveform"], batch["lengths"], threshold, allowed)
-        out = jax.lax.stop_gradient(out)
+        out: Any = encode_taps(upstream, batch["waveform"], batch["lengths"], threshold, allowed)
         items, exit_layer, num_frames = out.hidden_states, out.exit_layer, out.num_frames
-    return pool(items, params["layer_weights"], exit_layer), num_frames, exit_layer
+    return (
+        pool(jax.lax.stop_gradient(items), params["layer_weights"], exit_layer),
+        num_frames,
+        exit_layer,
+    )
 
 
 def new_params(task: Task, dim: int, num_layers: int, classes: tuple[str, ...], seed: int):

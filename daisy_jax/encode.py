@@ -188,9 +188,7 @@ def _encode(
 
     if threshold is None or not waveform.shape[0]:
         deepest = _deepest(allowed)
-        hidden, pooled, blocks = _full_depth(
-            model, embedded, pooled, weights, deepest, keep
-        )
+        hidden, pooled, blocks = _full_depth(model, embedded, pooled, weights, deepest, keep)
         exit_layer = jnp.where(num_frames > 0, deepest, 0).astype(jnp.int32)
         entropy = jnp.full_like(
             frame_mask, jnp.inf, jnp.float32, shape=(len(lengths), len(allowed))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,36 @@ def exit_layers(
     fires = np.asarray(entropy, np.float32)[:, layers - 1] < np.float32(threshold)
     forced = np.logical_not(fires.any(axis=1))
     return layers[np.where(forced, -1, fires.argmax(axis=1))], forced
+
+
+class ExitRule(NamedTuple):
+    """Where utterances leave, as `encode` takes it."""
+
+    name: str
+    threshold: float | None
+    """Nats; None: at the deepest allowed layer, without any branch."""
+    allowed: np.ndarray
+    """bool [L]."""
+
+    @property
+    def evaluated(self) -> np.ndarray:
+        """Bool [L], the layers whose branches are computed."""
+        return self.allowed if self.threshold is not None else np.zeros_like(self.allowed)
+
+    def exits(self, entropy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From stored entropies, float [utterances, L]: exit layers, and who was forced out."""
+        threshold = -np.inf if self.threshold is None else self.threshold
+        if self.threshold is None:  # a model without branches has no entropies
+            entropy = np.full((len(entropy), len(self.allowed)), np.inf, np.float32)
+        return exit_layers(entropy, threshold, self.allowed)
+
+
+def fixed_layer(layer: int, num_layers: int) -> ExitRule:
+    """Everybody leaves at one layer; the last one is full depth."""
+    if not 1 <= layer <= num_layers:
+        raise InputError(f"layer {layer} of a model with {num_layers} layers")
+    name = "full depth" if layer == num_layers else f"static layer {layer}"
+    return ExitRule(name, None, np.arange(1, num_layers + 1) == layer)
 
 
 def threshold_for_budget(

@@ -18,7 +18,6 @@ from daisy_jax.checkpoints import named_leaves
 from daisy_jax.data.batches import WholeBatches, read_whole
 from daisy_jax.data.corpus import Corpus, Selection, fingerprint
 from daisy_jax.data.feature_store import (
-    FORMAT,
     FeatureStore,
     Row,
     bytes_needed,
@@ -137,7 +136,9 @@ def make_store(
         found = {k: v for k, v in read_part(part_file(folder, number))[1].items() if k != "sha256"}
         if found != source:
             changes = [f"{k} {found.get(k)} and not {v}" for k, v in source.items()]
-            changes = [text for text, k in zip(changes, source, strict=True) if found.get(k) != source[k]]
+            changes = [
+                text for text, k in zip(changes, source, strict=True) if found.get(k) != source[k]
+            ]
             raise InputError(
                 f"{folder}: holds features of something else ({'; '.join(changes)}); give another "
                 "folder, or remove this one"
@@ -202,7 +203,9 @@ def _write(
     reading = batches(read, 0, len(plans), workers=0)
     for (number, crops), batch in zip(plans, progress(len(plans))(reading), strict=True):
         placed: Any = parallel.place(batch)
-        lengths = np.asarray(jax.jit(lambda x: x, out_shardings=parallel.replicated())(placed["lengths"]))
+        lengths = np.asarray(
+            jax.jit(lambda x: x, out_shardings=parallel.replicated())(placed["lengths"])
+        )
         found = jax.device_get(run(everywhere, placed["waveform"], placed["lengths"], tuple(items)))
         for row, crop in enumerate(crops):
             if not crop.samples:

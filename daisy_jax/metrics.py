@@ -4,6 +4,7 @@ import functools
 import sys
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 
 from daisy_jax import audio
@@ -83,9 +84,10 @@ def si_sdr_improvement(
     Returns:
       means over the sources, dB: the improvement, and the SI-SDR itself.
     """
-    scores = si_sdr(estimates[:, None], sources[None])
+    true = jnp.asarray(sources)
+    scores = si_sdr(jnp.asarray(estimates)[:, None], true[None])
     reached, _ = best_permutation(scores[None])
-    before = np.mean(np.asarray(si_sdr(mixture[None], sources)))
+    before = jnp.mean(si_sdr(jnp.asarray(mixture)[None], true))
     return float(reached[0] - before), float(reached[0])
 
 

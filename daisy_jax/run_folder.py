@@ -61,7 +61,7 @@ class Run:
         config: Any,
         resume: bool,
         *,
-        data: dict[str, str] | None = None,
+        data: dict[str, Any] | None = None,
         tensorboard: bool = False,
         score: str = "validation_loss",
     ):
@@ -95,7 +95,9 @@ class Run:
         def score_of(metrics: dict[str, float]) -> float:
             return metrics[score]
 
-        best = BestN(get_metric_fn=score_of, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        best = BestN(
+            get_metric_fn=score_of, reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
         self._manager = ocp.CheckpointManager(
             self.folder / CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(

@@ -57,9 +57,7 @@ class SpecAugment:
         return features[low] * (1 - share) + features[high] * share
 
 
-def spans(
-    key: jax.Array, count: int, width: int, length: jax.Array | int, size: int
-) -> jax.Array:
+def spans(key: jax.Array, count: int, width: int, length: jax.Array | int, size: int) -> jax.Array:
     """Bool [size]: `count` spans of 0 to `width` places, each within the first `length`."""
     width_key, start_key = jax.random.split(key)
     widths = jax.random.randint(width_key, (count,), 0, width + 1)

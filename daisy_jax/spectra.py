@@ -1,6 +1,7 @@
 """Short-time Fourier transform and its inverse, for masks on spectra."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Stft:
-    """Short-time spectra as torch.stft's: centred frames, reflected ends, a periodic Hann window."""
+    """Short-time spectra like torch.stft's: centred frames, reflected ends, a Hann window."""
 
     size: int
     """Length of the transform, samples; even."""
@@ -23,7 +24,7 @@ class Stft:
         """Frequencies of a spectrum."""
         return self.size // 2 + 1
 
-    def frames(self, samples: jax.Array | np.ndarray | int):
+    def frames(self, samples: Any) -> Any:
         """How many frames an utterance of `samples` has."""
         return samples // self.hop + 1
 

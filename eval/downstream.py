@@ -7,8 +7,8 @@ utterances), the mean exit layer, forced exits, multiply-adds saved (branches in
 time saved against full depth (one utterance at a time, warm, in turns). A run with a ratio is
 evaluated as it was trained and with the three spans of section 3.3, as Table 1's rows, then at the
 compute of a static exit, and with an oracle that leaves where the labels no longer change. Model,
-corpus and features are those of the run unless others are given. Writes RUN/evaluation: results.json
-and utterances.parquet, a row an utterance and rule.
+corpus and features are those of the run unless others are given. Writes results.json and
+utterances.parquet, a row an utterance and rule, into RUN/evaluation.
 """
 
 import dataclasses
@@ -77,9 +77,9 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     from daisy_jax.data.corpus import corpus_name
     from daisy_jax.downstream import Evaluator
     from daisy_jax.extraction import model_digest
+    from daisy_jax.task_data import open_task_data
     from daisy_jax.tasks.presets import make_task
-    from daisy_jax.tasks.saved import load_head
-    from daisy_jax.tasks.stored import open_task_data
+    from daisy_jax.trained_heads import load_head
 
     settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
     head = load_head(run / "head")
@@ -137,8 +137,14 @@ def chosen_rules(head: Any, data: Any, model_config: Any, config: Config) -> lis
     """Label, rule, and exits in its place (or None) of every row."""
     import numpy as np
 
-    from daisy_jax.downstream import ExitRule, fixed_layer
-    from daisy_jax.exits import exit_threshold, span_mean, span_min_max, span_threshold
+    from daisy_jax.exits import (
+        ExitRule,
+        exit_threshold,
+        fixed_layer,
+        span_mean,
+        span_min_max,
+        span_threshold,
+    )
 
     num_layers = model_config.num_layers
     everywhere = np.ones(num_layers, bool)
@@ -203,8 +209,8 @@ def timed(
     import numpy as np
 
     from daisy_jax.audio import batch_of_one
-    from daisy_jax.downstream import fixed_layer
     from daisy_jax.encode import encode
+    from daisy_jax.exits import fixed_layer
 
     order = np.argsort(data.lengths, kind="stable")
     places = np.unique(np.linspace(0, len(order) - 1, config.timed).round().astype(int))
@@ -283,9 +289,7 @@ def unprocessed(data: Any) -> dict[str, float]:
     found = [
         data.task.unprocessed(data.examples, index).values for index in range(len(data.lengths))
     ]
-    return {
-        name: float(np.nanmean([values[name][0] for values in found])) for name in found[0]
-    }
+    return {name: float(np.nanmean([values[name][0] for values in found])) for name in found[0]}
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -295,7 +299,9 @@ def print_table(result: dict[str, Any]) -> None:
         f"\n{result['task']}, {result['preset']}, trained with {result['trained']} on "
         f"{result['trained_on']}; {result['utterances']} utterances of {result['tested_on']}\n"
     )
-    print(f"| rule | {' | '.join(names)} | exit layer | forced | multiply-adds saved | time saved |")
+    print(
+        f"| rule | {' | '.join(names)} | exit layer | forced | multiply-adds saved | time saved |"
+    )
     print("| --- |" + " ---: |" * (len(names) + 4))
     if result["unprocessed"]:
         cells = " | ".join(f"{result['unprocessed'][name]:.3f}" for name in names)

@@ -89,7 +89,9 @@ def table(task: str, results: list[dict[str, Any]], paper: dict[str, Any]) -> li
     if not results:
         return []
     names = [name for name in results[0]["measures"] if name != "error"]
-    words = "; ".join(f"{name.upper().replace('_', '-')}: {results[0]['measures'][name]}" for name in names)
+    words = "; ".join(
+        f"{name.upper().replace('_', '-')}: {results[0]['measures'][name]}" for name in names
+    )
     lines = [f"\n## {TITLES[task]}\n", f"{words}.\n"]
     for result in results:
         kind = "whole corpora" if is_whole(result) else "a SMALL STAND-IN, not the paper's corpora"
@@ -100,8 +102,8 @@ def table(task: str, results: list[dict[str, Any]], paper: dict[str, Any]) -> li
         )
     head = " | ".join(names)
     lines += [
-        f"\n| trained with | rule | {head} | exit layer | forced | multiply-adds saved | time saved "
-        "| the paper |",
+        f"\n| trained with | rule | {head} | exit layer | forced | multiply-adds saved "
+        "| time saved | the paper |",
         "| --- | --- |" + " ---: |" * (len(names) + 5),
     ]
     for result in results:

@@ -21,7 +21,6 @@ from daisy_jax.terminal import (
     Accelerator,
     given_options,
     leave_out,
-    progress_bar,
     run_command,
     use_accelerator,
 )
@@ -129,18 +128,16 @@ def main() -> None:
     from daisy_jax.data.loading import Batch
     from daisy_jax.downstream import (
         Evaluator,
-        ExitRule,
         downstream_step,
-        fixed_layer,
         head_optimizer,
         new_params,
     )
-    from daisy_jax.exits import exit_threshold
+    from daisy_jax.exits import ExitRule, exit_threshold, fixed_layer
     from daisy_jax.extraction import model_digest
     from daisy_jax.run_folder import Run
+    from daisy_jax.task_data import open_task_data
     from daisy_jax.tasks.presets import make_task, read_preset
-    from daisy_jax.tasks.saved import TrainedHead, count_exits, save_head
-    from daisy_jax.tasks.stored import open_task_data
+    from daisy_jax.trained_heads import TrainedHead, count_exits, save_head
     from daisy_jax.training import fit
 
     if config.ratio is None and config.layer is None and not config.full:

@@ -8,7 +8,6 @@ A part is written behind its shard, so that its presence says that the shard is 
 belong to (model, tap, items, corpus) and the shard's digest stand in the part's metadata.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -103,8 +102,7 @@ def write_shard(
             # safetensors writes arrays that are not C-contiguous wrongly, without an error.
             whole = {name: np.ascontiguousarray(value) for name, value in features.items()}
             save_file(whole, partial[0], {"format": FORMAT})
-            with open(partial[0], "rb") as stream:
-                kept["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+            kept["sha256"] = _digest(partial[0])
         table = pyarrow.Table.from_pylist([row._asdict() for row in rows], _schema())
         metadata = {FORMAT: json.dumps(kept)}
         pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial[1])
@@ -116,6 +114,11 @@ def write_shard(
     finally:
         for path in partial:
             path.unlink(missing_ok=True)
+
+
+def _digest(path: pathlib.Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _schema():
@@ -209,7 +212,9 @@ class FeatureStore:
         row = self.rows[index]
         try:
             stored = self._shard(row.shard).get_slice(row.id)
-            found = stored[:, frames.start or 0 : row.frames if frames.stop is None else frames.stop]
+            found = stored[
+                :, frames.start or 0 : row.frames if frames.stop is None else frames.stop
+            ]
         except SafetensorError as error:
             raise InputError(
                 f"{shard_file(self.folder, row.shard)}: {row.id} cannot be read ({error}); remove "
@@ -218,7 +223,7 @@ class FeatureStore:
         return found
 
     def _shard(self, number: int) -> Any:
-        shards = self._open.__dict__
+        shards: dict[int, Any] = self._open.__dict__.setdefault("shards", {})
         if number not in shards:
             if len(shards) >= OPEN_SHARDS:
                 shards.pop(next(iter(shards)))
@@ -231,9 +236,7 @@ class FeatureStore:
         for part in sorted((self.folder / MANIFEST).glob("[0-9]*.parquet")):
             digest = read_part(part)[1].get("sha256")
             shard = shard_file(self.folder, int(part.stem))
-            with contextlib.nullcontext() if digest is None else open(shard, "rb") as stream:
-                found = digest and hashlib.file_digest(stream, "sha256").hexdigest()
-            if found != digest:
+            if digest is not None and _digest(shard) != digest:
                 problems.append(f"{shard}: its bytes have changed; remove it and {part}")
         return problems
 

@@ -2,10 +2,10 @@
 
 import signal
 from collections.abc import Callable, Generator
+from typing import Any
 
-import numpy as np
-
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
+"""Numpy arrays by name, or more such dictionaries."""
 
 THREADS = 2
 """Batches that are read at a time where there are no worker processes."""

@@ -56,14 +56,13 @@ class AsrHead(nnx.Module):
         Returns:
           float32 [batch, frames, 32].
         """
-        if key is not None:
-            augment_key, key, last_key = jax.random.split(key, 3)
-            features = self.augment(features, num_frames, augment_key)
         mask = jnp.arange(features.shape[1])[None] < num_frames[:, None]
-        hidden = self.lstm(self.projection(features), mask, key)
-        if key is not None:
-            hidden = self.lstm.drop(hidden, last_key)
-        return self.output(hidden)
+        if key is None:
+            return self.output(self.lstm(self.projection(features), mask))
+        augment_key, between_key, last_key = jax.random.split(key, 3)
+        features = self.augment(features, num_frames, augment_key)
+        hidden = self.lstm(self.projection(features), mask, between_key)
+        return self.output(self.lstm.drop(hidden, last_key))
 
 
 def asr_loss(

@@ -1,6 +1,7 @@
 """Speech recognition on LibriSpeech: word error rate of greedy decoding."""
 
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import numpy as np
 from flax import nnx
@@ -29,7 +30,7 @@ class Asr:
 
     name = "asr"
     criterion = "wer"
-    measures = {"wer": "word error rate, lower is better"}
+    measures: ClassVar = {"wer": "word error rate, lower is better"}
     needs_audio = False
 
     def __init__(self, settings: TaskSettings):

@@ -1,6 +1,7 @@
 """Enhancement on VoiceBank-DEMAND (PESQ, STOI), separation on Libri2Mix (SI-SDR improvement)."""
 
 from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import numpy as np
 from flax import nnx
@@ -21,8 +22,8 @@ class _Masks:
 
     def __init__(self, settings: TaskSettings):
         self.settings = settings
-        head = dict(settings.head)
-        self._head = MaskSettings(**(head | {"stft": Stft(**head["stft"])}))
+        head: dict[str, Any] = dict(settings.head)
+        self._head = MaskSettings(**{**head, "stft": Stft(**head["stft"])})
 
     def head(self, dim: int, classes: tuple[str, ...], *, rngs: nnx.Rngs) -> MaskHead:
         """As for every `Task`."""
@@ -58,7 +59,7 @@ class Enhancement(_Masks):
     """One source, the clean recording."""
 
     name = "se"
-    measures = {
+    measures: ClassVar = {
         "pesq": "wide-band PESQ, higher is better",
         "stoi": "STOI x 100, higher is better",
     }
@@ -104,7 +105,7 @@ class Separation(_Masks):
     """Two sources, the speakers."""
 
     name = "ss"
-    measures = {"si_sdri": "SI-SDR improvement in dB, higher is better"}
+    measures: ClassVar = {"si_sdri": "SI-SDR improvement in dB, higher is better"}
     sources = 2
 
     def open(

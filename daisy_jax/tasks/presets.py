@@ -49,7 +49,9 @@ def settings_of(table: dict[str, Any], where: str) -> TaskSettings:
     left = sorted(set(table) - known)
     if left:
         raise InputError(f"{where}: unknown settings {', '.join(left)}")
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
+    values: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in table.items()
+    }
     try:
         return TaskSettings(**values)
     except TypeError as error:

@@ -1,6 +1,7 @@
 """Speaker identification on VoxCeleb1: accuracy."""
 
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import numpy as np
 from flax import nnx
@@ -15,7 +16,7 @@ class Sid:
 
     name = "sid"
     criterion = "error"
-    measures = {"accuracy": "higher is better", "error": "1 - accuracy"}
+    measures: ClassVar = {"accuracy": "higher is better", "error": "1 - accuracy"}
     needs_audio = False
 
     def __init__(self, settings: TaskSettings):
@@ -32,9 +33,7 @@ class Sid:
         """As for every `Task`."""
         (wanted,) = getattr(self.settings, part)
         limit = self.settings.per_speaker if part == "train" else 0
-        found = open_voxceleb(
-            folder, self.settings.split_file, wanted, limit, on_error, progress
-        )
+        found = open_voxceleb(folder, self.settings.split_file, wanted, limit, on_error, progress)
         return Examples(found.corpus, found.speaker, found.names)
 
     def head(self, dim: int, classes: tuple[str, ...], *, rngs: nnx.Rngs) -> SidHead:

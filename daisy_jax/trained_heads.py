@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from daisy_jax.checkpoints import CONFIG, TENSORS, fill, named_leaves, read_tensors, write_folder
-from daisy_jax.downstream import ExitRule, Params, new_params
+from daisy_jax.downstream import Params, new_params
 from daisy_jax.errors import InputError
+from daisy_jax.exits import ExitRule
 from daisy_jax.tasks.presets import make_task, settings_of
 from daisy_jax.tasks.task import Task
 
@@ -71,9 +72,7 @@ def save_head(folder: pathlib.Path, head: TrainedHead) -> None:
     Raises:
       OSError: it cannot be written; a head that was there before is kept.
     """
-    tensors = {
-        name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(head.params).items()
-    }
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(head.params).items()}
     config = {
         "format": FORMAT,
         "task": head.task.name,
@@ -109,7 +108,9 @@ def load_head(path: str | pathlib.Path) -> TrainedHead:
     folder = pathlib.Path(path)
     for name in (CONFIG, TENSORS, EXITS):
         if not (folder / name).is_file():
-            raise InputError(f"{folder}: no {name} there; give the head of a train/downstream.py run")
+            raise InputError(
+                f"{folder}: no {name} there; give the head of a train/downstream.py run"
+            )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         exits = json.loads((folder / EXITS).read_text(encoding="utf-8"))

@@ -1,0 +1,129 @@
+"""A task's data with its features, made where they are not there yet."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from daisy_jax import audio, parallel
+from daisy_jax.data.batches import Augmentation, Crop, read_crops
+from daisy_jax.data.corpus import corpus_name, fingerprint
+from daisy_jax.data.feature_store import FeatureStore
+from daisy_jax.errors import InputError
+from daisy_jax.extraction import make_store
+from daisy_jax.hubert import Hubert
+from daisy_jax.tasks.task import Examples, Task, part_of, usable_lengths
+from daisy_jax.terminal import progress_bar
+
+
+class TaskData:
+    """One part of a task's corpus with its features, stored or to be computed."""
+
+    def __init__(
+        self,
+        task: Task,
+        examples: Examples,
+        store: FeatureStore,
+        upstream: Hubert | None,
+        on_error: Callable[[str], None],
+    ):
+        """With `upstream`, features are computed when they are needed, else taken from the store.
+
+        Utterances that could not be read when the store was made are left out.
+        """
+        corpus, self._places = store.of(examples.corpus)
+        kept = {name: place for place, name in enumerate(examples.corpus.names)}
+        indices = np.asarray([kept[name] for name in corpus.names], np.int64)
+        self.task, self.examples = task, part_of(examples, indices)
+        self.lengths = self.examples.corpus.lengths
+        rows = [store.rows[place] for place in self._places]
+        self.entropy = np.asarray([row.entropy for row in rows], np.float32)
+        """float32 [utterances, L], nats."""
+        self.agreement = np.asarray([row.agreement for row in rows], np.float32)
+        """float32 [utterances, L], share of the frames that are labelled as in the end."""
+        self.fingerprint = fingerprint(self.examples.corpus)
+        self.upstream = upstream
+        self._store, self._on_error = store, on_error
+        if upstream is None and not store.items:
+            raise InputError(f"{store.folder}: holds entropies alone; compute the features instead")
+
+    def read(
+        self, crops: Sequence[Crop], width: int, exit_layer: np.ndarray, rows: slice
+    ) -> dict[str, Any]:
+        """Some rows of a batch: features or waveforms, and targets.
+
+        Args:
+          crops: all rows.
+          width: of the batch, samples.
+          exit_layer: int [utterances].
+          rows: those that are wanted.
+        """
+        mine = list(crops)[rows]
+        batch: dict[str, Any] = {}
+        if self.upstream is None:
+            frames = int(audio.frame_count(width))
+            count = np.asarray([audio.frame_count(crop.samples) for crop in mine], np.int32)
+            shape = (len(mine), len(self._store.items), frames, self._store.dim)
+            batch["items"] = np.zeros(shape, np.float16)
+            for row, crop in enumerate(mine):
+                if crop.samples:
+                    found = self._store.read(int(self._places[crop.index]), crop.frames)
+                    batch["items"][row, :, : count[row]] = found
+            batch["num_frames"] = count
+            leaving = [exit_layer[crop.index] if crop.samples else 0 for crop in mine]
+            batch["exit_layer"] = np.asarray(leaving, np.int32)
+        else:
+            nothing_is_drawn = np.random.default_rng(0)
+            batch["waveform"], batch["lengths"] = read_crops(
+                self.examples.corpus,
+                list(crops),
+                width,
+                Augmentation(),
+                nothing_is_drawn,
+                self._on_error,
+                rows,
+            )
+        return batch | {"targets": self.task.targets(self.examples, mine, width)}
+
+
+def open_task_data(
+    task: Task,
+    part: str,
+    folder: str,
+    upstream: Hubert,
+    features: pathlib.Path,
+    *,
+    live: bool,
+    on_error: Callable[[str], None],
+) -> TaskData:
+    """One part of a task.
+
+    Args:
+      task: the task.
+      part: "train", "dev" or "test".
+      folder: the corpus.
+      upstream: the model.
+      features: where stores are; this one's folder is named after the task and the part.
+      live: whether features are computed when they are needed; entropies alone are stored then.
+      on_error: called with one line for each utterance that is left out.
+
+    Raises:
+      InputError: the corpus, or the store, is not as it should be.
+      OSError: the store cannot be written.
+    """
+    examples = task.open(folder, part, on_error, progress_bar(f"measuring {part}"))
+    examples = usable_lengths(examples, on_error)
+    chosen = "-".join(getattr(task.settings, part)).replace("/", "-")
+    place = features / f"{corpus_name(folder)}-{part}-{chosen}{'-entropies' if live else ''}"
+    store = make_store(
+        place,
+        upstream,
+        examples.corpus,
+        folder,
+        () if live else range(upstream.config.num_layers + 1),
+        on_error=on_error,
+        progress=lambda count: progress_bar(f"features of {part}", count),
+    )
+    everywhere = parallel.replicate(upstream) if live else None
+    return TaskData(task, examples, store, everywhere, on_error)
