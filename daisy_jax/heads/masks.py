@@ -142,6 +142,8 @@ def separate(
     spectrum = stft.forward(mixture, lengths)
     masks = head(features, num_frames, lengths, spectrum.shape[1])
     batch, sources = masks.shape[:2]
-    masked = (masks * spectrum[:, None]).reshape(batch * sources, *spectrum.shape[1:])
+    masked = (masks.astype(spectrum.dtype) * spectrum[:, None]).reshape(
+        batch * sources, *spectrum.shape[1:]
+    )
     waveforms = stft.inverse(masked, jnp.repeat(lengths, sources), mixture.shape[1])
     return waveforms.reshape(batch, sources, -1)

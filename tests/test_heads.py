@@ -1,0 +1,210 @@
+"""Downstream heads and their losses against torch, hand-computed numbers and properties."""
+
+import itertools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from daisy_jax.heads.asr import CHARACTERS, AsrHead, AsrSettings, asr_loss, greedy_text, spell
+from daisy_jax.heads.masks import MaskHead, MaskSettings, mask_loss, separate
+from daisy_jax.heads.sid import SidHead, SidSettings, sid_loss
+from daisy_jax.spectra import Stft
+
+FRAMES = np.array([24, 15, 0, 9], np.int32)
+
+
+@pytest.fixture(scope="module")
+def features():
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.standard_normal((4, 24, 12)), jnp.float32)
+
+
+# ---- recognition ----
+
+
+@pytest.fixture(scope="module")
+def asr():
+    return AsrHead(12, AsrSettings(10, 8, 2, 0.2), rngs=nnx.Rngs(0))
+
+
+def test_characters_are_fairseqs_letters_behind_four_special_entries():
+    assert len(CHARACTERS) == len(set(CHARACTERS)) == 32
+    assert CHARACTERS[:6] == ("<s>", "<pad>", "</s>", "<unk>", "|", "E")
+
+
+def test_spelling_by_hand():
+    spelt = [CHARACTERS[place] for place in spell("it's 5")]
+    assert spelt == ["I", "T", "'", "S", "|", "<unk>", "|", "</s>"]
+    assert spell("").tolist() == [CHARACTERS.index("</s>")]
+
+
+def test_greedy_decoding_by_hand():
+    path = ["<s>", "H", "H", "<s>", "I", "I", "|", "|", "<s>", "|", "L", "<s>", "L", "</s>", "</s>"]
+    best = np.array([CHARACTERS.index(character) for character in path])
+    assert greedy_text(best) == "HI LL"
+    assert greedy_text(np.zeros(0, np.int32)) == ""
+
+
+@hypothesis.given(st.lists(st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ'", min_size=1), max_size=6))
+def test_what_is_spelt_can_be_read_again(words):
+    letters = spell(" ".join(words))
+    frames = [frame for letter in letters for frame in (letter, letter, 0)]
+    assert greedy_text(np.array(frames)) == " ".join(words)
+
+
+def test_recognition_of_an_utterance_does_not_depend_on_its_batch(asr, features):
+    together = asr(features, jnp.asarray(FRAMES))
+    assert together.shape == (4, 24, 32)
+    for row, count in enumerate(FRAMES):
+        if count:
+            alone = asr(features[row : row + 1, :count], jnp.asarray(FRAMES[row : row + 1]))
+            np.testing.assert_allclose(together[row, :count], alone[0], atol=1e-5)
+
+
+def test_augmentation_and_dropout_are_for_training_alone(asr, features):
+    frames = jnp.asarray(FRAMES)
+    plain, again = asr(features, frames), asr(features, frames)
+    np.testing.assert_array_equal(plain, again)
+    drawn = [asr(features, frames, key) for key in jax.random.split(jax.random.key(0), 2)]
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+    assert np.abs(drawn[0] - plain).max() > 1e-3
+
+
+def test_empty_rows_do_not_change_the_recognition_loss(asr, features):
+    texts = np.zeros((4, 6), np.int32)
+    texts[0, :3], texts[1, :2], texts[3, :1] = [5, 6, 2], [7, 2], [2]
+    kept = np.array([0, 1, 3])
+    whole = asr_loss(asr, features, jnp.asarray(FRAMES), jnp.asarray(texts), None)
+    part = asr_loss(asr, features[kept], jnp.asarray(FRAMES[kept]), jnp.asarray(texts[kept]), None)
+    assert float(whole) == pytest.approx(float(part), rel=1e-5)
+
+
+# ---- speakers ----
+
+
+def test_speaker_scores_and_loss_by_hand(features):
+    head = SidHead(12, 5, SidSettings(7), rngs=nnx.Rngs(0))
+    head.projection.bias = nnx.Param(jnp.linspace(-1, 1, 7, dtype=jnp.float32))
+    logits = np.asarray(head(features, jnp.asarray(FRAMES)))
+    speakers = np.array([4, 0, 2, 1], np.int32)
+    x = np.asarray(features, np.float64)
+    total = []
+    for row, count in enumerate(FRAMES):
+        if not count:
+            continue
+        projection = head.projection
+        weights, bias = (np.asarray(p[...]) for p in (projection.kernel, projection.bias))
+        mean = (x[row, :count] @ weights + bias).mean(axis=0)
+        wanted = mean @ np.asarray(head.output.kernel[...], np.float64)
+        np.testing.assert_allclose(logits[row], wanted, atol=1e-5)
+        total.append(np.log(np.exp(wanted).sum()) - wanted[speakers[row]])
+    loss = sid_loss(head, features, jnp.asarray(FRAMES), jnp.asarray(speakers))
+    assert float(loss) == pytest.approx(np.mean(total), rel=1e-5)
+
+
+# ---- masks ----
+
+LENGTHS = np.array([8_000, 5_200, 0, 3_300], np.int32)
+MASKS = {
+    "superb": MaskSettings(6, 2, 0.0, Stft(512, 512, 320), "relu", "phase", "linear", "squared"),
+    "minisuperb": MaskSettings(
+        6, 2, 0.0, Stft(512, 400, 160), "sigmoid", "magnitude", "log1p", "absolute"
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MASKS)
+def mask_head(request):
+    return MaskHead(12, 2, MASKS[request.param], rngs=nnx.Rngs(1))
+
+
+@pytest.fixture(scope="module")
+def mixtures():
+    rng = np.random.default_rng(2)
+    sources = rng.standard_normal((4, 2, 8_000)).astype(np.float32)
+    sources[:, 1] = np.roll(sources[:, 0], 3, axis=-1) * 0.4 + sources[:, 1] * 0.3
+    sources *= np.arange(8_000) < LENGTHS[:, None, None]
+    return sources.sum(axis=1), sources
+
+
+def test_the_mask_loss_is_that_of_torch_spectra_and_every_permutation(
+    mask_head, mixtures, features
+):
+    torch = pytest.importorskip("torch")
+    mixture, sources = mixtures
+    settings, frames = mask_head.settings, jnp.asarray(FRAMES)
+    loss = mask_loss(mask_head, features, frames, mixture, sources, jnp.asarray(LENGTHS), None)
+    width = settings.stft.frames(8_000)
+    masks = np.asarray(mask_head(features, frames, jnp.asarray(LENGTHS), width), np.float64)
+
+    def spectrum(waveform):
+        stft = settings.stft
+        window = torch.hann_window(stft.window, dtype=torch.float64)
+        waveform = torch.tensor(waveform, dtype=torch.float64)
+        found = torch.stft(waveform, stft.size, stft.hop, stft.window, window, return_complex=True)
+        return found.T.numpy()
+
+    means = []
+    for row, length in enumerate(LENGTHS):
+        if not length:
+            continue
+        mixed = spectrum(mixture[row, :length])
+        scores = []
+        for order in itertools.permutations(range(2)):
+            total = 0.0
+            for source, estimate in enumerate(order):
+                true = spectrum(sources[row, source, :length])
+                target = np.abs(true)
+                if settings.target == "phase":
+                    cosine = np.cos(np.angle(true) - np.angle(mixed))
+                    target = np.maximum(target * cosine, 0)
+                found = masks[row, estimate, : len(mixed)] * np.abs(mixed)
+                if settings.scale == "log1p":
+                    found, target = np.log1p(found), np.log1p(target)
+                difference = np.abs(found - target)
+                power = 2 if settings.distance == "squared" else 1
+                total += np.mean(difference**power) / 2
+            scores.append(total)
+        means.append(min(scores))
+    assert float(loss) == pytest.approx(np.mean(means), rel=1e-4)
+
+
+def test_masks_of_one_give_the_mixture_back(features, mixtures):
+    head = MaskHead(12, 2, MASKS["minisuperb"], rngs=nnx.Rngs(1))
+    head.output.bias = nnx.Param(jnp.full_like(head.output.bias[...], 100.0))
+    mixture, _ = mixtures
+    found = separate(head, features, jnp.asarray(FRAMES), mixture, jnp.asarray(LENGTHS))
+    for row, length in enumerate(LENGTHS):
+        reach = length // 160 * 160
+        for source in range(2):
+            np.testing.assert_allclose(found[row, source, :reach], mixture[row, :reach], atol=1e-4)
+            assert not np.any(found[row, source, length:])
+
+
+def test_masks_of_an_utterance_do_not_depend_on_its_batch(mask_head, features, mixtures):
+    mixture, _ = mixtures
+    together = separate(mask_head, features, jnp.asarray(FRAMES), mixture, jnp.asarray(LENGTHS))
+    for row, length in enumerate(LENGTHS):
+        if length:
+            one = slice(row, row + 1)
+            alone = separate(
+                mask_head,
+                features[one, : FRAMES[row]],
+                jnp.asarray(FRAMES[one]),
+                mixture[one, :length],
+                jnp.asarray(LENGTHS[one]),
+            )
+            np.testing.assert_allclose(together[row, :, :length], alone[0], atol=1e-4)
+
+
+def test_gradients_of_mask_losses_are_finite_for_silence(mask_head, features):
+    silence = jnp.zeros((4, 8_000)), jnp.zeros((4, 2, 8_000))
+    arguments = (features, jnp.asarray(FRAMES), *silence, jnp.asarray(LENGTHS), None)
+    loss, gradient = jax.value_and_grad(mask_loss)(mask_head, *arguments)
+    assert np.isfinite(loss)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))

@@ -1,0 +1,66 @@
+"""SpecAugment: what it masks, what it leaves alone."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from daisy_jax.spec_augment import SpecAugment, spans
+
+MASKS = SpecAugment(warp=0, channel_masks=2, channel_width=5, time_masks=2, time_width=9)
+
+
+def ones(frames=60, dim=24, rows=3):
+    return jnp.ones((rows, frames, dim), jnp.float32), jnp.array([60, 31, 12], jnp.int32)
+
+
+def test_masks_are_whole_channels_and_whole_frames_of_the_utterance():
+    features, num_frames = ones()
+    run = jax.jit(MASKS.__call__)
+    sizes = set()
+    for seed in range(30):
+        masked = np.asarray(run(features, num_frames, jax.random.key(seed)))
+        for row, count in enumerate(num_frames.tolist()):
+            channels = ~masked[row].any(axis=0)
+            times = ~masked[row].any(axis=1)
+            assert channels.sum() <= 2 * 5
+            assert times.sum() <= min(2 * 9, count)
+            assert not times[count:].any()
+            expected = ~(channels[None] | times[:, None])
+            np.testing.assert_array_equal(masked[row], expected)
+            sizes.add((channels.sum(), times.sum()))
+    assert len(sizes) > 20  # widths and places are drawn
+
+
+def test_rows_are_drawn_apart_and_a_key_repeats():
+    features, _ = ones()
+    num_frames = jnp.full(3, 60, jnp.int32)
+    first, again = (MASKS(features, num_frames, jax.random.key(7)) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert np.any(np.asarray(first[0]) != np.asarray(first[1]))
+
+
+def test_a_warp_keeps_the_ends_the_order_and_the_padding():
+    warp = SpecAugment(warp=5, channel_masks=0, time_masks=0)
+    ramp = jnp.broadcast_to(jnp.arange(80.0, dtype=jnp.float32)[:, None], (80, 2))[None]
+    run = jax.jit(warp.__call__)
+    moved = []
+    for seed in range(30):
+        warped = np.asarray(run(ramp, jnp.array([60]), jax.random.key(seed)))[0, :, 0]
+        assert warped[0] == 0
+        np.testing.assert_allclose(warped[59], 59, atol=1e-4)
+        assert np.all(np.diff(warped[:60]) > 0)
+        np.testing.assert_array_equal(warped[60:], np.arange(60, 80))
+        moved.append(np.abs(warped[:60] - np.arange(60)).max())
+    assert max(moved) <= 5 + 1e-4
+    assert max(moved) > 2
+    short = run(ramp, jnp.array([12]), jax.random.key(0))  # too short to be warped
+    np.testing.assert_array_equal(short, ramp)
+
+
+@hypothesis.given(st.integers(0, 40), st.integers(0, 10_000))
+def test_spans_lie_inside(length, seed):
+    inside = np.asarray(spans(jax.random.key(seed), 3, 10, jnp.int32(length), 40))
+    assert not inside[length:].any()
+    assert inside.sum() <= 30
