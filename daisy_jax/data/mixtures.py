@@ -20,10 +20,10 @@ class Mixtures(NamedTuple):
     corpus: Corpus
     sources: tuple[Corpus, ...]
 
-    def read_sources(self, index: int) -> np.ndarray:
-        """The sources of one input, float32 [sources, samples]."""
-        samples = int(self.corpus.lengths[index])
-        return np.stack([source.read(index, 0, samples) for source in self.sources])
+    def read_sources(self, index: int, start: int = 0, samples: int | None = None) -> np.ndarray:
+        """The sources of one input, or of a part of it: float32 [sources, samples]."""
+        wanted = int(self.corpus.lengths[index]) - start if samples is None else samples
+        return np.stack([source.read(index, start, wanted) for source in self.sources])
 
     def part(self, indices: np.ndarray) -> "Mixtures":
         """Some of them."""

@@ -36,8 +36,9 @@ class _Masks:
         for row, crop in enumerate(crops):
             if crop.samples:
                 samples = slice(0, crop.samples)
-                mixture[row, samples] = examples.corpus.read(crop.index, 0, crop.samples)
-                sources[row, :, samples] = examples.targets.read_sources(crop.index)
+                place = (crop.index, crop.start, crop.samples)
+                mixture[row, samples] = examples.corpus.read(*place)
+                sources[row, :, samples] = examples.targets.read_sources(*place)
         samples = np.asarray([crop.samples for crop in crops], np.int32)
         return {"mixture": mixture, "sources": sources, "samples": samples}
 

@@ -1,0 +1,199 @@
+"""The downstream corpora in their own layouts, and what is said about missing parts."""
+
+import os
+import pathlib
+import shutil
+
+import made_corpora
+import numpy as np
+import pytest
+
+from daisy_jax.data.batches import Crop
+from daisy_jax.data.corpus import open_corpus
+from daisy_jax.data.librispeech import transcripts
+from daisy_jax.data.mixtures import open_libri2mix, open_voicebank
+from daisy_jax.data.voxceleb import open_voxceleb
+from daisy_jax.errors import InputError
+from daisy_jax.heads.asr import CHARACTERS, greedy_text
+from daisy_jax.tasks.presets import PRESETS, TASKS, make_task, read_preset
+
+REAL = pathlib.Path(os.environ.get("SPEECH", ""))
+needs_speech = pytest.mark.skipif(
+    "SPEECH" not in os.environ, reason="SPEECH names no folder with small parts of the corpora"
+)
+
+
+def nothing(items):
+    return items
+
+
+# ---- LibriSpeech ----
+
+
+def test_transcripts_are_found_by_name(tmp_path):
+    made_corpora.librispeech(tmp_path, "train-clean-100", 2, 3)
+    corpus = open_corpus(tmp_path, ["train-clean-100"])
+    texts = transcripts(tmp_path, corpus)
+    assert texts[:3] == ["THE CAT SAT", "CAT SAT ON", "SAT ON A"]
+    assert len(texts) == 6
+
+
+def test_a_missing_transcript_is_named_with_its_place(tmp_path):
+    made_corpora.librispeech(tmp_path, "dev-clean", 1, 2)
+    listing = tmp_path / "dev-clean" / "1" / "7" / "1-7.trans.txt"
+    corpus = open_corpus(tmp_path, ["dev-clean"])
+    listing.write_text("1-7-0000 THE CAT\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"1-7\.trans\.txt: has no line for 1-7-0001"):
+        transcripts(tmp_path, corpus)
+    listing.unlink()
+    with pytest.raises(InputError, match=r"no transcript; expected in .*1-7\.trans\.txt"):
+        transcripts(tmp_path, corpus)
+
+
+# ---- VoxCeleb1 ----
+
+
+@pytest.mark.parametrize("place", ["wav", "dev/wav"])
+def test_voxceleb_is_read_by_its_split_file(tmp_path, place):
+    made_corpora.voxceleb(tmp_path, 3, 5, place)
+    parts = [open_voxceleb(tmp_path, "iden_split.txt", part) for part in "123"]
+    assert [len(part.corpus.names) for part in parts] == [9, 3, 3]
+    assert parts[0].names == ("id10001", "id10002", "id10003")
+    for part in parts:
+        for name, speaker in zip(part.corpus.names, part.speaker, strict=True):
+            assert part.names[speaker] in name
+
+
+def test_few_utterances_of_each_speaker_are_always_the_same(tmp_path):
+    made_corpora.voxceleb(tmp_path, 3, 6)
+    first, again = (open_voxceleb(tmp_path, "iden_split.txt", "1", 2) for _ in range(2))
+    assert first.corpus.names == again.corpus.names
+    assert np.bincount(first.speaker).tolist() == [2, 2, 2]
+
+
+def test_missing_parts_of_voxceleb_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"iden_split\.txt: no such file"):
+        open_voxceleb(tmp_path, "iden_split.txt", "1")
+    made_corpora.voxceleb(tmp_path, 2, 4)
+    with pytest.raises(InputError, match="no line of set 4"):
+        open_voxceleb(tmp_path, "iden_split.txt", "4")
+    (tmp_path / "wav" / "id10002" / "video" / "00001.wav").unlink()
+    with pytest.raises(InputError, match=r"1 of 4 files .* the first is id10002/video/00001\.wav"):
+        open_voxceleb(tmp_path, "iden_split.txt", "1")
+    shutil.rmtree(tmp_path / "wav")
+    with pytest.raises(InputError, match=r"no audio there; expected .*/wav, .*dev/wav"):
+        open_voxceleb(tmp_path, "iden_split.txt", "1")
+
+
+# ---- mixtures ----
+
+
+def test_voicebank_holds_speakers_out(tmp_path):
+    made_corpora.voicebank(tmp_path)
+    train = open_voicebank(tmp_path, "trainset_28spk", without=["p226", "p287"])
+    dev = open_voicebank(tmp_path, "trainset_28spk", ["p226", "p287"])
+    assert train.corpus.names == ["p300_001.wav", "p300_002.wav", "p300_003.wav"]
+    assert dev.corpus.names == ["p226_001.wav", "p226_002.wav"]
+    noisy = dev.corpus.read(1, 0, 100_000)
+    (clean,) = dev.read_sources(1)
+    assert len(clean) == len(noisy) == dev.corpus.lengths[1]
+    assert 0 < np.std(noisy - clean) < np.std(clean)
+
+
+def test_libri2mix_is_the_sum_of_its_sources(tmp_path):
+    made_corpora.libri2mix(tmp_path, {"dev": 3})
+    found = open_libri2mix(tmp_path, "dev")
+    for index in range(3):
+        sources = found.read_sources(index)
+        assert sources.shape == (2, found.corpus.lengths[index])
+        mixture = found.corpus.read(index, 0, 100_000)
+        np.testing.assert_allclose(sources.sum(axis=0), mixture, atol=1e-4)  # 16-bit files
+    part = found.part(np.array([2, 0]))
+    np.testing.assert_array_equal(part.read_sources(0), found.read_sources(2))
+
+
+def test_missing_parts_of_mixtures_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"wav16k/min/dev/mix_clean: no such folder"):
+        open_libri2mix(tmp_path, "dev")
+    made_corpora.libri2mix(tmp_path, {"dev": 3})
+    place = tmp_path / "wav16k" / "min" / "dev"
+    (place / "s2" / "1.wav").unlink()
+    said = []
+    found = open_libri2mix(tmp_path, "dev", said.append)
+    assert found.corpus.names == ["0.wav", "2.wav"]
+    assert "1.wav: has no counterpart in" in said[0]
+    shutil.copy(place / "s1" / "0.wav", place / "s1" / "2.wav")
+    said.clear()
+    assert open_libri2mix(tmp_path, "dev", said.append).corpus.names == ["0.wav"]
+    assert "2.wav: its counterparts have other lengths" in said[1]
+    with pytest.raises(InputError, match=r"noisy_testset_wav_16k: no such folder"):
+        open_voicebank(tmp_path, "testset")
+
+
+# ---- presets and batches ----
+
+
+def test_every_task_has_the_two_presets_with_the_papers_learning_rates():
+    rates = {}
+    for task in TASKS:
+        superb, mini = read_preset(task, "superb"), read_preset(task, "minisuperb")
+        make_task(task, superb), make_task(task, mini)
+        assert mini.steps < superb.steps
+        rates[task] = superb.learning_rate
+    assert rates == {"asr": 1e-4, "sid": 1e-1, "se": 1e-4, "ss": 1e-4}
+
+
+def test_a_preset_file_of_ones_own(tmp_path):
+    own = tmp_path / "own.toml"
+    text = PRESETS.read_text(encoding="utf-8")
+    table = text[text.index("[sid.superb]") : text.index("[sid.minisuperb]")]
+    own.write_text(table.replace("sid.superb", "sid.mine").replace("200_000", "7"))
+    assert read_preset("sid", str(own)).steps == 7
+    with pytest.raises(InputError, match=r"one table \[asr.NAME\] was wanted, found none"):
+        read_preset("asr", str(own))
+    own.write_text(table.replace("steps", "stepz"))
+    with pytest.raises(InputError, match="unknown settings stepz"):
+        read_preset("sid", str(own))
+    own.write_text("[sid.mine\n")
+    with pytest.raises(InputError, match="not a readable TOML file"):
+        read_preset("sid", str(own))
+    with pytest.raises(InputError, match="no preset 'tiny' for sid; there are superb, minisuperb"):
+        read_preset("sid", "tiny")
+
+
+def test_targets_of_each_task(tmp_path):
+    made_corpora.librispeech(tmp_path / "ls", "train-clean-100", 1, 3)
+    made_corpora.libri2mix(tmp_path / "mix", {"train-100": 2})
+    crops = [Crop(1, 0, 9_600), Crop(0, 0, 0)]
+    asr = make_task("asr", read_preset("asr", "superb"))
+    examples = asr.open(str(tmp_path / "ls"), "train", pytest.fail, nothing)
+    rows = asr.targets(examples, crops, 16_000)["characters"]
+    assert greedy_text(np.repeat(rows[0], 2)) == "CAT SAT ON"
+    assert rows[0][rows[0] > 0][-1] == CHARACTERS.index("</s>")
+    assert not rows[1].any()
+    ss = make_task("ss", read_preset("ss", "superb"))
+    examples = ss.open(str(tmp_path / "mix"), "train", pytest.fail, nothing)
+    found = ss.targets(examples, crops, 16_000)
+    assert found["samples"].tolist() == [9_600, 0]
+    np.testing.assert_allclose(found["sources"].sum(axis=1), found["mixture"], atol=1e-4)
+    assert not found["mixture"][1].any()
+    assert not found["mixture"][0, 9_600:].any()
+
+
+# ---- real files ----
+
+
+@needs_speech
+def test_real_corpora_open():
+    corpus = open_corpus(REAL / "LibriSpeech", ["dev-clean-mini"])
+    texts = transcripts(REAL / "LibriSpeech", corpus)
+    rate = sum(map(len, texts)) / (corpus.lengths.sum() / 16_000)
+    assert 8 < rate < 20  # characters a second
+    parts = [open_voxceleb(REAL / "VoxCeleb1", "iden_split.txt", part) for part in "123"]
+    assert [len(part.corpus.names) for part in parts] == [156, 39, 39]
+    mix = open_libri2mix(REAL / "Libri2Mix", "dev")
+    total = mix.read_sources(0).sum(axis=0)
+    mixture = mix.corpus.read(0, 0, len(total))
+    np.testing.assert_allclose(total, mixture, atol=2 / 32_768)
+    train = open_voicebank(REAL / "noisy-vctk-16k", "trainset_28spk", without=["p226", "p287"])
+    assert len(train.corpus.names) == 12
