@@ -158,12 +158,12 @@ def _announce(folder, corpus, shards, missing, values, say) -> None:
         above = above.parent
     free = shutil.disk_usage(above).free
     hours = corpus.lengths[chosen].sum() / audio.SAMPLE_RATE / 3600
-    text = f"{folder}: {hours:.2f} h of speech, {size / 1e9:.2f} GB of features"
+    text = f"{folder}: {hours:.3g} h of speech, {size / 1e9:.3g} GB of features"
     if parallel.is_first():
         say(f"{text}; {free / 1e9:.0f} GB are free")
     if free < size + size // 50 + 10_000_000:
         raise InputError(
-            f"{text}, and {free / 1e9:.2f} GB are free; make room, give another folder, or store "
+            f"{text}, and {free / 1e9:.3g} GB are free; make room, give another folder, or store "
             "entropies alone (--cache=entropies) and run the upstream in each step"
         )
 
