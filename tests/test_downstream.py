@@ -1,0 +1,277 @@
+"""Stage 2: features up to each exit, no gradient into the upstream, one executable, whole rows."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import made_corpora
+import numpy as np
+import pytest
+from made_models import SMALL, made_model
+
+import daisy_jax
+from daisy_jax import audio, downstream
+from daisy_jax.data.batches import Crop
+from daisy_jax.downstream import Evaluator, new_params
+from daisy_jax.errors import InputError
+from daisy_jax.exits import ExitRule, fixed_layer
+from daisy_jax.pooling import pool
+from daisy_jax.task_data import open_task_data
+from daisy_jax.tasks.presets import make_task, read_preset
+from daisy_jax.trained_heads import TrainedHead, count_exits, load_head, save_head
+
+LAYERS = SMALL.num_layers
+EVERYWHERE = np.ones(LAYERS, bool)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return made_model(seed=3)
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpora")
+    made_corpora.voxceleb(folder / "VoxCeleb1", 4, 5)
+    made_corpora.libri2mix(folder / "Libri2Mix", {"train-100": 3})
+    return folder
+
+
+def opened(name, corpora, model, live, part="train"):
+    task = make_task(name, read_preset(name, "daisy-tiny"))
+    place = corpora / {"sid": "VoxCeleb1", "ss": "Libri2Mix"}[name]
+    return open_task_data(
+        task,
+        part,
+        str(place),
+        model,
+        corpora / f"features-{model.config.tap}",
+        live=live,
+        on_error=pytest.fail,
+    )
+
+
+@pytest.fixture(scope="module")
+def speakers(corpora, model):
+    return opened("sid", corpora, model, live=False)
+
+
+@pytest.fixture(scope="module")
+def middle(speakers):
+    """A rule by which utterances leave at several layers."""
+    first = np.sort(speakers.entropy[:, 0])
+    rule = ExitRule("middle", float(first[5] + first[6]) / 2, EVERYWHERE)
+    assert len(set(rule.exits(speakers.entropy)[0].tolist())) > 1
+    return rule
+
+
+def batch_of(data, rule, crops, width=16_000):
+    return data.read(crops, width, rule.exits(data.entropy)[0], slice(None))
+
+
+def crops_of(data, count):
+    return [Crop(index, 0, int(data.lengths[index])) for index in range(count)] + [Crop(0, 0, 0)]
+
+
+# ---- features ----
+
+
+@pytest.mark.parametrize("tap", ["block", "ffn"])
+def test_stored_and_computed_features_are_the_same(corpora, model, middle, tap):
+    if tap == "ffn":
+        item0 = {"tap": "ffn", "item0": "projection"}
+        model = model.replace(config=dataclasses.replace(model.config, **item0))
+    params = {"layer_weights": jnp.linspace(-1, 1, LAYERS + 1, dtype=jnp.float32)}
+    found = []
+    for live in (False, True):
+        data = opened("sid", corpora, model, live)
+        rule = middle if tap == "block" else fixed_layer(2, LAYERS)
+        batch = batch_of(data, rule, crops_of(data, 5))
+        arguments = (params, data.upstream, rule.threshold, rule.allowed, batch)
+        found.append(jax.jit(downstream._features)(*arguments))
+    (stored, frames, exits), (computed, live_frames, live_exits) = found
+    np.testing.assert_array_equal(frames, live_frames)
+    np.testing.assert_array_equal(exits, live_exits)
+    assert exits[-1] == frames[-1] == 0  # the row that fills the batch
+    for row, count in enumerate(frames.tolist()):
+        np.testing.assert_allclose(stored[row, :count], computed[row, :count], atol=5e-3)
+
+
+def test_features_stop_at_each_utterances_own_exit(speakers, middle):
+    batch = batch_of(speakers, middle, crops_of(speakers, 6))
+    weights = jnp.linspace(-1, 1, LAYERS + 1, dtype=jnp.float32)
+    found = downstream._features({"layer_weights": weights}, None, None, None, batch)[0]
+    for row, layer in enumerate(batch["exit_layer"].tolist()[:6]):
+        kept = jnp.asarray(batch["items"][row : row + 1, : layer + 1], jnp.float32)
+        alone = pool(kept, weights[: layer + 1], jnp.array([layer]))
+        np.testing.assert_allclose(found[row], alone[0], atol=1e-5)
+
+
+def test_a_crop_of_stored_features_is_that_part_of_the_utterance(speakers, middle):
+    start, length = 5 * audio.FRAME_HOP, int(speakers.lengths[2])
+    whole = batch_of(speakers, middle, [Crop(2, 0, length)])
+    part = batch_of(speakers, middle, [Crop(2, start, length - start)])
+    count = int(part["num_frames"][0])
+    assert count == int(whole["num_frames"][0]) - 5
+    np.testing.assert_array_equal(part["items"][0, :, :count], whole["items"][0, :, 5 : 5 + count])
+
+
+# ---- gradients ----
+
+
+def loss_of(params, upstream, data, rule, batch):
+    features, frames, _ = downstream._features(
+        params, upstream, rule.threshold, rule.allowed, batch
+    )
+    return data.task.loss(params["head"], features, frames, batch["targets"], None)
+
+
+def test_no_gradient_reaches_the_upstream(corpora, model, middle):
+    data = opened("sid", corpora, model, live=True)
+    batch = batch_of(data, middle, crops_of(data, 3))
+    params = new_params(data.task, SMALL.dim, LAYERS, data.examples.classes, 0)
+    for rule in (fixed_layer(LAYERS, LAYERS), fixed_layer(2, LAYERS)):
+        gradient = jax.grad(loss_of, argnums=(0, 1), allow_int=True)
+        to_params, to_upstream = gradient(params, data.upstream, data, rule, batch)
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(to_upstream))
+        assert all(np.any(leaf) for leaf in jax.tree.leaves(to_params["head"]))
+    # With exits the upstream has no gradient at all; the head's and the weights' are finite.
+    to_params = jax.grad(loss_of)(params, data.upstream, data, middle, batch)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(to_params))
+
+
+def test_weights_of_layers_that_nobody_reaches_have_no_gradient(speakers):
+    params = new_params(speakers.task, SMALL.dim, LAYERS, speakers.examples.classes, 0)
+    for layer in range(1, LAYERS + 1):
+        rule = fixed_layer(layer, LAYERS)
+        batch = batch_of(speakers, rule, crops_of(speakers, 4))
+        gradient = jax.grad(loss_of)(params, None, speakers, rule, batch)["layer_weights"]
+        assert np.all(np.asarray(gradient[: layer + 1]) != 0)
+        assert not np.any(gradient[layer + 1 :])
+
+
+# ---- evaluation ----
+
+
+def test_one_executable_serves_every_exit(corpora, model, middle):
+    for live in (False, True):
+        data = opened("sid", corpora, model, live)
+        evaluator = Evaluator(data, 10.0)
+        params = new_params(data.task, SMALL.dim, LAYERS, data.examples.classes, 0)
+        evaluator(params, middle)
+        compiled = evaluator._run._cache_size()
+        evaluator(params, middle._replace(threshold=0.1))
+        evaluator(params, middle._replace(allowed=np.arange(LAYERS) == 1))
+        assert evaluator._run._cache_size() == compiled
+
+
+def test_an_evaluation_has_every_utterance_once_whatever_the_batches(speakers, middle):
+    params = new_params(speakers.task, SMALL.dim, LAYERS, speakers.examples.classes, 0)
+    one, many = (Evaluator(speakers, seconds)(params, middle) for seconds in (1.0, 30.0))
+    assert one.rows == many.rows
+    assert one.loss == pytest.approx(many.loss, rel=1e-5)
+    assert [row["id"] for row in one.rows] == speakers.examples.corpus.names
+    exits, forced = middle.exits(speakers.entropy)
+    assert [row["exit_layer"] for row in one.rows] == exits.tolist()
+    assert [row["forced"] for row in one.rows] == forced.tolist()
+    hits = [row["accuracy_total"] for row in one.rows]
+    assert one.value("accuracy") == pytest.approx(np.mean(hits))
+    told = np.full(len(exits), 2), np.zeros(len(exits), bool)
+    oracle = Evaluator(speakers, 30.0)(params, middle, told)
+    assert {row["exit_layer"] for row in oracle.rows} == {2}
+
+
+def test_a_measure_that_is_not_defined_for_an_utterance_is_left_out():
+    rows = [{"pesq_total": value, "pesq_weight": 1.0} for value in (2.0, float("nan"), 3.0)]
+    evaluation = downstream.Evaluation(rows, 0.5)
+    assert evaluation.value("pesq") == 2.5
+    assert len(evaluation.measure("pesq")[0]) == 2
+    assert evaluation.value("loss") == 0.5
+
+
+def test_separation_is_evaluated_on_waveforms_of_true_length(corpora, model):
+    data = opened("ss", corpora, model, live=False)
+    params = new_params(data.task, SMALL.dim, LAYERS, (), 0)
+    found = Evaluator(data, 10.0)(params, fixed_layer(1, LAYERS))
+    # New masks are all about one half: half the mixture improves nothing.
+    assert found.value("si_sdri") == pytest.approx(0, abs=1.0)
+    seconds = [row["seconds"] for row in found.rows]
+    np.testing.assert_allclose(seconds, [0.8, 0.9, 1.0])
+
+
+def test_entropies_alone_are_no_features(corpora, model):
+    data = opened("sid", corpora, model, live=True)
+    with pytest.raises(InputError, match="holds entropies alone"):
+        type(data)(data.task, data.examples, data._store, None, pytest.fail)
+
+
+# ---- rules and folders ----
+
+
+def test_a_rule_on_stored_entropies_decides_as_encode(speakers, model, middle):
+    exits, forced = middle.exits(speakers.entropy)
+    for index in range(6):
+        corpus = speakers.examples.corpus
+        waveform = corpus.read(index, 0, int(corpus.lengths[index]))[None]
+        out = daisy_jax.encode(model, waveform, threshold=middle.threshold, allowed=middle.allowed)
+        assert (int(out.exit_layer[0]), bool(out.forced[0])) == (exits[index], forced[index])
+
+
+def test_a_fixed_layer_needs_no_branches():
+    rule = fixed_layer(2, 4)
+    exits, forced = rule.exits(np.zeros((3, 0), np.float32))
+    assert exits.tolist() == [2, 2, 2]
+    assert forced.all()
+    assert not rule.evaluated.any()
+    with pytest.raises(InputError, match="layer 5 of a model with 4 layers"):
+        fixed_layer(5, 4)
+
+
+def test_exits_are_counted_by_hand():
+    found = count_exits(np.array([1, 3, 3, 4]), np.array([False, False, False, True]), 5)
+    assert found == {
+        "exit_counts": [1, 0, 2, 1, 0],
+        "forced_counts": [0, 0, 0, 1, 0],
+        "mean": 2.75,
+        "min": 1,
+        "max": 4,
+    }
+
+
+@pytest.mark.parametrize("name", ["asr", "sid", "se", "ss"])
+def test_a_head_comes_back_from_its_folder(name, tmp_path):
+    task = make_task(name, read_preset(name, "daisy-tiny"))
+    classes = ("a", "b", "c") if name == "sid" else ()
+    params = new_params(task, 16, 4, classes, 5)
+    rule = ExitRule("ratio 0.7", 0.25, np.array([True, False, True, True]))
+    exits = count_exits(np.array([1, 3]), np.array([False, True]), 4)
+    entropy = np.array([3, 2, 1, 0.5], np.float32)
+    saved = TrainedHead(task, params, "p", classes, "0f", "here", entropy, rule, exits)
+    save_head(tmp_path / "head", saved)
+    found = load_head(tmp_path / "head")
+    assert found.task.settings == task.settings
+    assert found[2:6] == saved[2:6]
+    assert found.exits == exits
+    np.testing.assert_array_equal(found.mean_entropy, entropy)
+    assert found.rule[:2] == rule[:2]
+    np.testing.assert_array_equal(found.rule.allowed, rule.allowed)
+    for ours, theirs in zip(jax.tree.leaves(found.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_is_no_head_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no config\.json there; give the head"):
+        load_head(tmp_path)
+    task = make_task("sid", read_preset("sid", "daisy-tiny"))
+    exits = count_exits(np.array([1]), np.array([False]), 4)
+    rule, entropy = fixed_layer(4, 4), np.zeros(4, np.float32)
+    params = new_params(task, 16, 4, ("a", "b"), 0)
+    save_head(tmp_path, TrainedHead(task, params, "p", ("a", "b"), "", "", entropy, rule, exits))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"classes": ["a", "b", "c"]}))
+    with pytest.raises(InputError, match=r"head\.output\.kernel has the shape"):
+        load_head(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format": "other"}))
+    with pytest.raises(InputError, match="format is 'other'"):
+        load_head(tmp_path)
