@@ -70,9 +70,9 @@ class Run:
 
         writer = importlib.import_module("tensorboardX").SummaryWriter if tensorboard else None
         self.folder = folder.resolve()
-        settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-        self.settings = {key: value for key, value in settings.items() if key not in FREE_FIELDS}
-        self.settings |= data or {}
+        fields = dataclasses.asdict(config).items()
+        kept = {key: value for key, value in fields if key not in FREE_FIELDS} | (data or {})
+        self.settings = json.loads(json.dumps(kept, default=str))  # as they are read again
         earlier = self._earlier()
         if resume and earlier is None:
             raise InputError(f"{folder} holds no run to resume; leave --resume out to start one")

@@ -246,14 +246,14 @@ def test_a_spoilt_store_is_named(model, corpus, finished, tmp_path):
     (problem,) = FeatureStore(folder).verify()
     assert "features-00001.safetensors: its bytes have changed" in problem
     shard.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="cannot be read .* the shard is made again"):
+    with pytest.raises(InputError, match=r"cannot be read .* the shard is made again"):
         FeatureStore(folder).read(4)
     shard.unlink()
     with pytest.raises(InputError, match=r"features-00001\.safetensors: is missing"):
         FeatureStore(folder)
     part = part_file(folder, 1)
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(InputError, match="not a whole part of a manifest .* remove it"):
+    with pytest.raises(InputError, match=r"not a whole part of a manifest .* remove it"):
         made(folder, model, corpus)
     part.unlink()
     store, _ = made(folder, model, corpus)

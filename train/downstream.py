@@ -92,9 +92,6 @@ class Config:
         for name, value in least.items():
             if not getattr(self, name) >= value:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {value}")
-        rules = [self.ratio is not None, self.layer is not None, self.full]
-        if sum(rules) > 1:
-            raise InputError("--ratio, --layer and --full exclude each other; give one of them")
 
 
 def defaults() -> dict:
@@ -113,6 +110,8 @@ def defaults() -> dict:
 def main() -> None:
     preset = Config(task=tyro.MISSING, **defaults())
     config = tyro.cli(Config, description=__doc__, default=preset)
+    if sum([config.ratio is not None, config.layer is not None, config.full]) > 1:
+        raise InputError("--ratio, --layer and --full exclude each other; give one of them")
     from daisy_jax import parallel  # before the accelerator: processes are joined first
 
     parallel.join_processes(config.processes)

@@ -1,0 +1,240 @@
+"""Stage 2 as programs: train, stop, resume, spread over devices, evaluate, report."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import made_corpora
+import numpy as np
+import pyarrow.parquet
+import pytest
+from made_models import made_model
+from safetensors.numpy import load_file
+
+import daisy_jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+FOLDERS = {
+    "asr": "LibriSpeech",
+    "sid": "VoxCeleb1",
+    "se": "noisy-vctk-16k",
+    "ss": "Libri2Mix",
+}
+SHORT = "--preset daisy-tiny --steps 4 --save-every 2 --log-every 1 --batch-size 4"
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def run(script: str, *arguments, devices: int = 1, status: int = 0) -> str:
+    """What a script prints, on stderr if it is to fail."""
+    result = subprocess.run(
+        [sys.executable, ROOT / script, *map(str, arguments), "--accelerator=cpu"],
+        capture_output=True,
+        text=True,
+        env=environment(devices),
+    )
+    assert result.returncode == status, result.stderr
+    return result.stderr if status else result.stdout
+
+
+def options(data: pathlib.Path, task: str, output: pathlib.Path, *extra) -> list:
+    return [
+        *["--task", task, "--model", data / "model", "--data", data / FOLDERS[task]],
+        *["--features", data / "features", "--output", output, *SHORT.split(), *extra],
+    ]
+
+
+def metrics_of(folder: pathlib.Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = ("steps_per_second", "audio_per_second")
+    return [{name: line[name] for name in line if name not in timed} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    made_corpora.librispeech(folder / "LibriSpeech", "train-clean-100", 2, 3)
+    made_corpora.librispeech(folder / "LibriSpeech", "dev-clean", 1, 2)
+    made_corpora.librispeech(folder / "LibriSpeech", "test-clean", 1, 3)
+    made_corpora.voxceleb(folder / "VoxCeleb1", 3, 5)
+    made_corpora.voicebank(folder / "noisy-vctk-16k")
+    made_corpora.libri2mix(folder / "Libri2Mix", {"train-100": 4, "dev": 2, "test": 2})
+    daisy_jax.save(made_model(seed=3), folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """A run a task, in every way: two ratios, a static layer, full depth; stored and computed."""
+    folder = tmp_path_factory.mktemp("runs")
+    said = {
+        "sid": run("train/downstream.py", *options(data, "sid", folder / "sid", "--ratio", "1")),
+        "asr": run("train/downstream.py", *options(data, "asr", folder / "asr", "--full")),
+        "se": run("train/downstream.py", *options(data, "se", folder / "se", "--layer", "2")),
+        "ss": run(
+            "train/downstream.py",
+            *options(data, "ss", folder / "ss", "--ratio", "0.7", "--cache", "entropies"),
+        ),
+    }
+    return folder, said
+
+
+def test_a_run_leaves_a_head_with_its_exits(data, runs):
+    folder, said = runs
+    assert "sid, ratio 1: 9 utterances" in said["sid"]
+    assert "GB of features" in said["sid"]
+    exits = json.loads((folder / "sid" / "head" / "exits.json").read_text())
+    model = daisy_jax.load(data / "model")
+    files = sorted((data / "VoxCeleb1" / "wav").rglob("0000[012].wav"))
+    threshold = exits["threshold"]
+    entropies = daisy_jax.encode_files(model, files, threshold=-np.inf)
+    mean = np.mean([result.entropy for result in entropies], axis=0)
+    assert threshold == pytest.approx(float(daisy_jax.exit_threshold(mean, 1.0)), rel=1e-4)
+    layers = [
+        result.exit_layer for result in daisy_jax.encode_files(model, files, threshold=threshold)
+    ]
+    assert exits["exit_counts"] == [layers.count(layer) for layer in (1, 2, 3)]
+    assert exits["mean"] == pytest.approx(np.mean(layers))
+    static = json.loads((folder / "se" / "head" / "exits.json").read_text())
+    assert static["exit_counts"] == [0, 3, 0]
+
+
+def test_exits_serve_the_command_line(data, runs):
+    folder, _ = runs
+    command = [pathlib.Path(sys.executable).with_name("daisy-jax"), "encode"]
+    command += [data / "VoxCeleb1" / "wav", "--model", data / "model", "--threshold", "1.5"]
+    command += ["--span", "min-max", "--exits", folder / "sid" / "head" / "exits.json"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert result.returncode == 0, result.stderr
+    assert "15 files" in result.stdout
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_head(data, runs, tmp_path):
+    folder, _ = runs
+    again = options(data, "sid", tmp_path / "sid", "--ratio", "1")
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train/downstream.py", *map(str, again), "--accelerator=cpu"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    for line in process.stderr:
+        if line.startswith("step 1/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert not (tmp_path / "sid" / "head").exists()
+    run("train/downstream.py", *again, "--resume")
+    assert metrics_of(tmp_path / "sid") == metrics_of(folder / "sid")
+    name = "head/model.safetensors"
+    ours, theirs = (load_file(place / "sid" / name) for place in (tmp_path, folder))
+    assert ours.keys() == theirs.keys()
+    for tensor in ours:
+        np.testing.assert_array_equal(ours[tensor], theirs[tensor])
+    said = run("train/downstream.py", *again, "--resume", "--learning-rate", "0.5", status=1)
+    assert "learning_rate was 0.01 and is 0.5" in said
+
+
+def test_devices_share_the_batches(data, runs, tmp_path):
+    folder, _ = runs
+    spread = options(data, "ss", tmp_path, "--ratio", "0.7", "--cache", "entropies")
+    run("train/downstream.py", *spread, devices=4)
+    for line, other in zip(metrics_of(tmp_path), metrics_of(folder / "ss"), strict=True):
+        assert line.keys() == other.keys()
+        for name in line:
+            np.testing.assert_allclose(line[name], other[name], rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def report(runs, tmp_path_factory):
+    folder, _ = runs
+    names = ("sid", "asr", "se", "ss")
+    said = run("eval/downstream.py", *(folder / name for name in names), "--timed", "1")
+    output = tmp_path_factory.mktemp("report")
+    command = [sys.executable, ROOT / "eval/report.py", *(folder / name for name in names)]
+    command += ["--output", output]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return said, text, output
+
+
+def test_every_row_of_an_evaluation(runs, report):
+    folder, _ = runs
+    result = json.loads((folder / "sid" / "evaluation" / "results.json").read_text())
+    rules = [row["rule"] for row in result["rows"]]
+    assert rules[0] == "ratio 1"
+    assert {"span mean", "span min-max", "compute of layer 1"} <= set(rules)
+    assert rules[-2:] == ["oracle, 100% of labels", "oracle, 90% of labels"]
+    for row in result["rows"]:
+        low, high = row["measures"]["accuracy"]["interval"]
+        assert 0 <= low <= row["measures"]["accuracy"]["value"] <= high <= 1
+        assert 1 <= row["mean_exit_layer"] <= 3
+        assert (row["time_saved"] is None) == row["rule"].startswith("oracle")
+    table = pyarrow.parquet.read_table(folder / "sid" / "evaluation" / "utterances.parquet")
+    assert len(table) == 3 * len(rules)
+    full = json.loads((folder / "asr" / "evaluation" / "results.json").read_text())["rows"]
+    assert [row["rule"] for row in full] == ["full depth"]
+    assert full[0]["multiply_adds_saved"] == 0
+    live = json.loads((folder / "ss" / "evaluation" / "results.json").read_text())["rows"]
+    assert not any(row["rule"].startswith("oracle") for row in live)
+    noisy = json.loads((folder / "se" / "evaluation" / "results.json").read_text())
+    assert noisy["unprocessed"]["stoi"] > 50
+
+
+def test_a_report_says_that_small_corpora_are_stand_ins(report):
+    said, text, output = report
+    assert "| rule | accuracy | exit layer |" in said
+    assert text.count("a SMALL STAND-IN, not the paper's corpora") == 4
+    assert "## Speech recognition" in text
+    assert "| static layer 2 |" in text
+    assert "15.45" not in text  # the paper's figures stand beside whole corpora alone
+    assert (output / "report.md").read_text() in text + "\n"
+    assert (output / "figure3.png").stat().st_size > 10_000
+    assert len(json.loads((output / "report.json").read_text())["results"]) == 4
+
+
+def test_the_papers_figures_stand_beside_whole_corpora(runs, report, tmp_path):
+    folder, _ = runs
+    result = json.loads((folder / "sid" / "evaluation" / "results.json").read_text())
+    result |= {"utterances": 8251, "training_utterances": 138_361}
+    place = tmp_path / "sid" / "evaluation"
+    place.mkdir(parents=True)
+    (place / "results.json").write_text(json.dumps(result))
+    command = [sys.executable, ROOT / "eval/report.py", tmp_path / "sid", tmp_path / "none"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "whole corpora" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| ratio 1 | span mean |")]
+    assert row.endswith("| 79.55 %, 31.51 % |")
+    assert "none has no evaluation" in text
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--ratio", "1", "--full"], "--ratio, --layer and --full exclude each other"),
+        (["--layer", "9"], "layer 9 of a model with 3 layers"),
+        (["--dev", "7"], "no line of set 7"),
+    ],
+)
+def test_mistakes_end_in_one_line(data, tmp_path, extra, said):
+    line = run("train/downstream.py", *options(data, "sid", tmp_path, *extra), status=1)
+    assert said in line.splitlines()[-1]
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_ratio_needs_branches_and_an_evaluation_its_own_model(data, runs, tmp_path):
+    folder, _ = runs
+    bare = made_model().replace(branches=None)
+    bare = bare.replace(config=type(bare.config)(**{**vars(bare.config), "num_classes": 0}))
+    daisy_jax.save(bare, tmp_path / "model")
+    arguments = options(data, "sid", tmp_path / "run")
+    arguments[arguments.index("--model") + 1] = tmp_path / "model"
+    said = run("train/downstream.py", *arguments, status=1)
+    assert "has no branches, so no ratio can be met" in said
+    said = run("eval/downstream.py", folder / "sid", "--model", tmp_path / "model", status=1)
+    assert "is not the model that" in said
