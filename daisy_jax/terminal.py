@@ -24,6 +24,7 @@ EXTRAS = {
     **dict.fromkeys(("grain", "librosa", "sklearn", "optax", "orbax", "pyarrow"), "train"),
     **dict.fromkeys(("torch", "transformers"), "convert"),
     **dict.fromkeys(("array_record", "tensorflow_datasets"), "tfds"),
+    **dict.fromkeys(("flashlight",), "decode"),
     **dict.fromkeys(("jiwer", "pystoi"), "eval"),
     **dict.fromkeys(("matplotlib",), "plots"),
     **dict.fromkeys(("tensorboardX",), "tensorboard"),

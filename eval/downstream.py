@@ -49,6 +49,10 @@ class Config:
     """The corpus; empty: the run's."""
     features: str = ""
     """Folder of feature stores; empty: the run's."""
+    lexicon: str = ""
+    """For asr: words to decode with, a line a word (extra decode); empty: greedy decoding."""
+    language_model: str = ""
+    """For asr, with a lexicon: a KenLM file over upper-case words."""
     timed: int = 20
     """Utterances that are timed, spread over the part's durations; 0: none."""
     timing_runs: int = 3
@@ -77,7 +81,9 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     from daisy_jax.data.corpus import corpus_name
     from daisy_jax.downstream import Evaluator
     from daisy_jax.extraction import model_digest
+    from daisy_jax.lexicon_decoding import lexicon_decoder
     from daisy_jax.task_data import open_task_data
+    from daisy_jax.tasks.asr import Asr
     from daisy_jax.tasks.presets import make_task
     from daisy_jax.trained_heads import load_head
 
@@ -92,6 +98,8 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     if config.splits:
         chosen = dataclasses.replace(task.settings, **{config.part: config.splits})
         task = make_task(task.name, chosen)
+    if isinstance(task, Asr) and config.lexicon:
+        task.decoder = lexicon_decoder(config.lexicon, config.language_model)
     data = open_task_data(
         task,
         config.part,
@@ -123,6 +131,7 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "utterances": len(data.lengths),
         "mean_entropy": np.asarray(head.mean_entropy).tolist(),
         "exits": head.exits,
+        "decoding": "lexicon" if config.lexicon else "greedy",
         "device": device,
         "timed_utterances": min(config.timed, len(data.lengths)),
         "measures": task.measures,
@@ -284,11 +293,10 @@ def unprocessed(data: Any) -> dict[str, float]:
     """The measures of the input itself, where a task has such: enhancement."""
     import numpy as np
 
-    if not hasattr(data.task, "unprocessed"):
+    measured = [data.task.unprocessed(data.examples, n) for n in range(len(data.lengths))]
+    found = [each.values for each in measured if each is not None]
+    if not found:
         return {}
-    found = [
-        data.task.unprocessed(data.examples, index).values for index in range(len(data.lengths))
-    ]
     return {name: float(np.nanmean([values[name][0] for values in found])) for name in found[0]}
 
 

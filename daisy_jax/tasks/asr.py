@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import ClassVar
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -31,11 +32,12 @@ class Asr:
     name = "asr"
     criterion = "wer"
     measures: ClassVar = {"wer": "word error rate, lower is better"}
-    needs_audio = False
 
     def __init__(self, settings: TaskSettings):
         self.settings = settings
         head = dict(settings.head)
+        self.decoder: Callable[[np.ndarray], str] | None = None
+        """From log probabilities, float [frames, 32], to a text; None: greedy decoding."""
         augment = SpecAugment(**head.pop("augment", {}))
         self._head = AsrSettings(**head, augment=augment)
 
@@ -71,8 +73,11 @@ class Asr:
         return asr_loss(head, features, num_frames, targets["characters"], key)
 
     def outputs(self, head, features, num_frames, targets):
-        """The best character of each frame, int32 [batch, frames]."""
-        return head(features, num_frames).argmax(axis=-1).astype(np.int32)
+        """The best character of each frame, int32 [batch, frames]; for a decoder all of them."""
+        logits = head(features, num_frames)
+        if self.decoder is not None:
+            return jax.nn.log_softmax(logits)
+        return logits.argmax(axis=-1).astype(np.int32)
 
     def cut(self, output, num_frames, samples):
         """As for every `Task`."""
@@ -80,6 +85,10 @@ class Asr:
 
     def measure(self, examples, index, output):
         """As for every `Task`."""
-        text = greedy_text(output)
+        text = greedy_text(output) if self.decoder is None else self.decoder(output)
         reference = " ".join(examples.targets[index].upper().split())
         return Measured({"wer": word_errors(reference, text)}, text)
+
+    def unprocessed(self, examples, index):
+        """As for every `Task`."""
+        return None

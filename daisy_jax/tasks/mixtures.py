@@ -17,7 +17,6 @@ class _Masks:
     """What enhancement and separation share: a mask a source, on the input's spectrum."""
 
     criterion = "loss"
-    needs_audio = True
     sources: int
 
     def __init__(self, settings: TaskSettings):
@@ -86,8 +85,8 @@ class Enhancement(_Masks):
         clean = examples.targets.read_sources(index)[0]
         return Measured(noisy_measures(clean, output[0]))
 
-    def unprocessed(self, examples: Examples, index: int) -> Measured:
-        """The same measures of the noisy input."""
+    def unprocessed(self, examples, index):
+        """As for every `Task`."""
         samples = int(examples.corpus.lengths[index])
         noisy = examples.corpus.read(index, 0, samples)
         return Measured(noisy_measures(examples.targets.read_sources(index)[0], noisy))
@@ -132,3 +131,7 @@ class Separation(_Masks):
         sources = examples.targets.read_sources(index)
         improvement, _ = si_sdr_improvement(output, sources, mixture)
         return Measured({"si_sdri": (improvement, 1.0)})
+
+    def unprocessed(self, examples, index):
+        """As for every `Task`: the mixture improves nothing."""
+        return None

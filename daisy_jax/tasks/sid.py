@@ -17,7 +17,6 @@ class Sid:
     name = "sid"
     criterion = "error"
     measures: ClassVar = {"accuracy": "higher is better", "error": "1 - accuracy"}
-    needs_audio = False
 
     def __init__(self, settings: TaskSettings):
         self.settings = settings
@@ -61,3 +60,7 @@ class Sid:
         hit = float(int(output) == int(examples.targets[index]))
         found = examples.classes[int(output)]
         return Measured({"accuracy": (hit, 1.0), "error": (1.0 - hit, 1.0)}, found)
+
+    def unprocessed(self, examples, index):
+        """As for every `Task`."""
+        return None

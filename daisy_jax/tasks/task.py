@@ -77,8 +77,6 @@ class Task(Protocol):
     """The measure that a head is chosen by, lower is better: a measure's name, or "loss"."""
     measures: dict[str, str]
     """Its measures, and for each in words what it is and which way is better."""
-    needs_audio: bool
-    """Whether targets are made of waveforms."""
 
     def open(
         self,
@@ -117,6 +115,10 @@ class Task(Protocol):
 
     def measure(self, examples: Examples, index: int, output: np.ndarray) -> Measured:
         """One utterance's measures; `output` is cut to its valid frames or samples."""
+        ...
+
+    def unprocessed(self, examples: Examples, index: int) -> Measured | None:
+        """The same measures of the input itself; None where it has none."""
         ...
 
     def cut(self, output: np.ndarray, num_frames: int, samples: int) -> np.ndarray:
