@@ -9,7 +9,7 @@ import daisy_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 ALLOWED_AT_IMPORT = {"jax", "flax", "numpy", "safetensors", "daisy_jax"}
-TRAINING = {"training.py", "branch_training.py", "pretraining.py", "losses.py"}
+TRAINING = {"training.py", "branch_training.py", "pretraining.py", "losses.py", "downstream.py"}
 COMMANDS = {"tyro"}  # the command line itself
 
 

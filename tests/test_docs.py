@@ -1,4 +1,4 @@
-"""docs/training.md: its commands are understood, its defaults are those of the script."""
+"""The guides in docs: their commands are understood, their defaults are those of the scripts."""
 
 import pathlib
 import re
@@ -9,11 +9,23 @@ import sys
 
 import pytest
 
+from daisy_jax.tasks.presets import TASKS, read_preset
+
 ROOT = pathlib.Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", "").splitlines()]
+GUIDES = {
+    "training.md": ("train/branches.py", "train/labels.py"),
+    "downstream.md": ("train/downstream.py", "eval/downstream.py", "eval/report.py"),
+}
+"""Each with the scripts whose options its text names."""
+TEXTS = {guide: (ROOT / "docs" / guide).read_text(encoding="utf-8") for guide in GUIDES}
+COMMANDS = [
+    line.strip()
+    for text in TEXTS.values()
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    for line in block.replace("\\\n", "").splitlines()
+]
 SCRIPTS = [command for command in COMMANDS if command.startswith("python ")]
+ELSEWHERE = ("--head-from", "--ratio", "--budget", "--help")
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +49,29 @@ def test_flags_exist(command, help_of):
     assert all(option in help_of(script) for option in options)
 
 
-def test_inline_commands_and_files_exist(help_of):
-    for script, options in re.findall(r"`python ([\w/]+\.py)([^`]*)`", TEXT):
+@pytest.mark.parametrize("guide", GUIDES)
+def test_inline_commands_and_files_exist(guide, help_of):
+    text = TEXTS[guide]
+    for script, options in re.findall(r"`python ([\w/]+\.py)([^`]*)`", text):
         assert (ROOT / script).is_file()
         assert all(option in help_of(script) for option in re.findall(r"--[\w-]+", options))
-    for option in re.findall(r"`(--[\w-]+)[^`]*`", TEXT):
-        scripts = ("train/branches.py", "train/labels.py")
-        elsewhere = ("--head-from", "--ratio", "--budget", "--help")
-        assert option in elsewhere or any(option in help_of(script) for script in scripts), option
-    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", TEXT):
+    for option in re.findall(r"`(--[\w-]+)[^`]*`", text):
+        known = (option in help_of(script) for script in GUIDES[guide])
+        assert option in ELSEWHERE or any(known), option
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert (ROOT / "docs" / link).exists(), link
+
+
+def test_the_presets_are_those_of_the_guide():
+    rows = re.findall(r"^\| (\w+) \|(.*)\|(.*)\|$", TEXTS["downstream.md"], re.MULTILINE)
+    found = {task: cells for task, *cells in rows if task in TASKS and "steps" in cells[0]}
+    assert found.keys() == TASKS.keys() - {"ss"}  # which says that it is as se
+    for task, (superb, mini) in found.items():
+        for text, preset in ((superb, "superb"), (mini, "minisuperb")):
+            settings = read_preset(task, preset)
+            assert f"{settings.steps:,} steps".replace(",", " ") in text
+            rate = f"{settings.learning_rate:.0e}".replace("e-0", "e-")
+            assert rate in text, (task, preset)
 
 
 def test_defaults_are_those_that_the_text_promises():
