@@ -10,7 +10,6 @@ import importlib
 import importlib.metadata
 import json
 import logging
-import os
 import pathlib
 import platform
 import re
@@ -19,13 +18,13 @@ import sys
 from typing import Any
 
 import jax
-import numpy as np
 
 from daisy_jax import parallel
 from daisy_jax.checkpoints import fill, named_leaves
 from daisy_jax.errors import InputError
+from daisy_jax.metrics_log import Metrics, MetricsLog, as_numbers, replace_text
 
-CONFIG, METRICS, CHECKPOINTS, TENSORBOARD = "config.json", "metrics.jsonl", "checkpoints", "events"
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 # These may differ between a run and its continuation.
 FREE_FIELDS = (
     "accelerator",
@@ -38,8 +37,6 @@ FREE_FIELDS = (
     "workers",
 )
 KEPT = 2  # of the latest checkpoints, beside the best
-
-Metrics = dict[str, jax.Array]
 
 
 class Run:
@@ -68,7 +65,8 @@ class Run:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-        writer = importlib.import_module("tensorboardX").SummaryWriter if tensorboard else None
+        if tensorboard:
+            importlib.import_module("tensorboardX")  # before anything is written
         self.folder = folder.resolve()
         fields = dataclasses.asdict(config).items()
         kept = {key: value for key, value in fields if key not in FREE_FIELDS} | (data or {})
@@ -86,7 +84,7 @@ class Run:
         self.settings["versions"] = _versions()
         if parallel.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(self.folder / CONFIG, json.dumps(self.settings, indent=2) + "\n")
+            replace_text(self.folder / CONFIG, json.dumps(self.settings, indent=2) + "\n")
         # Orbax logs what it raises too; of that our own line is enough.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
 
@@ -107,11 +105,9 @@ class Run:
                 cleanup_tmp_directories=True,  # of a run that was killed while it saved
             ),
         )
-        self._events = None
-        if writer is not None and parallel.is_first():
-            # What was logged after the checkpoint will be logged again.
-            again = (self._manager.latest_step() or 0) + 1
-            self._events = writer(str(self.folder / TENSORBOARD), purge_step=again)
+        self._log = None
+        if parallel.is_first():
+            self._log = MetricsLog(self.folder, tensorboard, self._manager.latest_step() or 0)
 
     def _earlier(self) -> dict[str, Any] | None:
         """What an earlier run left in `config.json`."""
@@ -157,10 +153,8 @@ class Run:
         recent = []
         if step:
             state, recent = self._read(state, step)
-        if parallel.is_first():
-            # Lines behind the checkpoint will be written again; a killed run may leave half a line.
-            kept = [line for line in read_metrics(self.folder) if line["step"] <= step]
-            _replace(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+        if self._log is not None:
+            self._log.cut(step)
         return state, step, recent
 
     def _read(self, state: Any, step: int) -> tuple[Any, list[Metrics]]:
@@ -242,22 +236,13 @@ class Run:
         )
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Appends one line to `metrics.jsonl`, and to TensorBoard's events if they are wanted."""
-        if not parallel.is_first():
-            return
-        path = self.folder / METRICS
-        try:
-            with open(path, "a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"step": step, **metrics}) + "\n")
-        except OSError as error:
-            raise OSError(f"{path}: {error.strerror}; make room, then --resume") from error
-        if self._events is not None:
-            for name, value in metrics.items():
-                values = np.atleast_1d(value)
-                for place, number in enumerate(values, 1):
-                    tag = f"{name}/{place}" if len(values) > 1 else name
-                    self._events.add_scalar(tag, float(number), step)
-            self._events.flush()
+        """Appends one line to `metrics.jsonl`.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        if self._log is not None:
+            self._log.append(step, metrics)
 
     def close(self) -> None:
         """Waits for checkpoints that are being written.
@@ -269,29 +254,8 @@ class Run:
             self._wait()
         finally:
             self._manager.close()
-            if self._events is not None:
-                self._events.close()
-
-
-def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, without one that is only half written."""
-    path = folder / METRICS
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file as a whole: a kill leaves the old one or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def as_numbers(history: list[Metrics]) -> list[dict[str, Any]]:
-    """Metrics as numbers and lists of numbers."""
-    return jax.tree.map(lambda value: np.asarray(value).tolist(), jax.device_get(history))
+            if self._log is not None:
+                self._log.close()
 
 
 def _versions() -> dict[str, str]:

@@ -13,7 +13,8 @@ import numpy as np
 from daisy_jax import parallel
 from daisy_jax.data.loading import Batch, batches
 from daisy_jax.errors import InputError
-from daisy_jax.run_folder import Metrics, Run, as_numbers
+from daisy_jax.metrics_log import Metrics, as_numbers
+from daisy_jax.run_folder import Run
 from daisy_jax.terminal import Terminated, delayed_signals, training_bar
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 from daisy_jax.errors import InputError
-from daisy_jax.run_folder import METRICS, read_metrics
+from daisy_jax.metrics_log import METRICS, read_metrics
 from daisy_jax.terminal import run_command
 
 

@@ -11,7 +11,7 @@ from conftest import SMALL, random_model, speech_like
 from helpers import assert_close_to_scale
 from reference import reference_of
 
-from daisy_jax import InputError, encode
+from daisy_jax import InputError, encode, layer_loops
 from daisy_jax.audio import frame_count, pad_batch
 from daisy_jax.branches import Branches
 from daisy_jax.pooling import pool
@@ -365,7 +365,7 @@ def test_utterances_that_left_cost_nothing(base_model, counted):
 def test_slices_of_one_size_are_no_more_than_hold_the_utterances_inside(
     base_model, counted, monkeypatch, rows_per_slice
 ):
-    monkeypatch.setattr(encode_module, "_slice_sizes", lambda batch, frames: (rows_per_slice,))
+    monkeypatch.setattr(layer_loops, "_slice_sizes", lambda batch, frames: (rows_per_slice,))
     for threshold in (np.inf, 1.6, 1.1, -np.inf):
         out, rows, _ = counted(base_model, BATCH, BATCH_LENGTHS, threshold=threshold)
         inside = (np.asarray(out.exit_layer)[:, None] >= np.arange(1, 5)).sum(axis=0)
@@ -373,7 +373,7 @@ def test_slices_of_one_size_are_no_more_than_hold_the_utterances_inside(
 
 
 def test_single_rows_take_what_does_not_fill_a_slice(base_model, counted, monkeypatch):
-    monkeypatch.setattr(encode_module, "_slice_sizes", lambda batch, frames: (3, 1))
+    monkeypatch.setattr(layer_loops, "_slice_sizes", lambda batch, frames: (3, 1))
     for threshold in (np.inf, 1.6, 1.1, -np.inf):
         out, rows, branches = counted(base_model, BATCH, BATCH_LENGTHS, threshold=threshold)
         inside = (np.asarray(out.exit_layer)[:, None] >= np.arange(1, 5)).sum(axis=0)
@@ -382,18 +382,18 @@ def test_single_rows_take_what_does_not_fill_a_slice(base_model, counted, monkey
 
 
 def test_slices_hold_short_utterances_together_and_long_ones_alone():
-    assert encode_module._slice_sizes(16, 99) == (5, 1)
-    assert encode_module._slice_sizes(3, 99) == (3, 1)
-    assert encode_module._slice_sizes(16, 499) == (1,)
-    assert encode_module._slice_sizes(16, 2999) == (1,)
+    assert layer_loops._slice_sizes(16, 99) == (5, 1)
+    assert layer_loops._slice_sizes(3, 99) == (3, 1)
+    assert layer_loops._slice_sizes(16, 499) == (1,)
+    assert layer_loops._slice_sizes(16, 2999) == (1,)
 
 
 @pytest.mark.parametrize("sizes", [(3,), (7,), (3, 1), (7, 1)])
 def test_results_do_not_depend_on_the_slices(base_model, monkeypatch, sizes):
-    monkeypatch.setattr(encode_module, "_slice_sizes", lambda batch, frames: (1,))
+    monkeypatch.setattr(layer_loops, "_slice_sizes", lambda batch, frames: (1,))
     encode_module._compiled.clear_cache()
     one_each = encode(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
-    monkeypatch.setattr(encode_module, "_slice_sizes", lambda batch, frames: sizes)
+    monkeypatch.setattr(layer_loops, "_slice_sizes", lambda batch, frames: sizes)
     encode_module._compiled.clear_cache()
     out = encode(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
     encode_module._compiled.clear_cache()

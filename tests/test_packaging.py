@@ -54,7 +54,7 @@ def test_version_is_the_same_everywhere():
 
 
 def test_every_config_field_is_read_by_the_model_or_the_cost():
-    files = ["hubert", "transformer", "feature_encoder", "cost", "encode"]
+    files = ["hubert", "transformer", "feature_encoder", "cost", "encode", "layer_loops"]
     source = "".join((ROOT / f"daisy_jax/{file}.py").read_text() for file in files)
     for field in daisy_jax.HubertConfig.__dataclass_fields__:
         assert f"config.{field}" in source, field
