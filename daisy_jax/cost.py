@@ -5,6 +5,7 @@ import numpy as np
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, frame_count
 from daisy_jax.config import HubertConfig
 from daisy_jax.errors import InputError
+from daisy_jax.exits import exit_layers
 
 
 def multiply_adds(
@@ -49,3 +50,42 @@ def multiply_adds(
     branches = np.concatenate([[0], np.cumsum(evaluated)])[exit_layer] * branch
     total = front_end + exit_layer * (projections + attention) + branches
     return np.where(frames > 0, total, 0)
+
+
+def threshold_for_cost(
+    config: HubertConfig, entropy: np.ndarray, samples: np.ndarray, budget: int
+) -> float:
+    """The smallest threshold with which utterances cost at most `budget`, branches included.
+
+    Args:
+      config: the model's.
+      entropy: float [utterances, L], nats, as in `Calibration.entropy`.
+      samples: int [utterances], valid samples.
+      budget: multiply-adds of all of them together.
+
+    Returns:
+      The threshold, nats; -inf if all may go through all layers.
+
+    Raises:
+      InputError: even leaving at the first layer costs more.
+    """
+    values = np.unique(np.asarray(entropy, np.float32))
+    candidates = [-np.inf, *np.nextafter(values, np.float32(np.inf)).tolist()]
+    low, high = 0, len(candidates) - 1
+
+    def within(threshold: float) -> bool:
+        exits, _ = exit_layers(entropy, threshold)
+        return multiply_adds(config, samples, exits).sum() <= budget
+
+    if not within(candidates[high]):
+        raise InputError(
+            f"{budget} multiply-adds cannot be kept to: leaving at the first layer costs "
+            f"{multiply_adds(config, samples, 1).sum()}; raise the budget"
+        )
+    while low < high:  # the cost falls as the threshold rises
+        middle = (low + high) // 2
+        if within(candidates[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return candidates[low]

@@ -146,6 +146,7 @@ def chosen_rules(head: Any, data: Any, model_config: Any, config: Config) -> lis
     """Label, rule, and exits in its place (or None) of every row."""
     import numpy as np
 
+    from daisy_jax.cost import multiply_adds, threshold_for_cost
     from daisy_jax.exits import (
         ExitRule,
         exit_threshold,
@@ -178,7 +179,9 @@ def chosen_rules(head: Any, data: Any, model_config: Any, config: Config) -> lis
         rules.append((f"at layer {layer}", fixed_layer(layer, num_layers), None))
     if head.rule.threshold is not None:
         layer = config.equal_compute or num_layers // 2
-        threshold = threshold_for_cost(data, model_config, layer)
+        none = np.zeros(num_layers, bool)
+        budget = int(multiply_adds(model_config, data.lengths, layer, none).sum())
+        threshold = threshold_for_cost(model_config, data.entropy, data.lengths, budget)
         rules.append((f"compute of layer {layer}", ExitRule("", threshold, everywhere), None))
         if data.upstream is None:  # an oracle's exits cannot be told to the upstream
             for share in config.oracle:
@@ -186,28 +189,6 @@ def chosen_rules(head: Any, data: Any, model_config: Any, config: Config) -> lis
                 exits = (agrees.argmax(axis=1) + 1, ~agrees.any(axis=1))
                 rules.append((f"oracle, {share:.0%} of labels", head.rule, exits))
     return rules
-
-
-def threshold_for_cost(data: Any, model_config: Any, layer: int) -> float:
-    """The smallest threshold whose multiply-adds, branches included, are within a static exit's."""
-    import numpy as np
-
-    from daisy_jax.cost import multiply_adds
-    from daisy_jax.exits import exit_layers
-
-    none = np.zeros(model_config.num_layers, bool)
-    budget = multiply_adds(model_config, data.lengths, layer, none).sum()
-    values = np.unique(data.entropy.astype(np.float32))
-    candidates = np.concatenate([[-np.inf], np.nextafter(values, np.float32(np.inf))])
-    low, high = 0, len(candidates) - 1
-    while low < high:  # the cost falls as the threshold rises
-        middle = (low + high) // 2
-        exits, _ = exit_layers(data.entropy, candidates[middle])
-        if multiply_adds(model_config, data.lengths, exits).sum() <= budget:
-            high = middle
-        else:
-            low = middle + 1
-    return float(candidates[low])
 
 
 def timed(

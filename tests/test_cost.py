@@ -2,12 +2,16 @@
 
 import dataclasses
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from daisy_jax import Hubert, HubertConfig, InputError, multiply_adds
+from daisy_jax.cost import threshold_for_cost
+from daisy_jax.exits import exit_layers
 from daisy_jax.hubert import embed
 
 BASE = HubertConfig.base(num_classes=500)
@@ -110,3 +114,32 @@ def test_cost_mistakes_are_named():
             multiply_adds(BASE, 16_000, exit_layer)
     with pytest.raises(InputError, match=r"allowed has the shape \(3,\), not \(12,\)"):
         multiply_adds(BASE, 16_000, 3, np.ones(3, bool))
+
+
+@hypothesis.given(st.integers(0, 1_000))
+def test_a_threshold_for_a_cost_is_the_smallest_of_all(seed):
+    rng = np.random.default_rng(seed)
+    entropy = rng.choice(np.linspace(0.1, 2, 7), (6, 12)).astype(np.float32)
+    samples = rng.integers(400, 100_000, 6)
+    least, most = (
+        int(multiply_adds(BASE, samples, exit_layers(entropy, tau)[0]).sum())
+        for tau in (np.inf, -np.inf)
+    )
+    budget = int(rng.integers(least, most + 1))
+    found = threshold_for_cost(BASE, entropy, samples, budget)
+
+    def cost(threshold):
+        return int(multiply_adds(BASE, samples, exit_layers(entropy, threshold)[0]).sum())
+
+    assert cost(found) <= budget
+    smaller = [-np.inf, *np.nextafter(np.unique(entropy), np.float32(np.inf)).tolist()]
+    for threshold in smaller:
+        if threshold < found:
+            assert cost(threshold) > budget
+
+
+def test_a_cost_that_cannot_be_kept_to_is_named():
+    entropy, samples = np.ones((2, 12), np.float32), np.array([16_000, 16_000])
+    with pytest.raises(InputError, match="leaving at the first layer costs"):
+        threshold_for_cost(BASE, entropy, samples, 1_000)
+    assert threshold_for_cost(BASE, entropy, samples, 10**12) == -np.inf
