@@ -25,6 +25,7 @@ from daisy_jax.config import HubertConfig
 from daisy_jax.errors import InputError
 from daisy_jax.exits import Calibration
 from daisy_jax.hubert import Hubert
+from daisy_jax.json_files import read_json
 from daisy_jax.terminal import delayed_signals
 
 FORMAT = "daisy_jax/1"
@@ -225,16 +226,7 @@ def _checked_dtype(name: str) -> jnp.dtype:
 
 
 def _read_config(path: pathlib.Path) -> tuple[HubertConfig, str | None]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not a JSON file ({error}); convert the model again") from None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise InputError(
-            f"{path}: format is {found!r}, this version reads {FORMAT!r}; convert the model again, "
-            "or install the daisy_jax that wrote it"
-        )
+    content = read_json(path, FORMAT, "convert the model again")
     try:
         config = HubertConfig.from_dict(content["model"])
         calibration = content["calibration"]

@@ -1,7 +1,6 @@
 """Folders of trained heads: `model.safetensors`, `config.json` and `exits.json`."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -12,11 +11,12 @@ from daisy_jax.checkpoints import CONFIG, TENSORS, fill, named_leaves, read_tens
 from daisy_jax.downstream import Params, new_params
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
+from daisy_jax.json_files import read_json
 from daisy_jax.tasks.presets import make_task, settings_of
 from daisy_jax.tasks.task import Task
 
 FORMAT = "daisy_jax_head/1"
-EXITS = "exits.json"
+EXITS, EXITS_FORMAT = "exits.json", "daisy_jax_exits/1"
 
 
 class TrainedHead(NamedTuple):
@@ -58,6 +58,7 @@ def count_exits(exit_layer: np.ndarray, forced: np.ndarray, num_layers: int) -> 
         return [int(np.sum(chosen == layer)) for layer in layers]
 
     return {
+        "format": EXITS_FORMAT,
         "exit_counts": counts(exit_layer),
         "forced_counts": counts(exit_layer[forced]),
         "mean": float(np.mean(exit_layer)),
@@ -111,14 +112,11 @@ def load_head(path: str | pathlib.Path) -> TrainedHead:
             raise InputError(
                 f"{folder}: no {name} there; give the head of a train/downstream.py run"
             )
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        exits = json.loads((folder / EXITS).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder}: not JSON ({error}); train the head again") from None
-    found = config.get("format") if isinstance(config, dict) else None
-    if found != FORMAT:
-        raise InputError(f"{folder / CONFIG}: format is {found!r}, not {FORMAT!r}")
+    remedy = "train the head again"
+    config, exits = (
+        read_json(folder / CONFIG, FORMAT, remedy),
+        read_json(folder / EXITS, EXITS_FORMAT, remedy),
+    )
     settings = settings_of(config["settings"], str(folder / CONFIG))
     task = make_task(config["task"], settings)
     classes, rule = tuple(config["classes"]), config["rule"]

@@ -231,6 +231,7 @@ def test_a_fixed_layer_needs_no_branches():
 def test_exits_are_counted_by_hand():
     found = count_exits(np.array([1, 3, 3, 4]), np.array([False, False, False, True]), 5)
     assert found == {
+        "format": "daisy_jax_exits/1",
         "exit_counts": [1, 0, 2, 1, 0],
         "forced_counts": [0, 0, 0, 1, 0],
         "mean": 2.75,

@@ -102,7 +102,9 @@ def test_folders_that_are_none_are_refused(labelled, tmp_path):
         LabelFolder(labelled.folder)
     index = json.loads((labelled.folder / "index.json").read_text())
     (labelled.folder / "index.json").write_text(json.dumps(index | {"format": "other/1"}))
-    with pytest.raises(InputError, match="format is 'other/1', not 'daisy_jax_labels/1'"):
+    with pytest.raises(
+        InputError, match="format is 'other/1', this version reads 'daisy_jax_labels/1'"
+    ):
         LabelFolder(labelled.folder)
     del index["frames"]
     (labelled.folder / "index.json").write_text(json.dumps(index))

@@ -16,6 +16,7 @@ import numpy as np
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus, Selection
 from daisy_jax.errors import InputError
+from daisy_jax.json_files import read_json
 
 FORMAT = "daisy_jax_labels/1"
 LABELS, INDEX = "labels.uint16", "index.json"
@@ -73,18 +74,11 @@ class LabelFolder:
         """
         self.folder = pathlib.Path(folder)
         try:
-            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+            index = read_json(self.folder / INDEX, FORMAT, "make it again")
         except FileNotFoundError:
             raise InputError(
                 f"{folder}: no {INDEX} there; give a folder written by train/labels.py"
             ) from None
-        except ValueError as error:
-            raise InputError(f"{self.folder / INDEX}: not JSON ({error}); make it again") from None
-        found = index.get("format") if isinstance(index, dict) else None
-        if found != FORMAT:
-            raise InputError(
-                f"{self.folder / INDEX}: format is {found!r}, not {FORMAT!r}; make it again"
-            )
         try:
             self.source: dict[str, str] = index.get("source", {})
             self.num_classes: int = index["num_classes"]

@@ -14,6 +14,7 @@ import numpy as np
 from daisy_jax import audio
 from daisy_jax.data.sound_files import sound_files
 from daisy_jax.errors import InputError
+from daisy_jax.json_files import read_json
 
 FORMAT = "daisy_jax_audio/1"
 SAMPLES, INDEX = "samples.int16", "index.json"
@@ -24,15 +25,7 @@ class PreparedCorpus:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{folder / INDEX}: not JSON ({error}); prepare it again") from None
-        found = index.get("format") if isinstance(index, dict) else None
-        if found != FORMAT:
-            raise InputError(
-                f"{folder / INDEX}: format is {found!r}, not {FORMAT!r}; prepare the folder again"
-            )
+        index = read_json(folder / INDEX, FORMAT, "prepare the folder again")
         self.names: list[str] = index["names"]
         if not self.names:
             raise InputError(f"{folder}: holds no utterance; prepare it again from readable files")
