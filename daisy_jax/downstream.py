@@ -121,7 +121,7 @@ class Evaluator:
     """Runs heads over one part of a task's corpus, whole utterances."""
 
     def __init__(self, data: TaskData, batch_seconds: float):
-        self._data = data
+        self._data, self.task = data, data.task
         samples = round(batch_seconds * audio.SAMPLE_RATE)
         self._draw = WholeBatches(data.lengths, samples, jax.device_count())
         task = data.task
@@ -190,7 +190,7 @@ class Evaluator:
     def scores(self, params: Params, rule: ExitRule) -> dict[str, Any]:
         """For metrics.jsonl: the loss, and the measures unless the loss is what counts."""
         task = self._data.task
-        measured = task.criterion != "loss"
+        measured = task.settings.criterion != "loss"
         found = self(params, rule, measures=measured)
         names = task.measures if measured else ()
         return {"validation_loss": found.loss} | {

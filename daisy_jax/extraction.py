@@ -158,7 +158,8 @@ def _announce(folder, corpus, shards, missing, values, say) -> None:
         above = above.parent
     free = shutil.disk_usage(above).free
     hours = corpus.lengths[chosen].sum() / audio.SAMPLE_RATE / 3600
-    text = f"{folder}: {hours:.3g} h of speech, {size / 1e9:.3g} GB of features"
+    stored = f"{size / 1e9:.3g} GB of features" if size else "entropies alone"
+    text = f"{folder}: {hours:.3g} h of speech, {stored}"
     if parallel.is_first():
         say(f"{text}; {free / 1e9:.0f} GB are free")
     if free < size + size // 50 + 10_000_000:

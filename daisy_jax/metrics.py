@@ -91,8 +91,35 @@ def si_sdr_improvement(
     return float(reached[0] - before), float(reached[0])
 
 
+def paired_interval(
+    ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray], share: float = 0.95
+) -> tuple[float, float]:
+    """An interval for the difference of two values on the same utterances, drawn together.
+
+    Args:
+      ours: totals and weights, float [utterances], as `bootstrap_interval` takes them.
+      theirs: those of the other, in the same order.
+      share: of the resampled differences that lie inside.
+    """
+    count = len(ours[0])
+    rng = np.random.default_rng(0)
+    differences = []
+    for _ in range(RESAMPLES):
+        drawn = rng.integers(count, size=count)
+        values = [
+            totals[drawn].sum() / weights[drawn].sum() if weights[drawn].sum() else np.nan
+            for totals, weights in (ours, theirs)
+        ]
+        differences.append(values[0] - values[1])
+    low, high = np.nanquantile(differences, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+RESAMPLES = 1000
+
+
 def bootstrap_interval(
-    totals: np.ndarray, weights: np.ndarray, share: float = 0.95, resamples: int = 1000
+    totals: np.ndarray, weights: np.ndarray, share: float = 0.95, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
     """An interval for sum(totals) / sum(weights) by drawing utterances with replacement.
 

@@ -43,7 +43,7 @@ class Run:
     """A run folder, new or to be continued. With several processes, the first one writes.
 
     `data` says what the run is trained on beyond its settings, and must not change either. The best
-    checkpoint is that with the lowest `score` of the validation.
+    checkpoint is that with the lowest, or highest, `score` of the validation.
 
     Raises:
       InputError: the folder holds a checkpoint and `resume` was not asked for, or something else;
@@ -61,6 +61,7 @@ class Run:
         data: dict[str, Any] | None = None,
         tensorboard: bool = False,
         score: str = "validation_loss",
+        higher_is_better: bool = False,
     ):
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -94,14 +95,17 @@ class Run:
             return metrics[score]
 
         best = BestN(
-            get_metric_fn=score_of, reverse=True, n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=score_of,
+            reverse=not higher_is_better,
+            n=1,
+            keep_checkpoints_without_metrics=False,
         )
         self._manager = ocp.CheckpointManager(
             self.folder / CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy([LatestN(KEPT), best]),
                 best_fn=score_of,
-                best_mode="min",
+                best_mode="max" if higher_is_better else "min",
                 cleanup_tmp_directories=True,  # of a run that was killed while it saved
             ),
         )
@@ -181,14 +185,14 @@ class Run:
         return fill(state, restored["state"]), restored["config"].get("recent", [])
 
     def best(self, state: Any) -> Any:
-        """The state with the lowest score; `state`, the last one, if that is it."""
+        """The state with the best score; `state`, the last one, if that is it."""
         self._wait()
         step = self._manager.best_step()
         if step in (None, self._manager.latest_step()):
             return state
         if parallel.is_first():
             named = self._score.replace("_", " ")
-            print(f"the {named} was lowest after step {step}; what was learned then is taken")
+            print(f"the {named} was best after step {step}; what was learned then is taken")
         return self._read(state, step)[0]
 
     def save(

@@ -4,14 +4,15 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from daisy_jax import audio, parallel
 from daisy_jax.data.batches import Augmentation, Crop, read_crops
-from daisy_jax.data.corpus import corpus_name, fingerprint
+from daisy_jax.data.corpus import corpus_name
 from daisy_jax.data.feature_store import FeatureStore
 from daisy_jax.errors import InputError
-from daisy_jax.extraction import make_store
+from daisy_jax.extraction import make_store, model_digest
 from daisy_jax.hubert import Hubert
 from daisy_jax.tasks.task import Examples, Task, part_of, usable_lengths
 from daisy_jax.terminal import progress_bar
@@ -42,7 +43,6 @@ class TaskData:
         """float32 [utterances, L], nats."""
         self.agreement = np.asarray([row.agreement for row in rows], np.float32)
         """float32 [utterances, L], share of the frames that are labelled as in the end."""
-        self.fingerprint = fingerprint(self.examples.corpus)
         self.upstream = upstream
         self._store, self._on_error = store, on_error
         if upstream is None and not store.items:
@@ -87,9 +87,20 @@ class TaskData:
         return batch | {"targets": self.task.targets(self.examples, mine, width)}
 
 
-def open_task_data(
+def open_examples(task: Task, part: str, folder: str, on_error: Callable[[str], None]) -> Examples:
+    """One part of a task's corpus, "train", "dev" or "test".
+
+    Raises:
+      InputError: a part of the corpus is missing, or not as it should be.
+    """
+    examples = task.open(folder, part, on_error, progress_bar(f"measuring {part}"))
+    return usable_lengths(examples, on_error)
+
+
+def with_features(
     task: Task,
     part: str,
+    examples: Examples,
     folder: str,
     upstream: Hubert,
     features: pathlib.Path,
@@ -97,27 +108,29 @@ def open_task_data(
     live: bool,
     on_error: Callable[[str], None],
 ) -> TaskData:
-    """One part of a task.
+    """Adds features, which are made where they are not there yet.
 
     Args:
       task: the task.
-      part: "train", "dev" or "test".
+      part: what `examples` are of it.
+      examples: from `open_examples`.
       folder: the corpus.
       upstream: the model.
-      features: where stores are; this one's folder is named after the task and the part.
+      features: where stores are; this one's folder is named after corpus, part and model.
       live: whether features are computed when they are needed; entropies alone are stored then.
       on_error: called with one line for each utterance that is left out.
 
     Raises:
-      InputError: the corpus, or the store, is not as it should be.
+      InputError: the store is not as it should be, or the disk has no room for it.
       OSError: the store cannot be written.
     """
-    examples = task.open(folder, part, on_error, progress_bar(f"measuring {part}"))
-    examples = usable_lengths(examples, on_error)
     chosen = "-".join(getattr(task.settings, part)).replace("/", "-")
-    place = features / f"{corpus_name(folder)}-{part}-{chosen}{'-entropies' if live else ''}"
+    name = f"{corpus_name(folder)}-{part}-{chosen}-{model_digest(upstream)[:8]}"
+    dtype = str(jax.tree.leaves(upstream.layers)[0].dtype)
+    if dtype != "float32":
+        name += f"-{dtype}"
     store = make_store(
-        place,
+        features / (f"{name}-entropies" if live else name),
         upstream,
         examples.corpus,
         folder,

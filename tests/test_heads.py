@@ -1,5 +1,6 @@
 """Downstream heads and their losses against torch, hand-computed numbers and properties."""
 
+import dataclasses
 import itertools
 
 import hypothesis
@@ -163,12 +164,12 @@ def test_the_mask_loss_is_that_of_torch_spectra_and_every_permutation(
                 if settings.target == "phase":
                     cosine = np.cos(np.angle(true) - np.angle(mixed))
                     target = np.maximum(target * cosine, 0)
-                found = masks[row, estimate, : len(mixed)] * np.abs(mixed)
+                magnitude = np.abs(mixed)
                 if settings.scale == "log1p":
-                    found, target = np.log1p(found), np.log1p(target)
-                difference = np.abs(found - target)
+                    magnitude, target = np.log1p(magnitude), np.log1p(target)
+                difference = np.abs(masks[row, estimate, : len(mixed)] * magnitude - target)
                 power = 2 if settings.distance == "squared" else 1
-                total += np.mean(difference**power) / 2
+                total += np.sum(difference**power) / len(mixed) / 2
             scores.append(total)
         means.append(min(scores))
     assert float(loss) == pytest.approx(np.mean(means), rel=1e-4)
@@ -200,6 +201,16 @@ def test_masks_of_an_utterance_do_not_depend_on_its_batch(mask_head, features, m
                 jnp.asarray(LENGTHS[one]),
             )
             np.testing.assert_allclose(together[row, :, :length], alone[0], atol=1e-4)
+
+
+def test_dropout_is_for_training_and_lies_behind_the_last_layer_too(features, mixtures):
+    settings = dataclasses.replace(MASKS["superb"], layers=1, dropout=0.5)
+    head = MaskHead(12, 1, settings, rngs=nnx.Rngs(1))
+    arguments = (features, jnp.asarray(FRAMES), jnp.asarray(LENGTHS), 26)
+    plain = head(*arguments)
+    drawn = [head(*arguments, key) for key in jax.random.split(jax.random.key(0), 2)]
+    assert np.abs(drawn[0] - plain).max() > 1e-3
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
 
 
 def test_gradients_of_mask_losses_are_finite_for_silence(mask_head, features):

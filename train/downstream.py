@@ -11,8 +11,9 @@ takes it. docs/downstream.md leads through the four tasks.
 """
 
 import dataclasses
+import importlib.util
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -34,8 +35,9 @@ class Config:
     """Speech recognition, speaker identification, enhancement or separation."""
     preset: str = "superb"
     """Where the other defaults and the head come from: superb (most likely what the paper's numbers
-    were made with), minisuperb (small heads, short runs), or a TOML file with one table [TASK.NAME]
-    like those of daisy_jax/tasks/presets.toml."""
+    were made with), minisuperb (small heads, short runs), daisy-tiny (for the packaged model and
+    minutes of speech), or a TOML file with one table [TASK.NAME] like those of
+    daisy_jax/tasks/presets.toml."""
     model: str = "runs/branches/model"
     """A model folder, with branches for --ratio."""
     data: str = ""
@@ -67,6 +69,9 @@ class Config:
     """Utterances a step."""
     learning_rate: float = 0.0
     """Of Adam, constant."""
+    criterion: str = ""
+    """What the head is chosen by on the development set: a measure (wer, accuracy, pesq, stoi,
+    si_sdri), or loss."""
     save_every: int = 0
     """Steps between two checkpoints, and between two validations."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -102,9 +107,21 @@ def defaults() -> dict:
     if task not in TASKS:
         task = "asr"  # what was given is refused when it is parsed
     settings = read_preset(task, preset or "superb")
-    taken = {"steps", "batch_size", "learning_rate", "save_every", "train", "dev"}
+    taken = {"steps", "batch_size", "learning_rate", "save_every", "criterion", "train", "dev"}
     values = {name: getattr(settings, name) for name in taken}
     return values | {"data": settings.corpus, "preset": preset or "superb"}
+
+
+def require_measure(task: Any, criterion: str) -> None:
+    """Refuses a criterion that the task has not, or that cannot be computed here."""
+    known = ", ".join([*task.measures, "loss"])
+    if criterion not in task.measures and criterion != "loss":
+        raise InputError(f"criterion is {criterion!r}; {task.name} has {known}")
+    if criterion == "pesq" and importlib.util.find_spec("pesq") is None:
+        raise InputError(
+            "heads of this preset are chosen by PESQ, and pesq is not installed; pip install pesq, "
+            "which needs a C compiler, or pass --criterion=loss"
+        )
 
 
 def main() -> None:
@@ -123,7 +140,7 @@ def main() -> None:
     from daisy_jax import audio
     from daisy_jax.checkpoints import load
     from daisy_jax.data.batches import EpochBatches, crop_width
-    from daisy_jax.data.corpus import corpus_name, raise_error
+    from daisy_jax.data.corpus import corpus_name, fingerprint, raise_error
     from daisy_jax.data.loading import Batch
     from daisy_jax.downstream import (
         Evaluator,
@@ -134,8 +151,9 @@ def main() -> None:
     from daisy_jax.exits import ExitRule, exit_threshold, fixed_layer
     from daisy_jax.extraction import model_digest
     from daisy_jax.run_folder import Run
-    from daisy_jax.task_data import open_task_data
+    from daisy_jax.task_data import open_examples, with_features
     from daisy_jax.tasks.presets import make_task, read_preset
+    from daisy_jax.tasks.task import LONGEST_SECONDS
     from daisy_jax.trained_heads import TrainedHead, count_exits, save_head
     from daisy_jax.training import fit
 
@@ -145,9 +163,13 @@ def main() -> None:
     what = what if config.ratio is None else f"ratio-{config.ratio:g}"
     config = dataclasses.replace(config, output=config.output or f"runs/{config.task}-{what}")
     settings = dataclasses.replace(
-        read_preset(config.task, config.preset), train=config.train, dev=config.dev
+        read_preset(config.task, config.preset),
+        train=config.train,
+        dev=config.dev,
+        criterion=config.criterion,
     )
     task = make_task(config.task, settings)
+    require_measure(task, config.criterion)
     on_error = raise_error if config.strict else leave_out()
 
     # ---- upstream and data ----
@@ -158,10 +180,25 @@ def main() -> None:
             f"{config.model} has no branches, so no ratio can be met; train them with "
             "train/branches.py, or give --layer or --full"
         )
-    parts = {
-        part: open_task_data(
+    if config.layer is not None:
+        fixed_layer(config.layer, num_layers)  # a layer that there is
+    opened = {part: open_examples(task, part, config.data, on_error) for part in ("train", "dev")}
+    run = Run(
+        pathlib.Path(config.output),
+        config,
+        config.resume,
+        data={name: fingerprint(examples.corpus) for name, examples in opened.items()}
+        | {"settings": dataclasses.asdict(settings), "upstream": model_digest(upstream)},
+        tensorboard=config.tensorboard,
+        score=f"validation_{config.criterion}",
+        higher_is_better=config.criterion != "loss"
+        and task.measures[config.criterion].higher_is_better,
+    )
+    train, dev = (
+        with_features(
             task,
             part,
+            opened[part],
             config.data,
             upstream,
             pathlib.Path(config.features),
@@ -169,8 +206,7 @@ def main() -> None:
             on_error=on_error,
         )
         for part in ("train", "dev")
-    }
-    train, dev = parts["train"], parts["dev"]
+    )
     classes = train.examples.classes
 
     # ---- where utterances leave ----
@@ -180,7 +216,7 @@ def main() -> None:
         everywhere = np.ones(num_layers, bool)
         rule = ExitRule(f"ratio {config.ratio:g}", threshold, everywhere)
     else:
-        rule = fixed_layer(config.layer or num_layers, num_layers)
+        rule = fixed_layer(num_layers if config.layer is None else config.layer, num_layers)
     exit_layer, forced = rule.exits(train.entropy)
     exits = count_exits(exit_layer, forced, num_layers)
     dataset = f"{corpus_name(config.data)} {','.join(config.train)}"
@@ -194,7 +230,7 @@ def main() -> None:
         )
 
     # ---- batches ----
-    longest = round(settings.crop_seconds * audio.SAMPLE_RATE) or audio.WIDTHS[-1]
+    longest = round((settings.crop_seconds or LONGEST_SECONDS) * audio.SAMPLE_RATE)
     draw = EpochBatches(train.lengths, config.batch_size, longest, config.seed)
     mine = parallel.local_rows(config.batch_size)
 
@@ -204,15 +240,6 @@ def main() -> None:
         return read | {"number": np.asarray(number, np.int32)}
 
     # ---- head and optimizer ----
-    run = Run(
-        pathlib.Path(config.output),
-        config,
-        config.resume,
-        data={name: part.fingerprint for name, part in parts.items()}
-        | {"settings": dataclasses.asdict(settings)},
-        tensorboard=config.tensorboard,
-        score=f"validation_{task.criterion}",
-    )
     params = new_params(task, upstream.config.dim, num_layers, classes, config.seed)
     optimizer = head_optimizer(config.learning_rate, settings.weight_decay, settings.clip)
     step = downstream_step(task, optimizer, config.seed)

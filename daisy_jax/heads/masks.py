@@ -21,7 +21,7 @@ class MaskSettings:
     """Of each direction."""
     layers: int
     dropout: float
-    """Between BLSTM layers, in training."""
+    """Behind each BLSTM layer, in training."""
     stft: Stft
     activation: Literal["relu", "sigmoid"]
     """What makes masks out of the last layer's outputs."""
@@ -29,7 +29,7 @@ class MaskSettings:
     """Magnitude of the source's spectrum, or the part of it that is in phase with the input's,
     where that is positive (NPSM)."""
     scale: Literal["linear", "log1p"]
-    """How magnitudes are compared."""
+    """In what magnitudes of input and source are given; masks apply to them there."""
     distance: Literal["squared", "absolute"]
 
 
@@ -71,7 +71,10 @@ class MaskHead(nnx.Module):
         features = jnp.pad(features, ((0, 0), (0, missing), (0, 0)))[:, :spectrum_frames]
         frames = self.settings.stft.frames(lengths)
         mask = jnp.arange(spectrum_frames)[None] < frames[:, None]
-        scores = self.output(self.lstm(features, mask, key))
+        hidden = self.lstm(features, mask, key)
+        if key is not None:
+            hidden = self.lstm.drop(hidden, jax.random.fold_in(key, 0))
+        scores = self.output(hidden)
         scores = scores.reshape(*scores.shape[:2], -1, self.settings.stft.bins)
         activation = jax.nn.relu if self.settings.activation == "relu" else jax.nn.sigmoid
         return jnp.moveaxis(activation(scores), 2, 1)
@@ -98,9 +101,11 @@ def mask_loss(
       key: of dropout; None: evaluation.
 
     Returns:
-      float32 scalar: the mean over utterances of each one's mean over sources, frames and bins.
+      float32 scalar: the mean over utterances of each one's mean over sources and frames, summed
+      over bins.
 
-    Source: utterance-level permutation invariant training, Kolbaek et al. 2017.
+    Source: utterance-level permutation invariant training, Kolbaek et al. 2017; the scale, which
+    decides what clipping does, is s3prl's.
     """
     settings, batch = head.settings, len(mixture)
     spectrum = settings.stft.forward(mixture, lengths)
@@ -114,17 +119,17 @@ def mask_loss(
         target = jnp.maximum(aligned, 0) / jnp.maximum(magnitude, 1e-8)[:, None]
     else:
         target = jnp.abs(true)
+    if settings.scale == "log1p":
+        magnitude, target = jnp.log1p(magnitude), jnp.log1p(target)
     masks = head(features, num_frames, lengths, spectrum.shape[1], key)
     estimate = masks * magnitude[:, None]
-    if settings.scale == "log1p":
-        estimate, target = jnp.log1p(estimate), jnp.log1p(target)
     # Of each estimate (second axis) to each target (third): [batch, sources, sources]
     difference = estimate[:, :, None] - target[:, None]
     distance = difference**2 if settings.distance == "squared" else jnp.abs(difference)
     frames = settings.stft.frames(lengths)
     inside = (jnp.arange(spectrum.shape[1])[None] < frames[:, None])[:, None, None, :, None]
     total = jnp.sum(jnp.where(inside, distance, 0), axis=(-2, -1))
-    means = total / (frames * settings.stft.bins).astype(jnp.float32)[:, None, None]
+    means = total / frames.astype(jnp.float32)[:, None, None]
     losses = -best_permutation(-means)[0]
     there = lengths > 0
     return jnp.sum(jnp.where(there, losses, 0)) / jnp.maximum(jnp.sum(there), 1).astype(jnp.float32)

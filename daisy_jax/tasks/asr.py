@@ -20,7 +20,7 @@ from daisy_jax.heads.asr import (
 )
 from daisy_jax.metrics import word_errors
 from daisy_jax.spec_augment import SpecAugment
-from daisy_jax.tasks.task import Examples, Measured, TaskSettings
+from daisy_jax.tasks.task import Examples, Measure, Measured, TaskSettings
 
 WIDEST_TEXT = 64
 """Texts are padded to a multiple of so many characters, so that few shapes are compiled."""
@@ -30,8 +30,7 @@ class Asr:
     """Texts are the targets."""
 
     name = "asr"
-    criterion = "wer"
-    measures: ClassVar = {"wer": "word error rate, lower is better"}
+    measures: ClassVar = {"wer": Measure("WER", "%", higher_is_better=False, scale=100)}
 
     def __init__(self, settings: TaskSettings):
         self.settings = settings

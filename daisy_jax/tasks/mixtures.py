@@ -10,13 +10,13 @@ from daisy_jax.data.mixtures import open_libri2mix, open_voicebank
 from daisy_jax.heads.masks import MaskHead, MaskSettings, mask_loss, separate
 from daisy_jax.metrics import short_time_intelligibility, si_sdr_improvement, wideband_pesq
 from daisy_jax.spectra import Stft
-from daisy_jax.tasks.task import Examples, Measured, TaskSettings, part_of
+from daisy_jax.tasks.task import Examples, Measure, Measured, TaskSettings, part_of, the_one
 
 
 class _Masks:
     """What enhancement and separation share: a mask a source, on the input's spectrum."""
 
-    criterion = "loss"
+    name: str
     sources: int
 
     def __init__(self, settings: TaskSettings):
@@ -60,8 +60,8 @@ class Enhancement(_Masks):
 
     name = "se"
     measures: ClassVar = {
-        "pesq": "wide-band PESQ, higher is better",
-        "stoi": "STOI x 100, higher is better",
+        "pesq": Measure("PESQ", "", higher_is_better=True),
+        "stoi": Measure("STOI", "%", higher_is_better=True, scale=100),
     }
     sources = 1
 
@@ -73,7 +73,7 @@ class Enhancement(_Masks):
         progress: Callable[[Iterable], Iterable],
     ) -> Examples:
         """As for every `Task`."""
-        (place,) = getattr(self.settings, part)
+        place = the_one(getattr(self.settings, part), f"{self.name}, {part}")
         held_out = self.settings.dev_speakers
         chosen = held_out if part == "dev" else ()
         without = held_out if part == "train" else ()
@@ -93,10 +93,10 @@ class Enhancement(_Masks):
 
 
 def noisy_measures(clean: np.ndarray, estimate: np.ndarray) -> dict[str, tuple[float, float]]:
-    """PESQ, and STOI in per cent, each with weight 1."""
+    """PESQ and STOI, each with weight 1."""
     found = {
         "pesq": wideband_pesq(clean, estimate),
-        "stoi": 100 * short_time_intelligibility(clean, estimate),
+        "stoi": short_time_intelligibility(clean, estimate),
     }
     return {name: (value, 1.0) for name, value in found.items()}
 
@@ -105,7 +105,7 @@ class Separation(_Masks):
     """Two sources, the speakers."""
 
     name = "ss"
-    measures: ClassVar = {"si_sdri": "SI-SDR improvement in dB, higher is better"}
+    measures: ClassVar = {"si_sdri": Measure("SI-SDRi", "dB", higher_is_better=True)}
     sources = 2
 
     def open(
@@ -116,7 +116,7 @@ class Separation(_Masks):
         progress: Callable[[Iterable], Iterable],
     ) -> Examples:
         """As for every `Task`."""
-        (place,) = getattr(self.settings, part)
+        place = the_one(getattr(self.settings, part), f"{self.name}, {part}")
         found = open_libri2mix(folder, place, on_error, progress)
         examples = Examples(found.corpus, found)
         limit = self.settings.dev_utterances

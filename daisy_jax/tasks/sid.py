@@ -8,15 +8,14 @@ from flax import nnx
 
 from daisy_jax.data.voxceleb import open_voxceleb
 from daisy_jax.heads.sid import SidHead, SidSettings, sid_loss
-from daisy_jax.tasks.task import Examples, Measured, TaskSettings
+from daisy_jax.tasks.task import Examples, Measure, Measured, TaskSettings, the_one
 
 
 class Sid:
     """Speakers are the targets."""
 
     name = "sid"
-    criterion = "error"
-    measures: ClassVar = {"accuracy": "higher is better", "error": "1 - accuracy"}
+    measures: ClassVar = {"accuracy": Measure("accuracy", "%", higher_is_better=True, scale=100)}
 
     def __init__(self, settings: TaskSettings):
         self.settings = settings
@@ -30,7 +29,7 @@ class Sid:
         progress: Callable[[Iterable], Iterable],
     ) -> Examples:
         """As for every `Task`."""
-        (wanted,) = getattr(self.settings, part)
+        wanted = the_one(getattr(self.settings, part), f"sid, {part}")
         limit = self.settings.per_speaker if part == "train" else 0
         found = open_voxceleb(folder, self.settings.split_file, wanted, limit, on_error, progress)
         return Examples(found.corpus, found.speaker, found.names)
@@ -59,7 +58,7 @@ class Sid:
         """As for every `Task`."""
         hit = float(int(output) == int(examples.targets[index]))
         found = examples.classes[int(output)]
-        return Measured({"accuracy": (hit, 1.0), "error": (1.0 - hit, 1.0)}, found)
+        return Measured({"accuracy": (hit, 1.0)}, found)
 
     def unprocessed(self, examples, index):
         """As for every `Task`."""

@@ -11,6 +11,7 @@ from flax import nnx
 from daisy_jax import audio
 from daisy_jax.data.batches import Crop
 from daisy_jax.data.corpus import Corpus, Selection
+from daisy_jax.errors import InputError
 
 Arrays = dict[str, Any]
 
@@ -36,6 +37,8 @@ class TaskSettings:
     """Steps between two checkpoints, and between two validations."""
     head: dict[str, Any]
     """The head's own settings."""
+    criterion: str
+    """What a head is chosen by on the development set: a measure's name, or "loss"."""
     crop_seconds: float = 0.0
     """Longest part of an utterance to train on; 0: whole utterances."""
     split_file: str = ""
@@ -68,15 +71,27 @@ class Measured(NamedTuple):
     """What was recognised."""
 
 
+class Measure(NamedTuple):
+    """What a measure is called and how it is printed."""
+
+    title: str
+    unit: str
+    higher_is_better: bool
+    scale: float = 1.0
+    """From the value as it is stored to the printed one, such as 100 for per cent."""
+
+
+LONGEST_SECONDS = 300.0
+"""Of an utterance; attention over more would not fit where it should."""
+
+
 class Task(Protocol):
     """One of the four. Features are float32 [batch, frames, dim], pooled up to each exit."""
 
     name: str
     settings: TaskSettings
-    criterion: str
-    """The measure that a head is chosen by, lower is better: a measure's name, or "loss"."""
-    measures: dict[str, str]
-    """Its measures, and for each in words what it is and which way is better."""
+    measures: dict[str, Measure]
+    """By name; the first is the one to look at."""
 
     def open(
         self,
@@ -126,6 +141,14 @@ class Task(Protocol):
         ...
 
 
+def the_one(names: tuple[str, ...], what: str) -> str:
+    """The only name; an InputError if there are more or none."""
+    if len(names) != 1:
+        given = ", ".join(names) or "none"
+        raise InputError(f"{what}: one part of the corpus was wanted, {given} given")
+    return names[0]
+
+
 def part_of(examples: Examples, indices: np.ndarray) -> Examples:
     """Some of the utterances."""
     targets = examples.targets
@@ -136,11 +159,8 @@ def part_of(examples: Examples, indices: np.ndarray) -> Examples:
 
 
 def usable_lengths(examples: Examples, on_error: Callable[[str], None]) -> Examples:
-    """Without utterances that are longer than the widest batch; each is named."""
-    longest = audio.WIDTHS[-1]
+    """Without utterances that are longer than `LONGEST_SECONDS`; each is named."""
+    longest = LONGEST_SECONDS * audio.SAMPLE_RATE
     for index in np.flatnonzero(examples.corpus.lengths > longest):
-        on_error(
-            f"{examples.corpus.names[index]}: longer than {longest / audio.SAMPLE_RATE:.0f} s; "
-            "split it"
-        )
+        on_error(f"{examples.corpus.names[index]}: longer than {LONGEST_SECONDS:.0f} s; split it")
     return part_of(examples, np.flatnonzero(examples.corpus.lengths <= longest))
