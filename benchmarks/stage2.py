@@ -81,6 +81,7 @@ def main() -> None:
         "items": noise(rows, layers + 1, frames, dim).astype(np.float16),
         "num_frames": np.full(rows, frames, np.int32),
         "exit_layer": np.asarray(exits, np.int32),
+        "forced": np.zeros(rows, bool),
     }
     everywhere = np.ones(layers, bool)
     result: dict[str, Any] = {

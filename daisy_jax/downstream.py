@@ -30,21 +30,40 @@ Params = dict[str, Any]
 """`layer_weights`, float32 [L+1], and `head`."""
 
 
-def _features(
+class Features(NamedTuple):
+    """Eq. (4) on a batch."""
+
+    pooled: jax.Array
+    """float32 [batch, frames, dim]."""
+    num_frames: jax.Array
+    """int32 [batch]."""
+    exit_layer: jax.Array
+    """int32 [batch]."""
+    forced: jax.Array
+    """bool [batch]."""
+
+
+def batch_features(
     params: Params, upstream: Hubert | None, threshold: Any, allowed: Any, batch: dict[str, Any]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Eq. (4) on a batch: features [batch, frames, dim], valid frames and exit layers [batch]."""
+) -> Features:
+    """Pools stored features, or those of the upstream, each device its own rows."""
     if upstream is None:
-        items, exit_layer = batch["items"], batch["exit_layer"]
-        num_frames = batch["num_frames"]
+        items, rest = batch["items"], (batch["num_frames"], batch["exit_layer"], batch["forced"])
     else:
-        out: Any = encode_taps(upstream, batch["waveform"], batch["lengths"], threshold, allowed)
-        items, exit_layer, num_frames = out.hidden_states, out.exit_layer, out.num_frames
-    return (
-        pool(jax.lax.stop_gradient(items), params["layer_weights"], exit_layer),
-        num_frames,
-        exit_layer,
-    )
+        rows = len(batch["lengths"])
+        if threshold is not None:
+            threshold = jnp.broadcast_to(jnp.asarray(threshold, jnp.float32), (rows,))
+
+        def own_rows(replicated, waveform, lengths, threshold):
+            upstream, allowed = replicated
+            out = encode_taps(upstream, waveform, lengths, threshold, allowed)
+            return out.hidden_states, out.num_frames, out.exit_layer, out.forced
+
+        run = parallel.over_rows(own_rows, 3)
+        arguments = (batch["waveform"], batch["lengths"], threshold)
+        items, *rest = run((upstream, jnp.asarray(allowed)), *arguments)
+    pooled = pool(jax.lax.stop_gradient(items), params["layer_weights"], rest[1])
+    return Features(pooled, *rest)
 
 
 def new_params(task: Task, dim: int, num_layers: int, classes: tuple[str, ...], seed: int):
@@ -75,9 +94,10 @@ def downstream_step(task: Task, optimizer: optax.GradientTransformation, seed: i
         key = jax.random.fold_in(jax.random.key(seed), batch["number"])
 
         def loss_of(params):
-            features, num_frames, exits = _features(params, upstream, threshold, allowed, batch)
-            loss = task.loss(params["head"], features, num_frames, batch["targets"], key)
-            return loss, (num_frames, exits)
+            features = batch_features(params, upstream, threshold, allowed, batch)
+            pooled, num_frames = features.pooled, features.num_frames
+            loss = task.loss(params["head"], pooled, num_frames, batch["targets"], key)
+            return loss, (num_frames, features.exit_layer)
 
         (loss, (num_frames, exits)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
@@ -127,11 +147,12 @@ class Evaluator:
         task = data.task
 
         def run(params, upstream, threshold, allowed, batch):
-            features, num_frames, exits = _features(params, upstream, threshold, allowed, batch)
+            features = batch_features(params, upstream, threshold, allowed, batch)
+            pooled, num_frames = features.pooled, features.num_frames
             head, targets = params["head"], batch["targets"]
-            loss = task.loss(head, features, num_frames, targets, None)
-            outputs = task.outputs(head, features, num_frames, targets)
-            return loss, outputs, exits, num_frames
+            loss = task.loss(head, pooled, num_frames, targets, None)
+            outputs = task.outputs(head, pooled, num_frames, targets)
+            return loss, outputs, num_frames, features.exit_layer, features.forced
 
         self._run = jax.jit(run, out_shardings=parallel.replicated())
 
@@ -154,18 +175,18 @@ class Evaluator:
           progress: from a number of batches to what wraps them.
         """
         data, rows, losses = self._data, {}, []
-        exit_layer, forced = rule.exits(data.entropy) if exits is None else exits
+        exits = rule.exits(data.entropy) if exits is None else exits
 
         def read(number: int) -> Batch:
             crops = self._draw(number)
             width = audio.padded_width(crops[0].samples)
-            return data.read(crops, width, exit_layer, parallel.local_rows(len(crops)))
+            return data.read(crops, width, exits, parallel.local_rows(len(crops)))
 
         count = len(self._draw)
         for number, batch in enumerate(progress(count)(batches(read, 0, count, workers=0))):
             placed = parallel.place(batch)
             arguments = (params, data.upstream, rule.threshold, rule.allowed, placed)
-            loss, outputs, layers, frames = jax.device_get(self._run(*arguments))
+            loss, outputs, frames, layers, forced = jax.device_get(self._run(*arguments))
             there = int(np.sum(frames > 0))
             losses.append((float(loss) * there, there))
             for row, crop in enumerate(self._draw(number)):
@@ -175,7 +196,7 @@ class Evaluator:
                     "id": data.examples.corpus.names[crop.index],
                     "seconds": crop.samples / audio.SAMPLE_RATE,
                     "exit_layer": int(layers[row]),
-                    "forced": bool(forced[crop.index]),
+                    "forced": bool(forced[row]),
                 }
                 if measures:
                     output = data.task.cut(outputs[row], int(frames[row]), crop.samples)

@@ -89,9 +89,10 @@ def at_ratio(head: TrainedHead, ratio: float) -> Choice:
 
 def label_oracle(head: TrainedHead, data: TaskData, share: float) -> Choice:
     """Leaves at the first layer at which a share of the frames has the last layer's labels."""
-    agrees = data.agreement >= share
-    exits = (agrees.argmax(axis=1) + 1, ~agrees.any(axis=1))
-    return Choice(f"first layer with {share:.0%} of the final labels", head.rule, exits)
+    agrees = np.asarray(data.agreement >= share)
+    never = np.logical_not(agrees.any(axis=1))
+    label = f"first layer with {share:.0%} of the final labels"
+    return Choice(label, head.rule, (agrees.argmax(axis=1) + 1, never))
 
 
 def best_layers(

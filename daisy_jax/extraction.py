@@ -43,6 +43,8 @@ class Extracted(NamedTuple):
     """float32 [batch, L], nats; [batch, 0] without branches."""
     agreement: jax.Array
     """float32 [batch, L]; [batch, 0] without branches."""
+    num_frames: jax.Array
+    """int32 [batch]."""
 
 
 def extract(
@@ -66,8 +68,9 @@ def extract(
     shape = (len(lengths), 0, *item0.shape[1:])
     stored = jnp.stack(stacked, axis=1) if stacked else jnp.zeros(shape, jnp.float16)
     nothing = jnp.zeros((len(lengths), 0), jnp.float32)
+    num_frames = jnp.sum(embedded.frame_mask, axis=1, dtype=jnp.int32)
     if model.branches is None:
-        return Extracted(stored, nothing, nothing)
+        return Extracted(stored, nothing, nothing, num_frames)
 
     def one_layer(branch_and_tapped):
         branch, tapped = branch_and_tapped
@@ -76,7 +79,8 @@ def extract(
 
     entropy, labels = jax.lax.map(one_layer, (model.branches, tapped))
     same = (labels == labels[-1:]).astype(jnp.float32)
-    return Extracted(stored, entropy.T, frame_mean(same, embedded.frame_mask[None]).T)
+    agreement = frame_mean(same, embedded.frame_mask[None])
+    return Extracted(stored, entropy.T, agreement.T, num_frames)
 
 
 def model_digest(model: Hubert) -> str:
@@ -116,6 +120,10 @@ def make_store(
       OSError: a shard could not be written; those before it are whole.
     """
     folder = pathlib.Path(folder)
+    for name in corpus.names:
+        if not name.isprintable():
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            raise InputError(f"{shown}: no store can have this name; rename the file")
     frames = np.asarray(audio.frame_count(corpus.lengths))
     shards = plan_shards(frames, len(items) * model.config.dim * 2)
     source = {
@@ -204,19 +212,16 @@ def _write(
     reading = batches(read, 0, len(plans), workers=0)
     for (number, crops), batch in zip(plans, progress(len(plans))(reading), strict=True):
         placed: Any = parallel.place(batch)
-        lengths = np.asarray(
-            jax.jit(lambda x: x, out_shardings=parallel.replicated())(placed["lengths"])
-        )
         found = jax.device_get(run(everywhere, placed["waveform"], placed["lengths"], tuple(items)))
         for row, crop in enumerate(crops):
             if not crop.samples:
                 continue  # fills the batch
             name = parts[number].names[crop.index]
-            count = int(audio.frame_count(int(lengths[row])))
+            count = int(found.num_frames[row])
             values = ([], [])
             if count:
                 values = (found.entropy[row].tolist(), found.agreement[row].tolist())
-                if items:
+                if items and parallel.is_first():
                     features[name] = found.items[row, :, :count]
             error = None if count else "could not be read"
             path = str(pathlib.Path(root) / name)

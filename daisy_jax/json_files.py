@@ -1,6 +1,8 @@
 """JSON files of our own, each with the name and version of its format inside."""
 
 import json
+import math
+import os
 import pathlib
 from typing import Any
 
@@ -29,4 +31,25 @@ def read_json(path: pathlib.Path, wanted: str, remedy: str) -> dict[str, Any]:
             f"{path}: format is {found!r}, this version reads {wanted!r}; {remedy}, or install the "
             "daisy_jax that wrote it"
         )
+    return content
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a file as a whole: a kill leaves the old one or the new one.
+
+    What is no number of JSON, NaN or infinite, becomes null.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
     return content

@@ -1,4 +1,4 @@
-"""Losses of the downstream tasks, and the separation measure that evaluation uses too."""
+"""Losses of the downstream tasks."""
 
 import itertools
 
@@ -40,29 +40,6 @@ def ctc_loss(
     per_label = losses / jnp.maximum(count, 1).astype(jnp.float32)
     rows = jnp.maximum(jnp.sum(jnp.any(frame_mask, axis=-1)), 1).astype(jnp.float32)
     return jnp.sum(jnp.where(possible, per_label, 0)) / rows
-
-
-def si_sdr(estimate: jax.Array, target: jax.Array, eps: float = 1e-8) -> jax.Array:
-    """Scale-invariant signal-to-distortion ratio, without removal of the mean.
-
-    Args:
-      estimate: float [..., samples].
-      target: float [..., samples]; padding is zero in both.
-      eps: added to both powers, relative to the estimate's: keeps the ratio below 80 dB.
-
-    Returns:
-      float32 [...], dB.
-
-    Source: Le Roux et al. 2019.
-    """
-    estimate, target = estimate.astype(jnp.float32), target.astype(jnp.float32)
-    power = jnp.sum(target * target, axis=-1, keepdims=True)
-    scale = jnp.sum(estimate * target, axis=-1, keepdims=True) / jnp.maximum(power, 1e-30)
-    signal = jnp.sum((scale * target) ** 2, axis=-1)
-    distortion = jnp.sum((estimate - scale * target) ** 2, axis=-1)
-    # Logarithms apart: their quotient's gradient would overflow for silence.
-    floor = eps * jnp.sum(estimate * estimate, axis=-1) + 1e-20
-    return 10 * (jnp.log10(signal + floor) - jnp.log10(distortion + floor))
 
 
 def best_permutation(scores: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,14 +1,14 @@
 """Measures of the downstream tasks, each utterance by itself, and intervals for their means."""
 
 import functools
+import itertools
+import math
 import sys
 import warnings
 
-import jax.numpy as jnp
 import numpy as np
 
 from daisy_jax import audio
-from daisy_jax.losses import best_permutation, si_sdr
 
 
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
@@ -23,6 +23,10 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
         return len(hypothesis.split()), 0
     found = jiwer.process_words(reference, hypothesis)
     return found.substitutions + found.deletions + found.insertions, words
+
+
+LOWEST_PESQ = 0.999 + 4 / (1 + math.exp(1.3669 * 0.5 + 3.8224))
+"""P.862.2's map of the raw score -0.5: what an estimate gets that is silence."""
 
 
 def wideband_pesq(clean: np.ndarray, estimate: np.ndarray) -> float:
@@ -41,6 +45,8 @@ def wideband_pesq(clean: np.ndarray, estimate: np.ndarray) -> float:
     except ModuleNotFoundError:
         _say_no_pesq()
         return float("nan")
+    if not np.any(estimate):
+        return LOWEST_PESQ  # its reference code divides by the loudness
     try:
         return float(pesq.pesq(audio.SAMPLE_RATE, clean, estimate, "wb"))
     except (pesq.NoUtterancesError, pesq.BufferTooShortError):
@@ -84,11 +90,32 @@ def si_sdr_improvement(
     Returns:
       means over the sources, dB: the improvement, and the SI-SDR itself.
     """
-    true = jnp.asarray(sources)
-    scores = si_sdr(jnp.asarray(estimates)[:, None], true[None])
-    reached, _ = best_permutation(scores[None])
-    before = jnp.mean(si_sdr(jnp.asarray(mixture)[None], true))
-    return float(reached[0] - before), float(reached[0])
+    scores = si_sdr(estimates[:, None], sources[None])
+    orders = itertools.permutations(range(len(sources)))
+    places = np.arange(len(sources))
+    reached = max(float(np.mean(scores[list(order), places])) for order in orders)
+    return reached - float(np.mean(si_sdr(mixture[None], sources))), reached
+
+
+def si_sdr(estimate: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Scale-invariant signal-to-distortion ratio, without removal of the mean.
+
+    Args:
+      estimate: float [..., samples].
+      target: float [..., samples].
+
+    Returns:
+      float64 [...], dB, between -80 and 80: silence and equal signals have a value, too.
+
+    Source: Le Roux et al. 2019.
+    """
+    estimate, target = np.asarray(estimate, np.float64), np.asarray(target, np.float64)
+    power = np.sum(target * target, axis=-1, keepdims=True)
+    scale = np.sum(estimate * target, axis=-1, keepdims=True) / np.maximum(power, 1e-30)
+    signal = np.sum((scale * target) ** 2, axis=-1)
+    distortion = np.sum((estimate - scale * target) ** 2, axis=-1)
+    floor = 1e-8 * np.sum(estimate * estimate, axis=-1) + 1e-20
+    return 10 * np.log10((signal + floor) / (distortion + floor))
 
 
 def paired_interval(
@@ -111,8 +138,7 @@ def paired_interval(
             for totals, weights in (ours, theirs)
         ]
         differences.append(values[0] - values[1])
-    low, high = np.nanquantile(differences, [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
+    return _middle(np.asarray(differences), share)
 
 
 RESAMPLES = 1000
@@ -141,5 +167,12 @@ def bootstrap_interval(
         drawn = rng.integers(count, size=count)
         weight = weights[drawn].sum()
         values[number] = totals[drawn].sum() / weight if weight else np.nan
+    return _middle(values, share)
+
+
+def _middle(values: np.ndarray, share: float) -> tuple[float, float]:
+    """The ends of the interval in which a share of the values lies; NaN if all are NaN."""
+    if not np.isfinite(values).any():
+        return float("nan"), float("nan")
     low, high = np.nanquantile(values, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)

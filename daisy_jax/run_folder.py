@@ -29,6 +29,7 @@ CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 FREE_FIELDS = (
     "accelerator",
     "deterministic",
+    "features",
     "output",
     "processes",
     "resume",

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+LEAST_WEIGHT = 1e-2
+"""Of the squared windows that lie over a sample; elsewhere than at the end there is more."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Stft:
@@ -66,7 +69,10 @@ class Stft:
         """The waveforms, float32 [batch, samples], of complex [batch, frames, bins].
 
         Overlapping frames are weighted by the window, as torch.istft does; zero behind each
-        length. What lies behind a row's own frames must be zero.
+        length. What lies behind a row's own frames must be zero. Behind the middle of the last
+        frame the window fades out: there torch divides by next to nothing, which makes an impulse
+        of any spectrum that is not a waveform's own. Here the divisor stays above `LEAST_WEIGHT`,
+        and the waveform fades out.
         """
         batch, count, _ = spectra.shape
         window = jnp.asarray(self._window())
@@ -79,7 +85,7 @@ class Stft:
         squares = jnp.where(valid[..., None], (window**2)[None, None], 0)
         weight = jnp.zeros((batch, total), jnp.float32).at[:, places].add(squares)
         half = self.size // 2
-        waveform = jnp.where(weight > 1e-11, summed / jnp.maximum(weight, 1e-11), 0)[:, half:]
+        waveform = (summed / jnp.maximum(weight, LEAST_WEIGHT))[:, half:]
         waveform = jnp.pad(waveform, ((0, 0), (0, max(samples - waveform.shape[1], 0))))
         waveform = waveform[:, :samples]
         inside = jnp.arange(samples)[None] < lengths[:, None]

@@ -1,7 +1,8 @@
 """A task's data with its features, made where they are not there yet."""
 
+import hashlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 
 from daisy_jax import audio, parallel
 from daisy_jax.data.batches import Augmentation, Crop, read_crops
-from daisy_jax.data.corpus import corpus_name
+from daisy_jax.data.corpus import corpus_name, fingerprint
 from daisy_jax.data.feature_store import FeatureStore
 from daisy_jax.errors import InputError
 from daisy_jax.extraction import make_store, model_digest
@@ -45,21 +46,23 @@ class TaskData:
         """float32 [utterances, L], share of the frames that are labelled as in the end."""
         self.upstream = upstream
         self._store, self._on_error = store, on_error
+        if upstream is None and store.items != list(range(len(store.items))):
+            raise InputError(f"{store.folder}: holds some layers alone; store all of them")
         if upstream is None and not store.items:
             raise InputError(f"{store.folder}: holds entropies alone; compute the features instead")
 
     def read(
-        self, crops: Sequence[Crop], width: int, exit_layer: np.ndarray, rows: slice
+        self, crops: list[Crop], width: int, exits: tuple[np.ndarray, np.ndarray], rows: slice
     ) -> dict[str, Any]:
         """Some rows of a batch: features or waveforms, and targets.
 
         Args:
           crops: all rows.
           width: of the batch, samples.
-          exit_layer: int [utterances].
+          exits: exit layers, int [utterances], and who was forced out, bool [utterances].
           rows: those that are wanted.
         """
-        mine = list(crops)[rows]
+        mine = crops[rows]
         batch: dict[str, Any] = {}
         if self.upstream is None:
             frames = int(audio.frame_count(width))
@@ -68,23 +71,27 @@ class TaskData:
             batch["items"] = np.zeros(shape, np.float16)
             for row, crop in enumerate(mine):
                 if crop.samples:
-                    found = self._store.read(int(self._places[crop.index]), crop.frames)
-                    batch["items"][row, :, : count[row]] = found
+                    used = slice(0, int(exits[0][crop.index]) + 1)  # what lies behind weighs 0
+                    place = int(self._places[crop.index])
+                    found = self._store.read(place, crop.frames, used)
+                    batch["items"][row, used, : count[row]] = found
             batch["num_frames"] = count
-            leaving = [exit_layer[crop.index] if crop.samples else 0 for crop in mine]
-            batch["exit_layer"] = np.asarray(leaving, np.int32)
+            there = [crop.samples > 0 for crop in mine]
+            places = [crop.index for crop in mine]
+            batch["exit_layer"] = np.where(there, exits[0][places], 0).astype(np.int32)
+            batch["forced"] = there & exits[1][places]
         else:
             nothing_is_drawn = np.random.default_rng(0)
             batch["waveform"], batch["lengths"] = read_crops(
                 self.examples.corpus,
-                list(crops),
+                crops,
                 width,
                 Augmentation(),
                 nothing_is_drawn,
                 self._on_error,
                 rows,
             )
-        return batch | {"targets": self.task.targets(self.examples, mine, width)}
+        return batch | {"targets": self.task.targets(self.examples, crops, rows, width)}
 
 
 def open_examples(task: Task, part: str, folder: str, on_error: Callable[[str], None]) -> Examples:
@@ -124,11 +131,12 @@ def with_features(
       InputError: the store is not as it should be, or the disk has no room for it.
       OSError: the store cannot be written.
     """
+    # Another model, type or selection of utterances has a store of its own.
     chosen = "-".join(getattr(task.settings, part)).replace("/", "-")
-    name = f"{corpus_name(folder)}-{part}-{chosen}-{model_digest(upstream)[:8]}"
     dtype = str(jax.tree.leaves(upstream.layers)[0].dtype)
-    if dtype != "float32":
-        name += f"-{dtype}"
+    belongs = "".join([model_digest(upstream), dtype, fingerprint(examples.corpus)])
+    digest = hashlib.sha256(belongs.encode()).hexdigest()[:8]
+    name = f"{corpus_name(folder)}-{part}-{chosen}-{digest}"
     store = make_store(
         features / (f"{name}-entropies" if live else name),
         upstream,

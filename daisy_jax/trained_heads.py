@@ -16,6 +16,17 @@ from daisy_jax.tasks.presets import make_task, settings_of
 from daisy_jax.tasks.task import Task
 
 FORMAT = "daisy_jax_head/1"
+KEYS = (
+    "task",
+    "preset",
+    "settings",
+    "classes",
+    "dim",
+    "upstream",
+    "dataset",
+    "mean_entropy",
+    "rule",
+)
 EXITS, EXITS_FORMAT = "exits.json", "daisy_jax_exits/1"
 
 
@@ -117,6 +128,9 @@ def load_head(path: str | pathlib.Path) -> TrainedHead:
         read_json(folder / CONFIG, FORMAT, remedy),
         read_json(folder / EXITS, EXITS_FORMAT, remedy),
     )
+    missing = [key for key in KEYS if key not in config]
+    if missing:
+        raise InputError(f"{folder / CONFIG}: has no {', '.join(missing)}; {remedy}")
     settings = settings_of(config["settings"], str(folder / CONFIG))
     task = make_task(config["task"], settings)
     classes, rule = tuple(config["classes"]), config["rule"]

@@ -63,14 +63,23 @@ class Config:
     accelerator: Accelerator = "auto"
     """Where to compute."""
 
+    def __post_init__(self) -> None:
+        least = {"timed": 0, "timing_runs": 1, "batch_seconds": 1, "equal_compute": 0, "share": 0}
+        for name, value in least.items():
+            if not getattr(self, name) >= value:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {value}")
+
 
 LABEL_SHARES = (1.0, 0.9)  # of the frames, for the oracles by labels
+FOLDERS = {"test": "evaluation", "dev": "evaluation-dev", "train": "evaluation-train"}
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     if not config.runs:
         raise InputError("no run; give at least one folder of train/downstream.py")
+    if config.language_model and not config.lexicon:
+        raise InputError("--language-model needs --lexicon, the words to decode with")
     device = use_accelerator(config.accelerator)
     for run in config.runs:
         evaluate_run(pathlib.Path(run), config, device)
@@ -95,7 +104,10 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         raise InputError(f"{run}: no run of train/downstream.py there (no config.json)")
     if not (run / "head").is_dir():
         raise InputError(f"{run}: the run has not ended; train/downstream.py --resume goes on")
-    trained = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    try:
+        trained = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{run / 'config.json'}: not JSON ({error}); train again") from None
     head = load_head(run / "head")
     model_path = config.model or trained["model"]
     upstream = load(model_path, trained["dtype"])
@@ -167,14 +179,14 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "settings": trained,
         "mean_entropy": head.mean_entropy.tolist(),
         "exits": head.exits,
-        "decoding": "lexicon" if config.lexicon else "greedy",
+        "decoder": describe_decoder(task),
         "device": device,
         "measures": {name: measure._asdict() for name, measure in task.measures.items()},
         "unprocessed": unprocessed(data),
         "rows": found,
     }
     print_table(result)
-    write(run / "evaluation", result, rows)
+    write(run / FOLDERS[config.part], result, rows)
 
 
 def chosen_rules(head: Any, data: Any, model_config: Any, config: Config) -> list[Any]:
@@ -194,6 +206,13 @@ def chosen_rules(head: Any, data: Any, model_config: Any, config: Config) -> lis
         except InputError as error:
             print(f"no row at equal compute: {error}")
     return found
+
+
+def describe_decoder(task: Any) -> str | None:
+    """How texts were found; None where there are none."""
+    if not hasattr(task, "decoder"):
+        return None
+    return "greedy" if task.decoder is None else "lexicon"
 
 
 def unprocessed(data: Any) -> dict[str, float]:
@@ -242,9 +261,11 @@ def write(folder: pathlib.Path, result: dict[str, Any], rows: list[dict[str, Any
     import pyarrow
     import pyarrow.parquet
 
+    from daisy_jax.json_files import write_json
+
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "utterances.parquet")
+    write_json(folder / "results.json", result)
     print(f"written: {folder / 'results.json'}, {folder / 'utterances.parquet'}")
 
 

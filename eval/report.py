@@ -2,10 +2,11 @@
 
     python eval/report.py runs/asr-* runs/sid-* runs/se-* runs/ss-* --output runs/report
 
-Collects RUN/evaluation/results.json of each run into report.md (a table a task, and static against
-early exit at equal compute), report.json, and figure3.png where matplotlib is installed. The
-paper's figures stand beside ours where the whole corpora were used; other rows are marked as those
-of a small stand-in, which say nothing about the paper's.
+Collects RUN/evaluation of each run into report.md: Table 1 in the paper's layout, then a table a
+task with intervals, every rule and the differences to full depth, and static against early exit at
+equal compute. Beside it report.json, and figure3.png where matplotlib is installed. The paper's
+figures stand beside ours where the set-up is the paper's on the whole corpora; other runs are
+marked, with the reasons, and say nothing about the paper's.
 """
 
 import dataclasses
@@ -25,10 +26,14 @@ TITLES = {
     "se": "Speech enhancement",
     "ss": "Speech separation",
 }
-TEST_UTTERANCES = {"asr": 2620, "sid": 8251, "se": 824, "ss": 3000}
-"""Of the whole test sets: LibriSpeech test-clean, VoxCeleb1, VoiceBank-DEMAND, Libri2Mix."""
-LEAST_TRAINING = 2700
-"""Utterances; Libri-light's 10 hours, the smallest training set of the benchmarks, has more."""
+WHOLE = {
+    "asr": (28_539, 2_620),
+    "sid": (138_361, 8_251),
+    "se": (10_000, 824),
+    "ss": (13_900, 3_000),
+}
+"""Utterances of the whole training and test sets; of VoiceBank's training set at least so many."""
+NEARLY = 0.99  # of them: some files are left out for their length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,116 +48,251 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    results = []
-    for run in config.runs:
-        path = pathlib.Path(run, "evaluation", "results.json")
-        if path.is_file():
-            results.append(json.loads(path.read_text(encoding="utf-8")))
-        else:
-            print(f"left out: {run} has no evaluation; python eval/downstream.py {run}")
+    results = [result for run in config.runs for result in read_results(pathlib.Path(run))]
     if not results:
         raise InputError("nothing to report; evaluate runs with eval/downstream.py first")
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
-    text = "\n".join(
-        line
-        for task in TITLES
-        for line in table(task, [r for r in results if r["task"] == task], paper[task])
-    )
+    lines = table1(results, paper)
+    for task in TITLES:
+        lines += task_tables([result for result in results if result["task"] == task])
+    text = "\n".join(lines)
     print(text)
     if config.output:
+        from daisy_jax.json_files import write_json
+
         folder = pathlib.Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.md").write_text(text + "\n", encoding="utf-8")
-        content = json.dumps({"results": results, "paper": paper}, indent=2) + "\n"
-        (folder / "report.json").write_text(content, encoding="utf-8")
+        kept = [{k: v for k, v in result.items() if k != "utterance_rows"} for result in results]
+        write_json(folder / "report.json", {"results": kept, "paper": paper})
         print(f"written: {folder / 'report.md'}, {folder / 'report.json'}")
-        draw(results, paper, folder / "figure3.png")
+        draw(results, folder / "figure3.png")
 
 
-def is_whole(result: dict[str, Any]) -> bool:
-    """Whether the whole corpora were used, as the paper did."""
-    return (
-        result["utterances"] == TEST_UTTERANCES[result["task"]]
-        and result["training_utterances"] >= LEAST_TRAINING
+def read_results(run: pathlib.Path) -> list[dict[str, Any]]:
+    """The evaluation of a run with its utterances; none, which is said, if there is none."""
+    import pyarrow.parquet
+
+    path = run / "evaluation" / "results.json"
+    if not path.is_file():
+        print(f"left out: {run} has no evaluation; python eval/downstream.py {run}")
+        return []
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        table = pyarrow.parquet.read_table(path.with_name("utterances.parquet"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path.parent}: not whole ({error}); evaluate {run} again") from None
+    result["utterance_rows"] = table.to_pylist()
+    return [result]
+
+
+def differences_from_the_paper(result: dict[str, Any]) -> list[str]:
+    """Why a run cannot stand beside the paper's figures; empty if it can."""
+    settings, (train, test) = result["settings"], WHOLE[result["task"]]
+    preset = settings["settings"]
+    found = []
+    if result["training_utterances"] < NEARLY * train or result["utterances"] < NEARLY * test:
+        counts = f"{result['training_utterances']} training and {result['utterances']} test"
+        found.append(f"a SMALL STAND-IN for the corpora: {counts} utterances")
+    if (result["upstream"]["layers"], result["upstream"]["dim"]) != (12, 768):
+        found.append("an upstream that is not HuBERT Base's size")
+    if settings["preset"] != "superb":
+        found.append(f"preset {settings['preset']}")
+    for name in ("steps", "batch_size", "learning_rate"):
+        if settings[name] != preset[name]:
+            found.append(f"{name} {settings[name]} instead of {preset[name]}")
+    return found
+
+
+def scaled(measure: dict[str, Any], value: float | None) -> str:
+    """A value as it is printed: error rates, accuracies and STOI in per cent."""
+    return "undefined" if value is None else f"{measure['scale'] * value:.2f}"
+
+
+def heading(measures: dict[str, Any], name: str) -> str:
+    """A measure's title with its unit."""
+    unit = measures[name]["unit"]
+    return measures[name]["title"] + (f", {unit}" if unit else "")
+
+
+def table1(results: list[dict[str, Any]], paper: dict[str, Any]) -> list[str]:
+    """Markdown lines in the paper's layout: a row a rule, two columns a task."""
+    tasks = [task for task in TITLES if any(result["task"] == task for result in results)]
+    rows: dict[str, dict[str, str]] = {}
+    comparable = set()
+    heads = {}
+    for result in results:
+        task, measures = result["task"], result["measures"]
+        heads[task] = " / ".join(heading(measures, name) for name in measures)
+        if not differences_from_the_paper(result):
+            comparable.add(task)
+        for row in result["rows"]:
+            own = row["rule"] == result["trained"]
+            if not (row["rule"].startswith("span ") or (own and row["forced"] is None)):
+                continue
+            values = (scaled(measures[n], row["measures"][n]["value"]) for n in measures)
+            time = row["time_saved"]
+            saved = "" if time is None else f"{time['value']:.1%}"
+            label = result["trained"] if own else f"{result['trained']}, {row['rule']}"
+            rows.setdefault(label, {})[task] = f"{' / '.join(values)} | {saved}"
+    header = " | ".join(f"{task}: {heads[task]} | time saved" for task in tasks)
+    lines = ["## Table 1\n", f"| | {header} |", "| --- |" + " ---: | ---: |" * len(tasks)]
+    lines += [
+        f"| {label} | {' | '.join(cells.get(task, ' | ') for task in tasks)} |"
+        for label, cells in sorted(rows.items(), key=lambda pair: order_of(pair[0]))
+    ]
+    lines.append(
+        "\nTime is that of the upstream alone, one utterance at a time, against full depth without "
+        "branches in the same run, on " + ", ".join(sorted({r["device"] for r in results})) + "."
     )
+    if comparable:
+        lines.append(f"\nThe paper's ({paper['source']}; its time is that of the whole loop):\n")
+        kept = [task for task in tasks if task in comparable]
+        header = " | ".join(f"{task}: {heads[task]} | time saved" for task in kept)
+        lines += [f"| | {header} |", "| --- |" + " ---: | ---: |" * len(kept)]
+        for label in paper[kept[0]]:
+            cells = (paper[task][label] for task in kept)
+            text = " | ".join(f"{cell['measures']} | {cell['time_saved']} %" for cell in cells)
+            lines.append(f"| {label.removesuffix(', full depth')} | {text} |")
+    return lines
 
 
-def shown(measures: dict[str, Any], name: str) -> str:
-    """A measure as the paper prints it: error rates and accuracies in per cent."""
-    scale = 100 if name in ("wer", "accuracy") else 1
-    low, high = (scale * end for end in measures[name]["interval"])
-    return f"{scale * measures[name]['value']:.2f} ({low:.2f} to {high:.2f})"
+def order_of(label: str) -> tuple[int, float, str]:
+    """The paper's order: large ratios first, static exits and full depth last."""
+    for place, start in enumerate(("ratio ", "static layer ", "full depth")):
+        if label.startswith(start):
+            number = label.removeprefix(start).partition(",")[0]
+            sign = -1 if place == 0 else 1
+            return place, sign * float(number) if number else 0.0, label
+    return 3, 0.0, label
 
 
-def table(task: str, results: list[dict[str, Any]], paper: dict[str, Any]) -> list[str]:
-    """Markdown lines of one task: Table 1, then early exit against static exit."""
+def task_tables(results: list[dict[str, Any]]) -> list[str]:
+    """Markdown lines of one task: what was run, every rule, equal compute."""
     if not results:
         return []
-    names = [name for name in results[0]["measures"] if name != "error"]
-    words = "; ".join(
-        f"{name.upper().replace('_', '-')}: {results[0]['measures'][name]}" for name in names
-    )
-    lines = [f"\n## {TITLES[task]}\n", f"{words}.\n"]
+    lines = [f"\n## {TITLES[results[0]['task']]}\n"]
     for result in results:
-        kind = "whole corpora" if is_whole(result) else "a SMALL STAND-IN, not the paper's corpora"
+        reasons = differences_from_the_paper(result)
+        kind = f"not comparable with the paper: {'; '.join(reasons)}" if reasons else "the paper's"
+        settings = result["settings"]
         lines.append(
-            f"- {result['run']}: preset {result['preset']}, trained with {result['trained']} on "
-            f"{result['training_utterances']} utterances of {result['trained_on']}, tested on "
-            f"{result['utterances']} of {result['tested_on']}: {kind}"
+            f"- {result['run']}: trained with {result['trained']} on {result['trained_on']} "
+            f"({result['training_utterances']} utterances, {settings['steps']} steps of "
+            f"{settings['batch_size']}), tested on {result['tested_on']} "
+            f"({result['utterances']} utterances, {result['hours']:.2g} h); {kind}"
         )
-    head = " | ".join(names)
+    measures, first = results[0]["measures"], next(iter(results[0]["measures"]))
+    full = next((result for result in results if result["trained"] == "full depth"), None)
+    title = measures[first]["title"]
+    heads = " | ".join(f"{heading(measures, name)} (95 %)" for name in measures)
     lines += [
-        f"\n| trained with | rule | {head} | exit layer | forced | multiply-adds saved "
-        "| time saved | the paper |",
-        "| --- | --- |" + " ---: |" * (len(names) + 5),
+        f"\n| trained with | rule | {heads} | {title} minus full depth's (95 %, paired) "
+        "| exit layer | forced | multiply-adds saved | time saved (95 %) "
+        "| multiply-adds saved there |",
+        "| --- | --- |" + " ---: |" * (len(measures) + 6),
     ]
-    for result in results:
-        if result["unprocessed"]:
-            values = " | ".join(f"{result['unprocessed'][name]:.2f}" for name in names)
-            lines.append(f"| | the input itself | {values} | | | | | |")
-            break
+    inputs = next((result["unprocessed"] for result in results if result["unprocessed"]), None)
+    if inputs:
+        cells = " | ".join(scaled(measures[name], inputs[name]) for name in measures)
+        lines.append(f"| | the input itself | {cells} |" + " |" * 6)
     for result in results:
         for row in result["rows"]:
-            cells = " | ".join(shown(row["measures"], name) for name in names)
-            time = "" if row["time_saved"] is None else f"{row['time_saved']:.1%}"
-            theirs = paper["rows"].get(f"{result['trained']}, {row['rule']}")
-            said = "" if theirs is None or not is_whole(result) else theirs
             lines.append(
-                f"| {result['trained']} | {row['rule']} | {cells} | {row['mean_exit_layer']:.2f} "
-                f"| {row['forced']:.0%} | {row['multiply_adds_saved']:.1%} | {time} | {said} |"
+                f"| {result['trained']} | {row['rule']} | {with_intervals(measures, row)} "
+                f"| {'' if full is None else difference(first, result, row, full)} "
+                f"| {row['mean_exit_layer']:.2f} "
+                f"| {'' if row['forced'] is None else format(row['forced'], '.0%')} "
+                f"| {row['multiply_adds_saved']:.1%} | {time_cells(row)} |"
             )
-    return lines + equal_compute(results, names)
+    for name in measures:
+        count = max(r["measures"][name]["undefined"] for result in results for r in result["rows"])
+        if count:
+            lines.append(f"\n{measures[name]['title']} is undefined for up to {count} utterances.")
+    return lines + equal_compute(results, first)
 
 
-def equal_compute(results: list[dict[str, Any]], names: list[str]) -> list[str]:
+def with_intervals(measures: dict[str, Any], row: dict[str, Any]) -> str:
+    """The cells of a row's measures."""
+    cells = []
+    for name, measure in measures.items():
+        value, (low, high) = row["measures"][name]["value"], row["measures"][name]["interval"]
+        ends = f"{scaled(measure, low)} to {scaled(measure, high)}"
+        cells.append(f"{scaled(measure, value)} ({ends})")
+    return " | ".join(cells)
+
+
+def time_cells(row: dict[str, Any]) -> str:
+    """Time saved, and multiply-adds saved on the same utterances."""
+    time = row["time_saved"]
+    if time is None:
+        return " | "
+    low, high = time["interval"]
+    return f"{time['value']:.1%} ({low:.1%} to {high:.1%}) | {time['multiply_adds_saved']:.1%}"
+
+
+def difference(
+    name: str, result: dict[str, Any], row: dict[str, Any], other: dict[str, Any]
+) -> str:
+    """A row's measure minus that of another run's own rule, on the utterances of both."""
+    import numpy as np
+
+    from daisy_jax.metrics import paired_interval
+
+    def by_id(result: dict[str, Any], rule: str) -> dict[str, tuple[float, float]]:
+        found = {}
+        for line in result["utterance_rows"]:
+            total = line[f"{name}_total"]
+            if line["rule"] == rule and total is not None and np.isfinite(total):
+                found[line["id"]] = (total, line[f"{name}_weight"])
+        return found
+
+    ours, theirs = by_id(result, row["rule"]), by_id(other, other["rows"][0]["rule"])
+    both = sorted(ours.keys() & theirs.keys())
+    if not both:
+        return ""
+    pairs = [np.asarray([values[id] for id in both]).T for values in (ours, theirs)]
+    sides = [(totals, weights) for totals, weights in pairs]
+    value = np.subtract(*[totals.sum() / max(weights.sum(), 1e-9) for totals, weights in sides])
+    low, high = paired_interval(sides[0], sides[1])
+    scale = result["measures"][name]["scale"]
+    return f"{scale * value:+.2f} ({scale * low:+.2f} to {scale * high:+.2f})"
+
+
+def equal_compute(results: list[dict[str, Any]], first: str) -> list[str]:
     """Each static exit beside the early exits that cost the same, branches included."""
     lines = []
     for static in results:
         layer = static["trained"].removeprefix("static layer ")
         if layer == static["trained"]:
             continue
-        pairs = [(static["trained"], static["rows"][0])]
-        pairs += [
-            (f"early exit, {result['trained']}", row)
+        measures = static["measures"]
+        heads = " | ".join(f"{heading(measures, name)} (95 %)" for name in measures)
+        title = measures[first]["title"]
+        lines += [
+            f"\nAt the compute of a static exit at layer {layer}, branches included:\n",
+            f"| | {heads} | {title} minus the static exit's (95 %, paired) | exit layer "
+            "| multiply-adds saved | time saved (95 %) | multiply-adds saved there |",
+            "| --- |" + " ---: |" * (len(measures) + 5),
+        ]
+        rows = [(static["trained"], static, static["rows"][0])]
+        rows += [
+            (f"early exit, trained with {result['trained']}", result, row)
             for result in results
             for row in result["rows"]
             if row["rule"] == f"compute of layer {layer}"
         ]
-        lines += [
-            f"\nAt the compute of a static exit at layer {layer}, branches included:\n",
-            f"| | {' | '.join(names)} | exit layer | multiply-adds saved |",
-            "| --- |" + " ---: |" * (len(names) + 2),
-        ]
-        for name, row in pairs:
-            cells = " | ".join(shown(row["measures"], measure) for measure in names)
+        for label, result, row in rows:
+            apart = "" if result is static else difference(first, result, row, static)
             lines.append(
-                f"| {name} | {cells} | {row['mean_exit_layer']:.2f} "
-                f"| {row['multiply_adds_saved']:.1%} |"
+                f"| {label} | {with_intervals(measures, row)} | {apart} "
+                f"| {row['mean_exit_layer']:.2f} | {row['multiply_adds_saved']:.1%} "
+                f"| {time_cells(row)} |"
             )
     return lines
 
 
-def draw(results: list[dict[str, Any]], paper: dict[str, Any], path: pathlib.Path) -> None:
+def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Figure 3: a measure against the time saved; dots for spans, crosses for static exits."""
     try:
         import matplotlib
@@ -162,30 +302,40 @@ def draw(results: list[dict[str, Any]], paper: dict[str, Any], path: pathlib.Pat
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    markers = {"span mean": "o", "span threshold": "s", "span min-max": "^"}
     tasks = [task for task in TITLES if any(result["task"] == task for result in results)]
     figure, axes = pyplot.subplots(
-        1, len(tasks), figsize=(4 * len(tasks), 3.6), layout="constrained", squeeze=False
+        1, len(tasks), figsize=(4.2 * len(tasks), 3.8), layout="constrained", squeeze=False
     )
     for task, axis in zip(tasks, axes[0], strict=True):
         mine = [result for result in results if result["task"] == task]
-        name = next(name for name in mine[0]["measures"] if name != "error")
-        for result in mine:
-            rows = [row for row in result["rows"] if row["time_saved"] is not None]
-            spans = [row for row in rows if row["rule"].startswith("span ")] or rows[:1]
-            fixed = not spans[0]["rule"].startswith("span ")
-            axis.plot(
-                [100 * row["time_saved"] for row in spans],
-                [row["measures"][name]["value"] for row in spans],
-                "kx" if fixed else "o",
-                label=result["trained"],
-            )
-        whole = all(map(is_whole, mine))
+        measures, name = mine[0]["measures"], next(iter(mine[0]["measures"]))
+        for color, result in enumerate(mine):
+            for row in result["rows"]:
+                own = row["rule"] == result["trained"] and row["forced"] is None
+                marker = ("*" if row["rule"] == "full depth" else "x") if own else None
+                marker = markers.get(row["rule"], marker)
+                value = row["measures"][name]
+                if marker is None or row["time_saved"] is None or value["value"] is None:
+                    continue
+                scale = measures[name]["scale"]
+                below, above = (abs(value["value"] - end) for end in value["interval"])
+                axis.errorbar(
+                    100 * row["time_saved"]["value"],
+                    scale * value["value"],
+                    yerr=[[scale * below], [scale * above]],
+                    fmt=marker,
+                    color="black" if own else f"C{color}",
+                    elinewidth=0.6,
+                    label=result["trained"] + ("" if own else f", {row['rule'].split()[1]}"),
+                )
+        stand_in = any(differences_from_the_paper(result) for result in mine)
         axis.set(
             xlabel="upstream time saved, %",
-            ylabel=name.upper().replace("_", "-"),
-            title=TITLES[task] + ("" if whole else " (small stand-in)"),
+            ylabel=heading(measures, name),
+            title=TITLES[task] + (" (stand-in)" if stand_in else ""),
         )
-        axis.legend(fontsize="small")
+        axis.legend(fontsize="x-small")
     figure.savefig(path, dpi=150)
     print(f"written: {path}")
 

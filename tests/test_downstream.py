@@ -11,13 +11,13 @@ import pytest
 from made_models import SMALL, made_model
 
 import daisy_jax
-from daisy_jax import audio, downstream
+from daisy_jax import audio, downstream, parallel
 from daisy_jax.data.batches import Crop
 from daisy_jax.downstream import Evaluator, new_params
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule, fixed_layer
 from daisy_jax.pooling import pool
-from daisy_jax.task_data import open_task_data
+from daisy_jax.task_data import TaskData, open_examples, with_features
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.trained_heads import TrainedHead, count_exits, load_head, save_head
 
@@ -41,12 +41,13 @@ def corpora(tmp_path_factory):
 def opened(name, corpora, model, live, part="train"):
     task = make_task(name, read_preset(name, "daisy-tiny"))
     place = corpora / {"sid": "VoxCeleb1", "ss": "Libri2Mix"}[name]
-    return open_task_data(
+    return with_features(
         task,
         part,
+        open_examples(task, part, str(place), pytest.fail),
         str(place),
         model,
-        corpora / f"features-{model.config.tap}",
+        corpora / "features",
         live=live,
         on_error=pytest.fail,
     )
@@ -67,11 +68,13 @@ def middle(speakers):
 
 
 def batch_of(data, rule, crops, width=16_000):
-    return data.read(crops, width, rule.exits(data.entropy)[0], slice(None))
+    return data.read(crops, width, rule.exits(data.entropy), slice(None))
 
 
 def crops_of(data, count):
-    return [Crop(index, 0, int(data.lengths[index])) for index in range(count)] + [Crop(0, 0, 0)]
+    """Rows for any number of devices; the last ones fill the batch."""
+    crops = [Crop(index, 0, int(data.lengths[index])) for index in range(count)]
+    return crops + [Crop(0, 0, 0)] * (-count % 4 or 4)
 
 
 # ---- features ----
@@ -89,19 +92,22 @@ def test_stored_and_computed_features_are_the_same(corpora, model, middle, tap):
         rule = middle if tap == "block" else fixed_layer(2, LAYERS)
         batch = batch_of(data, rule, crops_of(data, 5))
         arguments = (params, data.upstream, rule.threshold, rule.allowed, batch)
-        found.append(jax.jit(downstream._features)(*arguments))
-    (stored, frames, exits), (computed, live_frames, live_exits) = found
-    np.testing.assert_array_equal(frames, live_frames)
-    np.testing.assert_array_equal(exits, live_exits)
-    assert exits[-1] == frames[-1] == 0  # the row that fills the batch
-    for row, count in enumerate(frames.tolist()):
-        np.testing.assert_allclose(stored[row, :count], computed[row, :count], atol=5e-3)
+        found.append(jax.jit(downstream.batch_features)(*arguments))
+    stored, computed = found
+    np.testing.assert_array_equal(stored.num_frames, computed.num_frames)
+    np.testing.assert_array_equal(stored.exit_layer, computed.exit_layer)
+    assert stored.exit_layer[-1] == stored.num_frames[-1] == 0  # a row that fills the batch
+    for row, count in enumerate(stored.num_frames.tolist()):
+        assert not count or stored.forced[row] == computed.forced[row]
+        ours, theirs = stored.pooled[row, :count], computed.pooled[row, :count]
+        np.testing.assert_allclose(ours, theirs, atol=5e-3)
 
 
 def test_features_stop_at_each_utterances_own_exit(speakers, middle):
     batch = batch_of(speakers, middle, crops_of(speakers, 6))
     weights = jnp.linspace(-1, 1, LAYERS + 1, dtype=jnp.float32)
-    found = downstream._features({"layer_weights": weights}, None, None, None, batch)[0]
+    params = {"layer_weights": weights}
+    found = downstream.batch_features(params, None, None, None, batch).pooled
     for row, layer in enumerate(batch["exit_layer"].tolist()[:6]):
         kept = jnp.asarray(batch["items"][row : row + 1, : layer + 1], jnp.float32)
         alone = pool(kept, weights[: layer + 1], jnp.array([layer]))
@@ -117,27 +123,43 @@ def test_a_crop_of_stored_features_is_that_part_of_the_utterance(speakers, middl
     np.testing.assert_array_equal(part["items"][0, :, :count], whole["items"][0, :, 5 : 5 + count])
 
 
+def test_each_device_runs_the_upstream_on_its_own_rows_alone(corpora, model, middle):
+    data = opened("sid", corpora, model, live=True)
+    placed = parallel.place(batch_of(data, middle, crops_of(data, 8)))
+    weights = {"layer_weights": jnp.zeros(LAYERS + 1, jnp.float32)}
+    arguments = parallel.replicate((weights, data.upstream))
+    run = jax.jit(downstream.batch_features).lower(*arguments, 0.5, middle.allowed, placed)
+    program = run.compile().as_text()
+    assert "all-gather" not in program
+    frames = audio.frame_count(16_000)
+    assert f"f32[3,{frames},{SMALL.dim}]" in program  # 12 rows over four devices
+    assert f"f32[12,{frames},{SMALL.dim}]" not in program
+
+
 # ---- gradients ----
 
 
 def loss_of(params, upstream, data, rule, batch):
-    features, frames, _ = downstream._features(
-        params, upstream, rule.threshold, rule.allowed, batch
-    )
-    return data.task.loss(params["head"], features, frames, batch["targets"], None)
+    arguments = (params, upstream, rule.threshold, rule.allowed, batch)
+    features = downstream.batch_features(*arguments)
+    pooled, frames = features.pooled, features.num_frames
+    return data.task.loss(params["head"], pooled, frames, batch["targets"], None)
 
 
 def test_no_gradient_reaches_the_upstream(corpora, model, middle):
     data = opened("sid", corpora, model, live=True)
     batch = batch_of(data, middle, crops_of(data, 3))
     params = new_params(data.task, SMALL.dim, LAYERS, data.examples.classes, 0)
-    for rule in (fixed_layer(LAYERS, LAYERS), fixed_layer(2, LAYERS)):
-        gradient = jax.grad(loss_of, argnums=(0, 1), allow_int=True)
-        to_params, to_upstream = gradient(params, data.upstream, data, rule, batch)
-        assert not any(np.any(leaf) for leaf in jax.tree.leaves(to_upstream))
-        assert all(np.any(leaf) for leaf in jax.tree.leaves(to_params["head"]))
+
+    def loss(params, upstream, rule):
+        return loss_of(params, upstream, data, rule, batch)
+
+    gradient = jax.jit(jax.grad(lambda *both: loss(*both, fixed_layer(2, LAYERS)), argnums=(0, 1)))
+    to_params, to_upstream = gradient(params, data.upstream)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(to_upstream))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(to_params["head"]))
     # With exits the upstream has no gradient at all; the head's and the weights' are finite.
-    to_params = jax.grad(loss_of)(params, data.upstream, data, middle, batch)
+    to_params = jax.jit(jax.grad(lambda params: loss(params, data.upstream, middle)))(params)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(to_params))
 
 
@@ -203,7 +225,7 @@ def test_separation_is_evaluated_on_waveforms_of_true_length(corpora, model):
 def test_entropies_alone_are_no_features(corpora, model):
     data = opened("sid", corpora, model, live=True)
     with pytest.raises(InputError, match="holds entropies alone"):
-        type(data)(data.task, data.examples, data._store, None, pytest.fail)
+        TaskData(data.task, data.examples, data._store, None, pytest.fail)
 
 
 # ---- rules and folders ----

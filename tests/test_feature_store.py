@@ -98,6 +98,7 @@ def test_extraction_is_what_encode_sums_and_decides_by(any_model):
             np.testing.assert_allclose(found.entropy[row], out.entropy[row], rtol=1e-5)
     agreement = np.asarray(found.agreement)
     np.testing.assert_array_equal(agreement[:2, -1], 1)
+    np.testing.assert_array_equal(found.num_frames, out.num_frames)
     assert np.all((agreement >= 0) & (agreement <= 1))
 
 
@@ -127,6 +128,8 @@ def test_a_store_holds_every_utterance_as_encoded_alone(model, corpus, finished)
         np.testing.assert_allclose(features.astype(np.float32), wanted, rtol=2e-3, atol=2e-3)
         np.testing.assert_allclose(store.entropy[index], out.entropy[0], rtol=1e-4)
         np.testing.assert_array_equal(store.read(index, slice(3, 9)), features[:, 3:9])
+        some = store.read(index, slice(3, 9), slice(0, 2))
+        np.testing.assert_array_equal(some, features[:2, 3:9])
         row = store.rows[index]
         assert row.path == f"speech/{corpus.names[index]}"
         assert (row.samples, row.frames, row.error) == (length, features.shape[1], None)

@@ -9,7 +9,9 @@ import sounds
 from daisy_jax import metrics
 from daisy_jax.metrics import (
     bootstrap_interval,
+    paired_interval,
     short_time_intelligibility,
+    si_sdr,
     si_sdr_improvement,
     wideband_pesq,
     word_errors,
@@ -117,6 +119,7 @@ def test_pesq_of_silence_is_not_a_number(noisy):
     clean, _ = noisy
     assert np.isnan(wideband_pesq(np.zeros_like(clean), clean))
     assert np.isnan(wideband_pesq(clean[:1_000], clean[:1_000]))
+    assert wideband_pesq(clean, np.zeros_like(clean)) == pytest.approx(1.04, abs=0.005)
 
 
 def test_without_pesq_the_compiler_is_named_once(noisy, monkeypatch, capsys):
@@ -128,6 +131,25 @@ def test_without_pesq_the_compiler_is_named_once(noisy, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "pip install pesq, which needs a C compiler" in said
+
+
+def test_si_sdr_is_the_ratio_of_what_lies_along_the_target_to_the_rest():
+    rng = np.random.default_rng(0)
+    target = rng.standard_normal(4_000)
+    noise = rng.standard_normal(4_000)
+    noise -= target * (noise @ target) / (target @ target)  # nothing of the target in it
+    for level in (-20, -5, 0, 7.5, 30):
+        scale = np.sqrt(target @ target / (noise @ noise) / 10 ** (level / 10))
+        estimate = target + scale * noise
+        for gain in (0.01, 1, -3):
+            assert si_sdr(gain * estimate, target) == pytest.approx(level, abs=1e-4)
+
+
+def test_si_sdr_has_a_value_for_silence_and_for_equal_signals():
+    target, silence = np.sin(np.arange(500.0)), np.zeros(500)
+    assert si_sdr(target, target) == pytest.approx(80, abs=1e-3)
+    assert np.isfinite(si_sdr(silence, target))
+    assert np.isfinite(si_sdr(target, silence))
 
 
 def test_si_sdr_improvement_by_hand():
@@ -166,3 +188,13 @@ def test_a_bootstrap_of_a_rate_weighs_utterances_by_their_words():
     assert low == pytest.approx(0)
     assert high == pytest.approx(1)
     assert np.isnan(bootstrap_interval(np.zeros(0), np.zeros(0))).all()
+
+
+def test_a_paired_interval_sees_differences_that_apart_ones_hide():
+    rng = np.random.default_rng(0)
+    difficulty, ones = rng.normal(0, 5, 100), np.ones(100)
+    ours = difficulty + 0.5 + rng.normal(0, 0.1, 100)
+    low, high = paired_interval((ours, ones), (difficulty, ones))
+    assert 0.4 < low < high < 0.6
+    same = paired_interval((difficulty, ones), (difficulty, ones))
+    assert same == (0.0, 0.0)

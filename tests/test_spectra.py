@@ -63,6 +63,20 @@ def test_the_inverse_is_that_of_torch(stft, batch):
         assert not np.any(found[row, length:])
 
 
+@pytest.mark.parametrize("stft", SETTINGS)
+@pytest.mark.parametrize("left", [0, 1, 100, 159, 255, 300, 319])
+def test_there_is_no_impulse_at_the_end(stft, left):
+    rng = np.random.default_rng(left)
+    length = 4_800 + left
+    waveform = rng.standard_normal((1, 8_000)).astype(np.float32)
+    waveform[:, length:] = 0
+    lengths = jnp.full(1, length, jnp.int32)
+    spectra = np.array(stft.forward(waveform, lengths))
+    spectra *= rng.uniform(0, 1, spectra.shape)
+    found = np.abs(np.asarray(stft.inverse(jnp.asarray(spectra), lengths, 8_000)))[0, :length]
+    assert found[4_800:].max(initial=0) <= 4 * found[:4_800].max()
+
+
 @hypothesis.given(st.integers(600, 4_000), st.sampled_from(SETTINGS))
 def test_a_waveform_comes_back(length, stft):
     waveform = np.random.default_rng(length).standard_normal((1, 4_000)).astype(np.float32)

@@ -1,5 +1,6 @@
 """The downstream corpora in their own layouts, and what is said about missing parts."""
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import made_corpora
 import numpy as np
 import pytest
+import sounds
 
 from daisy_jax.data.batches import Crop
 from daisy_jax.data.corpus import open_corpus
@@ -64,6 +66,15 @@ def test_voxceleb_is_read_by_its_split_file(tmp_path, place):
             assert part.names[speaker] in name
 
 
+def test_a_path_may_hold_spaces_and_any_number_of_folders(tmp_path):
+    for name in ("spk A/one two.wav", "spk B/deep/er/x.wav"):
+        sounds.write(tmp_path / "wav" / name, sounds.syllables(0.5))
+    (tmp_path / "iden_split.txt").write_text("1 spk A/one two.wav\n1 spk B/deep/er/x.wav\n")
+    found = open_voxceleb(tmp_path, "iden_split.txt", "1")
+    assert found.names == ("spk A", "spk B")
+    assert found.speaker.tolist() == [0, 1]
+
+
 def test_few_utterances_of_each_speaker_are_always_the_same(tmp_path):
     made_corpora.voxceleb(tmp_path, 3, 6)
     first, again = (open_voxceleb(tmp_path, "iden_split.txt", "1", 2) for _ in range(2))
@@ -80,6 +91,12 @@ def test_missing_parts_of_voxceleb_are_named(tmp_path):
     (tmp_path / "wav" / "id10002" / "video" / "00001.wav").unlink()
     with pytest.raises(InputError, match=r"1 of 4 files .* the first is id10002/video/00001\.wav"):
         open_voxceleb(tmp_path, "iden_split.txt", "1")
+    two = make_task("sid", dataclasses.replace(read_preset("sid", "superb"), train=("1", "2")))
+    with pytest.raises(InputError, match=r"sid, train: one part of the corpus was wanted, 1, 2"):
+        two.open(str(tmp_path), "train", pytest.fail, nothing)
+    (tmp_path / "other.txt").write_text("1 id1/a b.wav\n\n4 id1/c.wav\n")
+    with pytest.raises(InputError, match=r"other\.txt:3: '4 id1/c\.wav' is none of"):
+        open_voxceleb(tmp_path, "other.txt", "1")
     shutil.rmtree(tmp_path / "wav")
     with pytest.raises(InputError, match=r"no audio there; expected .*/wav, .*dev/wav"):
         open_voxceleb(tmp_path, "iden_split.txt", "1")
@@ -139,6 +156,7 @@ def test_every_task_has_the_two_presets_with_the_papers_learning_rates():
         superb, mini = read_preset(task, "superb"), read_preset(task, "minisuperb")
         make_task(task, superb), make_task(task, mini)
         assert mini.steps < superb.steps
+        assert superb.criterion in make_task(task, superb).measures
         rates[task] = superb.learning_rate
     assert rates == {"asr": 1e-4, "sid": 1e-1, "se": 1e-4, "ss": 1e-4}
 
@@ -154,6 +172,12 @@ def test_a_preset_file_of_ones_own(tmp_path):
     own.write_text(table.replace("steps", "stepz"))
     with pytest.raises(InputError, match="unknown settings stepz"):
         read_preset("sid", str(own))
+    masks = text[text.index("[se.superb]") : text.index("[se.minisuperb]")]
+    for wrong, said in (("relu", "activation is 'sofmax'"), ("hop = 320", "hop is 300")):
+        right = {"relu": "sofmax", "hop = 320": "hop = 300"}[wrong]
+        own.write_text(masks.replace(wrong, right))
+        with pytest.raises(InputError, match=said):
+            make_task("se", read_preset("se", str(own)))
     own.write_text("[sid.mine\n")
     with pytest.raises(InputError, match="not a readable TOML file"):
         read_preset("sid", str(own))
@@ -167,13 +191,13 @@ def test_targets_of_each_task(tmp_path):
     crops = [Crop(1, 0, 9_600), Crop(0, 0, 0)]
     asr = make_task("asr", read_preset("asr", "superb"))
     examples = asr.open(str(tmp_path / "ls"), "train", pytest.fail, nothing)
-    rows = asr.targets(examples, crops, 16_000)["characters"]
+    rows = asr.targets(examples, crops, slice(None), 16_000)["characters"]
     assert greedy_text(np.repeat(rows[0], 2)) == "CAT SAT ON"
     assert rows[0][rows[0] > 0][-1] == CHARACTERS.index("</s>")
     assert not rows[1].any()
     ss = make_task("ss", read_preset("ss", "superb"))
     examples = ss.open(str(tmp_path / "mix"), "train", pytest.fail, nothing)
-    found = ss.targets(examples, crops, 16_000)
+    found = ss.targets(examples, crops, slice(None), 16_000)
     assert found["samples"].tolist() == [9_600, 0]
     np.testing.assert_allclose(found["sources"].sum(axis=1), found["mixture"], atol=1e-4)
     assert not found["mixture"][1].any()

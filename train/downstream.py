@@ -140,7 +140,7 @@ def main() -> None:
     from daisy_jax import audio
     from daisy_jax.checkpoints import load
     from daisy_jax.data.batches import EpochBatches, crop_width
-    from daisy_jax.data.corpus import corpus_name, fingerprint, raise_error
+    from daisy_jax.data.corpus import corpus_name, raise_error
     from daisy_jax.data.loading import Batch
     from daisy_jax.downstream import (
         Evaluator,
@@ -153,7 +153,7 @@ def main() -> None:
     from daisy_jax.run_folder import Run
     from daisy_jax.task_data import open_examples, with_features
     from daisy_jax.tasks.presets import make_task, read_preset
-    from daisy_jax.tasks.task import LONGEST_SECONDS
+    from daisy_jax.tasks.task import LONGEST_SECONDS, fingerprint_of
     from daisy_jax.trained_heads import TrainedHead, count_exits, save_head
     from daisy_jax.training import fit
 
@@ -187,7 +187,7 @@ def main() -> None:
         pathlib.Path(config.output),
         config,
         config.resume,
-        data={name: fingerprint(examples.corpus) for name, examples in opened.items()}
+        data={name: fingerprint_of(examples) for name, examples in opened.items()}
         | {"settings": dataclasses.asdict(settings), "upstream": model_digest(upstream)},
         tensorboard=config.tensorboard,
         score=f"validation_{config.criterion}",
@@ -236,7 +236,7 @@ def main() -> None:
 
     def batch(number: int) -> Batch:
         crops = draw(number)
-        read = train.read(crops, crop_width(crops, longest), exit_layer, mine)
+        read = train.read(crops, crop_width(crops, longest), (exit_layer, forced), mine)
         return read | {"number": np.asarray(number, np.int32)}
 
     # ---- head and optimizer ----

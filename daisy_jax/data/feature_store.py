@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import platform
 import threading
 from typing import Any, NamedTuple
 
@@ -95,7 +96,9 @@ def write_shard(
 
     (folder / MANIFEST).mkdir(parents=True, exist_ok=True)
     shard, part = shard_file(folder, number), part_file(folder, number)
-    partial = [path.with_name(f".{path.name}.partial") for path in (shard, part)]
+    # Two runs may make the same store at once: each its own, and what is whole is the same.
+    mine = f"{platform.node()}-{os.getpid()}.partial"
+    partial = [path.with_name(f".{path.name}.{mine}") for path in (shard, part)]
     kept = dict(source)
     try:
         if features:
@@ -203,8 +206,10 @@ class FeatureStore:
             element["features"] = self.read(index)
         return element
 
-    def read(self, index: int, frames: slice = slice(None)) -> np.ndarray:
-        """Features of one utterance, float16 [items, frames, dim].
+    def read(
+        self, index: int, frames: slice = slice(None), items: slice = slice(None)
+    ) -> np.ndarray:
+        """Features of one utterance, float16 [items, frames, dim], or a part of them.
 
         Raises:
           InputError: they are not there as the manifest says.
@@ -213,7 +218,7 @@ class FeatureStore:
         try:
             stored = self._shard(row.shard).get_slice(row.id)
             found = stored[
-                :, frames.start or 0 : row.frames if frames.stop is None else frames.stop
+                slice(*items.indices(len(self.items))), slice(*frames.indices(row.frames))
             ]
         except SafetensorError as error:
             raise InputError(

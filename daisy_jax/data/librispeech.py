@@ -50,7 +50,10 @@ def transcripts(folder: str | pathlib.Path, corpus: Corpus) -> list[str]:
         if listing not in read:
             if not listing.is_file():
                 raise InputError(f"{path}: no transcript; expected in {listing}")
-            lines = listing.read_text(encoding="utf-8").splitlines()
+            try:
+                lines = listing.read_text(encoding="utf-8").splitlines()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{listing}: not UTF-8 ({error}); unpack it again") from None
             pairs = [line.partition(" ") for line in lines]
             read[listing] = {name: text.strip() for name, _, text in pairs}
         if path.stem not in read[listing]:

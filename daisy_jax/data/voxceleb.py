@@ -52,8 +52,14 @@ def open_voxceleb(
     listing = folder / split_file
     if not listing.is_file():
         raise InputError(f"{listing}: no such file; VoxCeleb1's page offers iden_split.txt")
-    lines = [line.split() for line in listing.read_text(encoding="utf-8").splitlines()]
-    pairs = [(parts[0], parts[1]) for parts in lines if len(parts) == 2]
+    pairs = []
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        part, _, path = line.strip().partition(" ")
+        if part not in ("1", "2", "3") or "/" not in path:
+            raise InputError(f"{listing}:{number}: {line!r} is none of '1|2|3 SPEAKER/.../FILE'")
+        pairs.append((part, path.strip()))
     names = tuple(sorted({path.partition("/")[0] for _, path in pairs}))
     paths = sorted(path for number, path in pairs if number == wanted)
     if not paths:
@@ -83,6 +89,9 @@ def open_voxceleb(
         )
     corpus = FolderCorpus(folder, files, on_error, progress)
     places = {name: place for place, name in enumerate(names)}
-    # The speaker's folder is two above the file, whatever lies before it.
-    speakers = [places[pathlib.Path(name).parts[-3]] for name in corpus.names]
+    spoken_by = {
+        str(file.relative_to(folder)): path.partition("/")[0]
+        for file, path in zip(files, paths, strict=True)
+    }
+    speakers = [places[spoken_by[name]] for name in corpus.names]
     return Speakers(corpus, np.asarray(speakers, np.int32), names)

@@ -1,13 +1,14 @@
 """Enhancement and separation: BLSTM layers over features predict masks on the input's spectrum."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from daisy_jax import audio
+from daisy_jax.errors import InputError
 from daisy_jax.losses import best_permutation
 from daisy_jax.lstm import BidirectionalLstm
 from daisy_jax.spectra import Stft
@@ -31,6 +32,17 @@ class MaskSettings:
     scale: Literal["linear", "log1p"]
     """In what magnitudes of input and source are given; masks apply to them there."""
     distance: Literal["squared", "absolute"]
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            known, value = get_args(field.type), getattr(self, field.name)
+            if known and value not in known:
+                raise InputError(f"{field.name} is {value!r}; it must be {' or '.join(known)}")
+        if audio.FRAME_HOP % self.stft.hop:
+            raise InputError(
+                f"the spectrum's hop is {self.stft.hop}; it must divide {audio.FRAME_HOP}, the "
+                "samples between two frames of HuBERT"
+            )
 
 
 class MaskHead(nnx.Module):

@@ -55,17 +55,18 @@ class Asr:
         """As for every `Task`."""
         return AsrHead(dim, self._head, rngs=rngs)
 
-    def targets(self, examples, crops, width):
+    def targets(self, examples, crops, rows, width):
         """As for every `Task`."""
         texts = [spell(examples.targets[c.index]) if c.samples else [] for c in crops]
-        # A width goes with one number of characters, or two: more than 25 a second is rare.
+        # A width goes with one number of characters, or two: more than 25 a second is rare. All
+        # processes count all rows, so that theirs are of one width.
         usual = round(25 * width / audio.SAMPLE_RATE)
         longest = max(usual, *map(len, texts))
         longest = -(-longest // WIDEST_TEXT) * WIDEST_TEXT
-        rows = np.zeros((len(crops), longest), np.int32)
-        for row, text in zip(rows, texts, strict=True):
+        characters = np.zeros((len(crops), longest), np.int32)
+        for row, text in zip(characters, texts, strict=True):
             row[: len(text)] = text
-        return {"characters": rows}
+        return {"characters": characters[rows]}
 
     def loss(self, head, features, num_frames, targets, key):
         """As for every `Task`."""

@@ -28,8 +28,9 @@ class _Masks:
         """As for every `Task`."""
         return MaskHead(dim, self.sources, self._head, rngs=rngs)
 
-    def targets(self, examples, crops, width):
+    def targets(self, examples, crops, rows, width):
         """As for every `Task`."""
+        crops = crops[rows]
         mixture = np.zeros((len(crops), width), np.float32)
         sources = np.zeros((len(crops), self.sources, width), np.float32)
         for row, crop in enumerate(crops):

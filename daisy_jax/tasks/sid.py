@@ -38,9 +38,10 @@ class Sid:
         """As for every `Task`."""
         return SidHead(dim, len(classes), self._head, rngs=rngs)
 
-    def targets(self, examples, crops, width):
+    def targets(self, examples, crops, rows, width):
         """As for every `Task`."""
-        return {"speaker": np.asarray([examples.targets[crop.index] for crop in crops], np.int32)}
+        speakers = [examples.targets[crop.index] for crop in crops[rows]]
+        return {"speaker": np.asarray(speakers, np.int32)}
 
     def loss(self, head, features, num_frames, targets, key):
         """As for every `Task`."""

@@ -1,6 +1,7 @@
 """What the training and the evaluation of every downstream task have in common."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +11,7 @@ from flax import nnx
 
 from daisy_jax import audio
 from daisy_jax.data.batches import Crop
-from daisy_jax.data.corpus import Corpus, Selection
+from daisy_jax.data.corpus import Corpus, Selection, fingerprint
 from daisy_jax.errors import InputError
 
 Arrays = dict[str, Any]
@@ -107,8 +108,10 @@ class Task(Protocol):
         """A new head."""
         ...
 
-    def targets(self, examples: Examples, crops: list[Crop], width: int) -> dict[str, np.ndarray]:
-        """A batch's targets, rows of one width; of an empty crop an empty row."""
+    def targets(
+        self, examples: Examples, crops: list[Crop], rows: slice, width: int
+    ) -> dict[str, np.ndarray]:
+        """Some rows of a batch's targets, of one width; of an empty crop an empty row."""
         ...
 
     def loss(
@@ -139,6 +142,19 @@ class Task(Protocol):
     def cut(self, output: np.ndarray, num_frames: int, samples: int) -> np.ndarray:
         """One row of `outputs` without its padding."""
         ...
+
+
+def fingerprint_of(examples: Examples) -> str:
+    """A digest of utterances and targets, which must not change within a run."""
+    digest = hashlib.sha256(fingerprint(examples.corpus).encode())
+    if hasattr(examples.targets, "sources"):
+        for source in examples.targets.sources:
+            digest.update(fingerprint(source).encode())
+    else:
+        for target in examples.targets:
+            digest.update(f"{target}\n".encode())
+    digest.update("\n".join(examples.classes).encode())
+    return f"{len(examples.corpus.names)} utterances, {digest.hexdigest()[:16]}"
 
 
 def the_one(names: tuple[str, ...], what: str) -> str:
