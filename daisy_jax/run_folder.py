@@ -70,9 +70,9 @@ class Run:
         if tensorboard:
             importlib.import_module("tensorboardX")  # before anything is written
         self.folder = folder.resolve()
-        fields = dataclasses.asdict(config).items()
-        kept = {key: value for key, value in fields if key not in FREE_FIELDS} | (data or {})
-        self.settings = json.loads(json.dumps(kept, default=str))  # as they are read again
+        every = dataclasses.asdict(config) | (data or {})
+        every = json.loads(json.dumps(every, default=str))  # as they are read again
+        self.settings = {key: value for key, value in every.items() if key not in FREE_FIELDS}
         earlier = self._earlier()
         if resume and earlier is None:
             raise InputError(f"{folder} holds no run to resume; leave --resume out to start one")
@@ -86,7 +86,8 @@ class Run:
         self.settings["versions"] = _versions()
         if parallel.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace_text(self.folder / CONFIG, json.dumps(self.settings, indent=2) + "\n")
+            text = json.dumps(every | self.settings, indent=2) + "\n"
+            replace_text(self.folder / CONFIG, text)
         # Orbax logs what it raises too; of that our own line is enough.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
 
@@ -132,7 +133,7 @@ class Run:
     def _compare(self, before: dict[str, Any]) -> None:
         changes = [
             f"{name} was {before.get(name)!r} and is {self.settings.get(name)!r}"
-            for name in sorted((before.keys() | self.settings.keys()) - {"versions"})
+            for name in sorted((before.keys() | self.settings.keys()) - {"versions", *FREE_FIELDS})
             if before.get(name) != self.settings.get(name)
         ]
         if changes:

@@ -65,9 +65,9 @@ def test_every_checkpoint_says_what_it_was_made_with(tmp_path):
     run.close()
     written = json.loads((tmp_path / "config.json").read_text())
     inside = json.loads((tmp_path / "checkpoints" / "4" / "config" / "metadata").read_text())
-    assert inside == written | {"recent": []}
+    assert written["output"] == "somewhere"  # which may differ in its continuation
+    assert inside == {k: v for k, v in written.items() if k != "output"} | {"recent": []}
     assert written["steps"] == 6
-    assert "output" not in written
     assert written["versions"]["jax"] == jax.__version__
     assert written["versions"]["numpy"] == np.__version__
     # Other versions may go on with a run.
