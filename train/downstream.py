@@ -187,7 +187,7 @@ def main() -> None:
         pathlib.Path(config.output),
         config,
         config.resume,
-        data={name: fingerprint_of(examples) for name, examples in opened.items()}
+        data={f"{name}_data": fingerprint_of(examples) for name, examples in opened.items()}
         | {"settings": dataclasses.asdict(settings), "upstream": model_digest(upstream)},
         tensorboard=config.tensorboard,
         score=f"validation_{config.criterion}",
