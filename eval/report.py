@@ -335,7 +335,11 @@ def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
             ylabel=heading(measures, name),
             title=TITLES[task] + (" (stand-in)" if stand_in else ""),
         )
-        axis.legend(fontsize="x-small")
+    named = {}
+    for axis in axes[0]:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=150)
     print(f"written: {path}")
 

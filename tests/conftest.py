@@ -39,8 +39,16 @@ hypothesis.settings.load_profile("deterministic")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory):
-    """Durations of sound files are remembered here, and not among the user's."""
+    """Durations of sound files are remembered here, and not among the user's.
+
+    Scripts that tests start find there what an earlier one has compiled, also for another worker.
+    """
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 SMALL = HubertConfig(
