@@ -52,6 +52,17 @@ def test_a_missing_transcript_is_named_with_its_place(tmp_path):
         transcripts(tmp_path, corpus)
 
 
+def test_libri_lights_ten_hours_lie_in_folders_of_their_own(tmp_path):
+    for place in ("1h/0/clean", "1h/5/other", "9h/clean"):
+        made_corpora.librispeech(tmp_path, f"librispeech_finetuning/{place}", 1, 2)
+    task = make_task("asr", read_preset("asr", "minisuperb"))
+    examples = task.open(str(tmp_path), "train", pytest.fail, nothing)
+    assert len(examples.corpus.names) == len(examples.targets) == 6
+    shutil.rmtree(tmp_path / "librispeech_finetuning" / "9h")
+    with pytest.raises(InputError, match="no split librispeech_finetuning/9h there"):
+        task.open(str(tmp_path), "train", pytest.fail, nothing)
+
+
 # ---- VoxCeleb1 ----
 
 
