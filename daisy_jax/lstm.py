@@ -4,6 +4,8 @@ XLA's automatic gradient of a recurrence accumulates the recurrent kernel's grad
 step. It is one matrix product once all steps are known, so the backward pass is written out here.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -25,10 +27,11 @@ def recurrence(projected: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.
 
     Source: Hochreiter and Schmidhuber 1997 with forget gates, in the form that torch.nn.LSTM has.
     """
-    return _forward(projected, kernel, mask)[0]
+    return _scan(projected, kernel, mask, keep=False)[0]
 
 
-def _forward(projected, kernel, mask):
+def _scan(projected, kernel, mask, keep) -> Any:
+    """Outputs, and for the gradient (`keep`) cells and gates too, which take time to write."""
     batch, units = projected.shape[1], kernel.shape[0]
     zeros = jnp.zeros_like(projected, shape=(batch, units))
 
@@ -36,16 +39,20 @@ def _forward(projected, kernel, mask):
         hidden, cell = state
         added, valid = inputs
         gates = added + hidden @ kernel
-        into, forget, new, out = jnp.split(gates, 4, axis=-1)
-        into, forget, out = (jax.nn.sigmoid(gate) for gate in (into, forget, out))
-        new = jnp.tanh(new)
+        into, forget, _, out = jnp.split(jax.nn.sigmoid(gates), 4, axis=-1)
+        new = jnp.tanh(gates[:, 2 * units : 3 * units])
         valid = valid[:, None]
         cell = jnp.where(valid, forget * cell + into * new, cell)
         hidden = jnp.where(valid, out * jnp.tanh(cell), hidden)
-        gates = jnp.concatenate([into, forget, new, out], axis=-1)
-        return (hidden, cell), (jnp.where(valid, hidden, 0), cell, gates)
+        kept = (cell, jnp.concatenate([into, forget, new, out], axis=-1)) if keep else None
+        return (hidden, cell), (hidden, kept)
 
-    _, (hidden, cells, gates) = jax.lax.scan(step, (zeros, zeros), (projected, mask))
+    _, (hidden, kept) = jax.lax.scan(step, (zeros, zeros), (projected, mask))
+    return jnp.where(mask[..., None], hidden, 0), kept
+
+
+def _forward(projected, kernel, mask):
+    hidden, (cells, gates) = _scan(projected, kernel, mask, keep=True)
     return hidden, (kernel, mask, hidden, cells, gates)
 
 
