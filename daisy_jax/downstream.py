@@ -60,9 +60,10 @@ def batch_features(
             return out.hidden_states, out.num_frames, out.exit_layer, out.forced
 
         run = parallel.over_rows(own_rows, 3)
+        frozen = jax.lax.stop_gradient(upstream)
         arguments = (batch["waveform"], batch["lengths"], threshold)
-        items, *rest = run((upstream, jnp.asarray(allowed)), *arguments)
-    pooled = pool(jax.lax.stop_gradient(items), params["layer_weights"], rest[1])
+        items, *rest = run((frozen, jnp.asarray(allowed)), *arguments)
+    pooled = pool(items, params["layer_weights"], rest[1])
     return Features(pooled, *rest)
 
 
