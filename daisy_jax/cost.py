@@ -1,5 +1,7 @@
 """What encoding costs, in multiply-adds."""
 
+import bisect
+
 import numpy as np
 
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, frame_count
@@ -71,21 +73,15 @@ def threshold_for_cost(
     """
     values = np.unique(np.asarray(entropy, np.float32))
     candidates = [-np.inf, *np.nextafter(values, np.float32(np.inf)).tolist()]
-    low, high = 0, len(candidates) - 1
 
     def within(threshold: float) -> bool:
         exits, _ = exit_layers(entropy, threshold)
         return multiply_adds(config, samples, exits).sum() <= budget
 
-    if not within(candidates[high]):
+    if not within(candidates[-1]):
         raise InputError(
             f"{budget} multiply-adds cannot be kept to: leaving at the first layer costs "
             f"{multiply_adds(config, samples, 1).sum()}; raise the budget"
         )
-    while low < high:  # the cost falls as the threshold rises
-        middle = (low + high) // 2
-        if within(candidates[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return candidates[low]
+    # The cost falls as the threshold rises.
+    return candidates[bisect.bisect_left(candidates, True, key=within)]

@@ -15,9 +15,7 @@ import optax
 from flax import nnx
 
 from daisy_jax import audio, parallel
-from daisy_jax.data.batches import (
-    WholeBatches,
-)
+from daisy_jax.data.batches import WholeBatches
 from daisy_jax.data.loading import Batch, batches
 from daisy_jax.encode import encode_taps
 from daisy_jax.exits import ExitRule

@@ -1,5 +1,6 @@
 """When to leave: calibration, thresholds, and the layers at which an utterance may leave."""
 
+import bisect
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -150,21 +151,14 @@ def threshold_for_budget(
         # Leaving at the deepest layer, less each step that a layer before it spares.
         stays = lowest >= threshold
         total = layers[0] * len(entropy) + int(np.sum(stays.sum(axis=0) * np.diff(layers)))
-        return total / len(entropy) <= mean_layers
+        return bool(total / len(entropy) <= mean_layers)
 
-    low, high = 0, len(candidates) - 1
-    if not within_budget(candidates[high]):
+    if not within_budget(candidates[-1]):
         raise InputError(
             f"a mean exit layer of {mean_layers} cannot be reached: the first allowed layer is "
             f"{layers[0]}; raise the budget or allow earlier layers"
         )
-    while low < high:
-        middle = (low + high) // 2
-        if within_budget(candidates[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return float(candidates[low])
+    return float(candidates[bisect.bisect_left(candidates, True, key=within_budget)])
 
 
 def _layer_numbers(allowed: np.ndarray | None, num_layers: int) -> np.ndarray:

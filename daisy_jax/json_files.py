@@ -34,15 +34,19 @@ def read_json(path: pathlib.Path, wanted: str, remedy: str) -> dict[str, Any]:
     return content
 
 
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file as a whole: a kill leaves the old one or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes a file as a whole: a kill leaves the old one or the new one.
 
     What is no number of JSON, NaN or infinite, becomes null.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    text = json.dumps(_finite(content), indent=2, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(content: Any) -> Any:

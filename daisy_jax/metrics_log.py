@@ -5,12 +5,13 @@ A run that goes on behind a checkpoint drops the lines behind it, which will be 
 
 import importlib
 import json
-import os
 import pathlib
 from typing import Any
 
 import jax
 import numpy as np
+
+from daisy_jax.json_files import replace_text
 
 METRICS, TENSORBOARD = "metrics.jsonl", "events"
 
@@ -65,13 +66,6 @@ def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def replace_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file as a whole: a kill leaves the old one or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def as_numbers(history: list[Metrics]) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ import jax
 from daisy_jax import parallel
 from daisy_jax.checkpoints import fill, named_leaves
 from daisy_jax.errors import InputError
-from daisy_jax.metrics_log import Metrics, MetricsLog, as_numbers, replace_text
+from daisy_jax.json_files import replace_text
+from daisy_jax.metrics_log import Metrics, MetricsLog, as_numbers
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 # These may differ between a run and its continuation.
