@@ -12,14 +12,11 @@ from daisy_jax.config import HubertConfig
 from daisy_jax.cost import multiply_adds, threshold_for_cost
 from daisy_jax.downstream import Evaluation, Evaluator, Params
 from daisy_jax.encode import encode
-from daisy_jax.errors import InputError
 from daisy_jax.exits import (
     ExitRule,
     exit_threshold,
     fixed_layer,
-    span_mean,
-    span_min_max,
-    span_threshold,
+    span_rules,
 )
 from daisy_jax.hubert import Hubert
 from daisy_jax.metrics import bootstrap_interval
@@ -51,21 +48,9 @@ def spans(head: TrainedHead, share: float, say: Callable[[str], None]) -> list[C
       share: of the exits that a layer of the span "threshold" must have.
       say: called with one line for a span that has no layer and therefore no row.
     """
-    counts = np.asarray(head.exits["exit_counts"])
-    makers = {
-        "mean": lambda: span_mean(counts),
-        "threshold": lambda: span_threshold(counts, share),
-        "min-max": lambda: span_min_max(counts),
-    }
-    found = []
-    for name, make in makers.items():
-        try:
-            rule = ExitRule(name, head.rule.threshold, make())
-        except InputError as error:
-            say(f"no row for the span {name}: {error}")
-            continue
-        found.append(Choice(f"span {name}", rule))
-    return found
+    counts, threshold = np.asarray(head.exits["exit_counts"]), head.rule.threshold
+    assert threshold is not None
+    return [Choice(rule.name, rule) for rule in span_rules(counts, threshold, share, say)]
 
 
 def equal_compute(data: TaskData, config: HubertConfig, layer: int) -> Choice:
@@ -185,8 +170,9 @@ def summary(
     samples = np.asarray([round(row["seconds"] * SAMPLE_RATE) for row in evaluation.rows])
     full = multiply_adds(config, samples, config.num_layers, np.zeros(config.num_layers, bool))
     costs = choice.cost(config, samples, layers)
-    for row, cost in zip(evaluation.rows, costs, strict=True):
-        row |= {"multiply_adds": int(cost), "upstream_seconds": None, "full_depth_seconds": None}
+    for row, cost, whole in zip(evaluation.rows, costs, full, strict=True):
+        row |= {"multiply_adds": int(cost), "full_multiply_adds": int(whole)}
+        row |= {"upstream_seconds": None, "full_depth_seconds": None}
     found: dict[str, Any] = {
         "rule": choice.label,
         "threshold": choice.rule.threshold,

@@ -3,6 +3,7 @@
 import bisect
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -219,6 +220,31 @@ def span_min_max(exit_counts: np.ndarray) -> np.ndarray:
     counts, layers = _counts(exit_counts)
     used = layers[counts > 0]
     return (layers >= used.min()) & (layers <= used.max())
+
+
+def span_rules(
+    exit_counts: np.ndarray, threshold: float, share: float, say: Callable[[str], None]
+) -> list[ExitRule]:
+    """The three spans with one threshold: section 3.3.
+
+    Args:
+      exit_counts: int [L], as for `span_mean`.
+      threshold: nats.
+      share: of the exits that a layer of the span "threshold" must have.
+      say: called with one line for a span that has no layer and is left out.
+    """
+    makers = {
+        "mean": lambda: span_mean(exit_counts),
+        "threshold": lambda: span_threshold(exit_counts, share),
+        "min-max": lambda: span_min_max(exit_counts),
+    }
+    found = []
+    for name, make in makers.items():
+        try:
+            found.append(ExitRule(f"span {name}", threshold, make()))
+        except InputError as error:
+            say(f"no row for the span {name}: {error}")
+    return found
 
 
 def _counts(exit_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -138,7 +138,7 @@ def paired_interval(
             for totals, weights in (ours, theirs)
         ]
         differences.append(values[0] - values[1])
-    return _middle(np.asarray(differences), share)
+    return middle(np.asarray(differences), share)
 
 
 RESAMPLES = 1000
@@ -167,10 +167,10 @@ def bootstrap_interval(
         drawn = rng.integers(count, size=count)
         weight = weights[drawn].sum()
         values[number] = totals[drawn].sum() / weight if weight else np.nan
-    return _middle(values, share)
+    return middle(values, share)
 
 
-def _middle(values: np.ndarray, share: float) -> tuple[float, float]:
+def middle(values: np.ndarray, share: float) -> tuple[float, float]:
     """The ends of the interval in which a share of the values lies; NaN if all are NaN."""
     if not np.isfinite(values).any():
         return float("nan"), float("nan")

@@ -167,6 +167,7 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "trained": head.rule.name,
         "trained_on": head.dataset,
         "training_utterances": sum(head.exits["exit_counts"]),
+        "data": folder,
         "tested_on": f"{corpus_name(folder)} {','.join(getattr(task.settings, config.part))}",
         "utterances": len(data.lengths),
         "hours": float(data.lengths.sum() / SAMPLE_RATE / 3600),

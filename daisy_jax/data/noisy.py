@@ -1,0 +1,183 @@
+"""Noisy versions of a corpus, the same on every machine: which noise, where from, how loud.
+
+All that is drawn comes out of SHA-256 digests of the seed and the utterance's name, so that it
+depends neither on the order of the utterances nor on a random number generator's version.
+"""
+
+import hashlib
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from daisy_jax import audio
+from daisy_jax.data.corpus import Corpus
+from daisy_jax.data.noise import SpeechLevel, cut_noise, last_offset, mix
+from daisy_jax.errors import InputError
+
+CLEAN = float("inf")
+"""The signal-to-noise ratio of clean speech."""
+RECIPES: dict[str, dict[float, float]] = {"paper": {CLEAN: 0.4, 10: 0.3, 5: 0.2, 0: 0.1}}
+"""Shares of the utterances by signal-to-noise ratio, dB. Paper: section 4.3."""
+ATTEMPTS = 100
+"""Cuts that are tried until one is not silent."""
+
+
+class Draw(NamedTuple):
+    """The noise of an utterance."""
+
+    noise: int
+    """Number of the recording."""
+    offset: int
+    """Its first sample, at 16 kHz."""
+
+
+def drawn(seed: int, *key: object) -> int:
+    """A number from 0 to 2**64 - 1."""
+    text = "\n".join(map(str, (seed, *key)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def label(snr: float) -> str:
+    """What a level is called: "clean", "10 dB"."""
+    return "clean" if snr == CLEAN else f"{snr:g} dB"
+
+
+def draw_levels(names: Sequence[str], shares: dict[float, float], seed: int) -> np.ndarray:
+    """A signal-to-noise ratio for each utterance, in exact shares up to rounding.
+
+    Args:
+      names: of the utterances.
+      shares: of each ratio, dB; they add up to 1.
+      seed: of the draw.
+
+    Returns:
+      float [utterances], dB, infinite for clean ones.
+    """
+    order = sorted(range(len(names)), key=lambda index: drawn(seed, "level", names[index]))
+    ends = np.round(np.cumsum(list(shares.values())) * len(names)).astype(int)
+    levels = np.empty(len(names))
+    levels[order] = np.repeat(list(shares), np.diff(ends, prepend=0))
+    return levels
+
+
+def speaker(name: str, table: dict[str, str]) -> str | None:
+    """Who speaks in a recording; None if that is not known.
+
+    Args:
+      name: its path. LibriSpeech's SPEAKER-CHAPTER-NUMBER and VoxCeleb's idNNNNN tell by
+        themselves.
+      table: speakers by path, or by the file's name without its ending.
+    """
+    path = pathlib.PurePath(name)
+    for key in (name, path.name, path.stem):
+        if key in table:
+            return table[key]
+    if re.fullmatch(r"\d+-\d+-\d+", path.stem):
+        return path.stem.partition("-")[0]
+    return next((part for part in path.parts if re.fullmatch(r"id\d{5}", part)), None)
+
+
+def read_speakers(path: str | pathlib.Path) -> dict[str, str]:
+    """A table of speakers: a line a recording, its name and then its speaker, as Kaldi's utt2spk.
+
+    Raises:
+      InputError: it is no such table.
+    """
+    try:
+        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error}); give NAME SPEAKER lines") from None
+    rows = [line.split() for line in lines if line.strip()]
+    bad = next((row for row in rows if len(row) != 2), None)
+    if bad is not None:
+        raise InputError(f"{path}: {' '.join(bad)!r} is not a name and a speaker")
+    return dict(rows)
+
+
+def draw_noises(
+    clean: Corpus, noises: Corpus, seed: int, speakers: dict[str, str] | None = None
+) -> list[Draw]:
+    """A noise for each utterance: a recording, and where the cut begins.
+
+    Never of the utterance's own speaker, as far as speakers are known, and never a silent cut. A
+    recording that is longer than the utterance is cropped, a shorter one looped.
+
+    Args:
+      clean: utterances; the draw depends on their names and lengths.
+      noises: recordings.
+      seed: of the draw.
+      speakers: as for `speaker`.
+
+    Raises:
+      InputError: an utterance's own speaker is in all recordings, or only silence was found.
+    """
+    table = speakers or {}
+    by = [speaker(name, table) for name in noises.names]
+    everybody = list(range(len(by)))
+    draws = []
+    for name, length in zip(clean.names, clean.lengths, strict=True):
+        mine = speaker(name, table)
+        others = everybody
+        if mine is not None and mine in by:
+            others = [index for index in everybody if by[index] != mine]
+        if not others:
+            raise InputError(f"{name}: every recording of the noise is of its speaker, {mine}")
+        for attempt in range(ATTEMPTS):
+            index = others[drawn(seed, "noise", name, attempt) % len(others)]
+            last = last_offset(int(noises.lengths[index]), int(length))
+            offset = drawn(seed, "offset", name, attempt) % (last + 1)
+            if np.any(cut_noise(noises, index, offset, int(length))):
+                draws.append(Draw(index, offset))
+                break
+        else:
+            raise InputError(f"{name}: {ATTEMPTS} cuts of noise were all silent; give other noise")
+    return draws
+
+
+class NoisyCorpus:
+    """A corpus with noise mixed into each utterance; the names are the clean ones'.
+
+    Samples are those of a 16-bit file. Where the sum of speech and noise exceeds full scale, all of
+    it is made quieter until it does not: nothing is clipped, and the ratio stays.
+    """
+
+    def __init__(
+        self,
+        clean: Corpus,
+        noises: Corpus,
+        draws: list[Draw],
+        snrs: np.ndarray,
+        level: SpeechLevel = "mean",
+    ):
+        """Mixes when it is read.
+
+        Args:
+          clean: the utterances.
+          noises: recordings.
+          draws: the noise of each utterance.
+          snrs: float [utterances], dB; infinite leaves an utterance as it is.
+          level: of the speech, as for `mix`.
+        """
+        self.names, self.lengths = clean.names, clean.lengths
+        self.clean, self.noises, self.draws, self.snrs = clean, noises, draws, snrs
+        self._level: SpeechLevel = level
+
+    def mixed(self, index: int) -> tuple[np.ndarray, float]:
+        """Float32 [samples] of one utterance, and by what it was multiplied not to be too loud."""
+        length = int(self.lengths[index])
+        speech = self.clean.read(index, 0, length)
+        if self.snrs[index] == CLEAN:
+            return speech, 1.0
+        noise = cut_noise(self.noises, *self.draws[index], length)
+        total = mix(speech, noise, float(self.snrs[index]), self._level)
+        peak = float(np.max(np.abs(total))) * audio.FULL_SCALE
+        scale = min(1.0, (audio.FULL_SCALE - 1) / peak) if peak else 1.0
+        rounded = np.round(total.astype(np.float64) * (scale * audio.FULL_SCALE))
+        return (rounded / audio.FULL_SCALE).astype(np.float32), scale
+
+    def read(self, index: int, start: int, samples: int) -> np.ndarray:
+        """As for every `Corpus`."""
+        return self.mixed(index)[0][start : start + samples]

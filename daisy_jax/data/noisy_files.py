@@ -1,0 +1,172 @@
+"""Folders of noisy speech, with a log of what each file was mixed from.
+
+Beside the files, in the clean corpus' layout, lie `mixtures.tsv`, a line a file, and
+`mixtures.json`, which says what the folder is made of. The log is written last: where it is, the
+folder is whole.
+"""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from daisy_jax import audio
+from daisy_jax.data.noisy import CLEAN, NoisyCorpus
+from daisy_jax.errors import InputError
+from daisy_jax.json_files import read_json, replace_text, write_json
+
+LOG, SETTINGS, FORMAT = "mixtures.tsv", "mixtures.json", "daisy_jax_mixtures/1"
+
+
+class Mixture(NamedTuple):
+    """A line of the log."""
+
+    name: str
+    """The file, below the folder."""
+    clean: str
+    """The clean one, below its corpus' folder."""
+    snr: float
+    """dB; infinite, "clean" in the file, without noise."""
+    noise: str
+    """The recording, below its corpus' folder; empty without noise."""
+    offset: int
+    """Its first sample, at 16 kHz."""
+    scale: float | None
+    """What the sum was multiplied with so that it does not exceed full scale; None: not known."""
+
+
+def write_noisy(
+    folder: str | pathlib.Path,
+    corpora: list[tuple[NoisyCorpus, list[str]]],
+    clean: str | pathlib.Path,
+    settings: dict[str, Any],
+    on_error: Callable[[str], None],
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> list[Mixture]:
+    """Writes 16-bit FLAC files, their log, and the clean corpus' transcripts beside them.
+
+    Args:
+      folder: where; made if absent. One that was interrupted is made anew, file by file.
+      corpora: what to write, and each file's name below the folder.
+      clean: the clean corpus' folder, for the transcripts (`*.trans.txt` beside the utterances).
+      settings: what the mixtures depend on; kept in mixtures.json.
+      on_error: called with one line for each utterance that is left out.
+      progress: wraps the files.
+
+    Returns:
+      The log.
+
+    Raises:
+      InputError: the folder holds mixtures of other settings, or two files have one name.
+      OSError: a file cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    names = [name for _, theirs in corpora for name in theirs]
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{folder / double}: two utterances would have this name; rename one")
+    unprintable = next((name for name in names if not name.isprintable()), None)
+    if unprintable is not None:
+        raise InputError(f"{unprintable!r}: the log cannot hold this name; rename the file")
+    settings = {"format": FORMAT, **settings}
+    if (folder / SETTINGS).is_file():
+        found = read_json(folder / SETTINGS, FORMAT, "give another folder")
+        changed = sorted(
+            k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k)
+        )
+        if changed:
+            raise InputError(
+                f"{folder}: holds mixtures of other settings ({', '.join(changed)}); give another "
+                "folder, or remove this one"
+            )
+        if (folder / LOG).is_file():
+            return read_log(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SETTINGS, settings)
+    rows = []
+    places = set()
+    jobs = [(corpus, i, name) for corpus, theirs in corpora for i, name in enumerate(theirs)]
+    for corpus, index, name in progress(jobs):
+        source = corpus.clean.names[index]
+        try:
+            waveform, scale = corpus.mixed(index)
+        except (InputError, OSError) as error:
+            on_error(str(error))
+            continue
+        _write(folder / name, waveform)
+        rows.append(_row(corpus, index, name, scale))
+        places.add((pathlib.Path(clean, source).parent, (folder / name).parent))
+    for origin, target in sorted(places):
+        for text in origin.glob("*.trans.txt"):
+            shutil.copyfile(text, target / text.name)
+    write_log(folder, rows)
+    return rows
+
+
+def mixture_rows(corpus: NoisyCorpus) -> list[Mixture]:
+    """The log of a corpus that is mixed while it is read."""
+    return [_row(corpus, index, name, None) for index, name in enumerate(corpus.names)]
+
+
+def _row(corpus: NoisyCorpus, index: int, name: str, scale: float | None) -> Mixture:
+    snr, (noise, offset) = float(corpus.snrs[index]), corpus.draws[index]
+    heard = ("", 0) if snr == CLEAN else (corpus.noises.names[noise], offset)
+    return Mixture(name, corpus.clean.names[index], snr, *heard, scale)
+
+
+def write_log(folder: pathlib.Path, rows: list[Mixture]) -> None:
+    """Writes the log into a folder, all of it or nothing."""
+    lines = ["\t".join(Mixture._fields)]
+    for row in rows:
+        snr = "clean" if row.snr == CLEAN else f"{row.snr:g}"
+        scale = "" if row.scale is None else f"{row.scale:.9g}"
+        lines.append("\t".join([row.name, row.clean, snr, row.noise, str(row.offset), scale]))
+    replace_text(folder / LOG, "\n".join(lines) + "\n")
+
+
+def _write(path: pathlib.Path, waveform: np.ndarray) -> None:
+    import soundfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    samples = np.clip(
+        np.round(waveform * audio.FULL_SCALE), -audio.FULL_SCALE, audio.FULL_SCALE - 1
+    )
+    try:
+        with open(partial, "wb") as stream:
+            soundfile.write(
+                stream, samples.astype(np.int16), audio.SAMPLE_RATE, format="FLAC", subtype="PCM_16"
+            )
+        os.replace(partial, path)
+    except soundfile.LibsndfileError as error:
+        raise OSError(f"{path}: cannot be written ({error.error_string}); make room") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_log(folder: str | pathlib.Path) -> list[Mixture]:
+    """What the files of a folder were mixed from.
+
+    Raises:
+      InputError: there is no whole log.
+    """
+    path = pathlib.Path(folder, LOG)
+    if not path.is_file():
+        raise InputError(f"{folder}: no {LOG} there; make it with train/noisy.py")
+    head, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    if head.split("\t") != list(Mixture._fields):
+        raise InputError(f"{path}: not a log of mixtures; make the folder again")
+    rows = []
+    for line in lines:
+        try:
+            name, clean, snr, noise, offset, scale = line.split("\t")
+            level = CLEAN if snr == "clean" else float(snr)
+            rows.append(
+                Mixture(name, clean, level, noise, int(offset), float(scale) if scale else None)
+            )
+        except ValueError:
+            raise InputError(f"{path}: {line!r} is no line of it; make the folder again") from None
+    return rows

@@ -1,0 +1,57 @@
+"""A Markdown report as one HTML file with its pictures inside."""
+
+import base64
+import html
+import pathlib
+import re
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+       max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.2; margin: 2rem 0 0.6rem; }
+h2 { border-bottom: 1px solid #ccc; padding-bottom: 0.2rem; }
+img { max-width: 100%; height: auto; display: block; margin: 1rem 0; }
+.table { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th { border-bottom: 2px solid #888; vertical-align: bottom; text-align: left; }
+tbody tr:hover { background: #f3f6fa; }
+code { background: #f2f2f2; padding: 0 0.2em; }
+"""
+
+
+def html_page(title: str, markdown: str, folder: pathlib.Path) -> str:
+    """A whole page that needs no other file.
+
+    Args:
+      title: of the page.
+      markdown: its text, with tables; pictures are PNG files below `folder`.
+      folder: where the pictures are.
+    """
+    from markdown_it import MarkdownIt
+
+    def inside(found: re.Match[str]) -> str:
+        data = base64.b64encode((folder / found[2]).read_bytes()).decode("ascii")
+        return f"![{found[1]}](data:image/png;base64,{data})"
+
+    whole = re.sub(r"!\[([^\]]*)\]\(([^)\s]+\.png)\)", inside, markdown)
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(whole)
+    body = body.replace("<table>", '<div class="table"><table>')
+    body = body.replace("</table>", "</table></div>")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n{body}</body>\n</html>\n"
+    )
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table: the first column is text, the others numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return ["", *(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines), ""]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,116 @@
+r"""Makes a noisy version of a corpus, once, with a log of what each file was mixed from.
+
+    python train/noisy.py --data corpora/LibriSpeech --noise corpora/MUSAN/noise \
+        --splits train-clean-100 dev-clean test-clean --output corpora/LibriSpeech-noisy
+
+--recipe paper (section 4.3) leaves 40 % of each split's utterances clean, 30 % get noise at 10 dB,
+20 % at 5 dB and 10 % at 0 dB. --recipe every writes each utterance once for each of --snrs, into
+splits of their own (test-clean-clean, test-clean-10dB, ...). The same seed gives the same mixtures
+on every machine. Files are 16-bit FLAC in the corpus' layout, transcripts are copied, and
+OUTPUT/mixtures.tsv names each file's clean utterance, SNR, noise recording, offset and scale.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from typing import Literal
+
+import tyro
+
+from daisy_jax.errors import InputError
+from daisy_jax.terminal import leave_out, progress_bar, run_command
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to mix."""
+
+    data: str = "corpora/LibriSpeech"
+    """Clean speech."""
+    noise: str = "corpora/MUSAN/noise"
+    """Recordings of noise, music or speech; drawn for each utterance, looped where they are shorter
+    and cropped where they are longer, from a drawn offset on."""
+    output: str = "corpora/LibriSpeech-noisy"
+    """The folder to write."""
+    splits: tuple[str, ...] = ()
+    """Parts of the clean corpus (folders right below it); empty: all of it."""
+    recipe: Literal["paper", "every"] = "paper"
+    """One level for each utterance, in the paper's shares, or every level for each."""
+    snrs: tuple[float, ...] = (float("inf"), 10.0, 5.0, 0.0)
+    """Of the recipe "every": signal-to-noise ratios, dB; inf is clean."""
+    level: Literal["mean", "active"] = "mean"
+    """The speech's power: over the whole utterance, or where somebody speaks (ITU-T P.56)."""
+    speakers: str = ""
+    """A table of speakers, NAME SPEAKER lines as Kaldi's utt2spk, for noise that is speech: nobody
+    is mixed with himself. LibriSpeech's and VoxCeleb's own names need none."""
+    seed: int = 0
+    """Of everything that is drawn."""
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+
+    import numpy as np
+
+    from daisy_jax.data.corpus import corpus_name, fingerprint, open_corpus
+    from daisy_jax.data.noisy import (
+        CLEAN,
+        RECIPES,
+        NoisyCorpus,
+        draw_levels,
+        draw_noises,
+        label,
+        read_speakers,
+    )
+    from daisy_jax.data.noisy_files import write_noisy
+
+    if config.recipe == "every" and (not config.snrs or np.isnan(config.snrs).any()):
+        raise InputError("--snrs must name at least one level, such as inf 10 5 0")
+    on_error, speakers = leave_out(), {}
+    if config.speakers:
+        speakers = read_speakers(config.speakers)
+    noises = open_corpus(config.noise, (), on_error, progress_bar("measuring noise"))
+    corpora: list[tuple[NoisyCorpus, list[str]]] = []
+    used = {}
+    for split in config.splits or ("",):
+        splits = (split,) if split else ()
+        measuring = progress_bar(f"measuring {split or 'speech'}")
+        clean = open_corpus(config.data, splits, on_error, measuring)
+        used[split] = fingerprint(clean)
+        draws = draw_noises(clean, noises, config.seed, speakers)
+        files = [pathlib.PurePath(name).with_suffix(".flac") for name in clean.names]
+        if config.recipe == "paper":
+            snrs = draw_levels(clean.names, RECIPES["paper"], config.seed)
+            noisy = NoisyCorpus(clean, noises, draws, snrs, config.level)
+            corpora.append((noisy, [str(file) for file in files]))
+            continue
+        for snr in dict.fromkeys(config.snrs):
+            level = label(CLEAN if np.isinf(snr) else snr).replace(" ", "")
+            place = f"{split}-{level}" if split else level
+            inside = [file.relative_to(split) if split else file for file in files]
+            snrs = np.full(len(files), snr)
+            noisy = NoisyCorpus(clean, noises, draws, snrs, config.level)
+            corpora.append((noisy, [str(pathlib.PurePath(place, file)) for file in inside]))
+    settings = {
+        "clean": corpus_name(config.data),
+        "clean_utterances": used,
+        "noise": corpus_name(config.noise),
+        "noise_recordings": fingerprint(noises),
+        "recipe": config.recipe,
+        "snrs": [label(snr) for snr in config.snrs] if config.recipe == "every" else None,
+        "level": config.level,
+        "speakers": speakers,
+        "seed": config.seed,
+    }
+    bar = progress_bar("mixing")
+    rows = write_noisy(config.output, corpora, config.data, settings, on_error, bar)
+    quieter = sum(row.scale != 1 for row in rows)
+    print(f"{config.output}: {len(rows)} files, {quieter} made quieter to stay within full scale")
+    for level in dict.fromkeys(row.snr for row in rows):
+        print(f"  {label(level):>8}: {sum(row.snr == level for row in rows)}")
+    if not rows:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_command(main)
