@@ -164,7 +164,7 @@ def snr_correlation(levels: list[Condition], rule: ExitRule) -> tuple[float, flo
     for column, level in enumerate(levels):
         by_id = dict(zip(level.ids, rule.exits(level.entropy)[0], strict=True))
         exits[:, column] = [by_id[id] for id in common]
-    snrs = np.tile([level.snr for level in levels], len(common))
+    snrs = np.tile([level.snr for level in levels if level.snr is not None], len(common))
     rng = np.random.default_rng(0)
     drawn = rng.integers(len(common), size=(RESAMPLES, len(common)))
     values = np.asarray([rank_correlation(snrs, exits[chosen].ravel()) for chosen in drawn])

@@ -67,12 +67,13 @@ class Config:
     accelerator: Accelerator = "auto"
     """Where to compute."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuses what cannot be meant."""
         for text in self.conditions:
             name, _, folder = text.partition("=")
             if not name or not folder:
                 raise InputError(f"{text!r} is no NAME=FOLDER; give for example codec=CODEC/speech")
-        if any(ratio != ratio or not 0 <= ratio <= 1 for ratio in self.ratios) or not self.ratios:
+        if not self.ratios or any(not 0 <= ratio <= 1 for ratio in self.ratios):
             raise InputError(f"ratios are {self.ratios}; each must lie between 0 and 1")
         if any(not abs(snr) < 1000 for snr in self.snrs):
             raise InputError(f"snrs are {self.snrs}; give dB, such as 10 5 0 (clean is included)")
@@ -80,6 +81,7 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    config.check()
     use_accelerator(config.accelerator)
 
     from noise_asr import asr_section

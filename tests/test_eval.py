@@ -56,34 +56,6 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_exits_agree_with_encode(model, speech, tmp_path, monkeypatch, capsys):
-    waveforms = [daisy_jax.audio.load(path) for path in sorted(speech.iterdir())]
-    batch = daisy_jax.audio.pad_batch(waveforms)
-    calibrated = model.replace(calibration=daisy_jax.calibrate(model, [batch]))
-    daisy_jax.save(calibrated, tmp_path / "model")
-    calibrated = daisy_jax.load(tmp_path / "model")
-    arguments = ("--model", tmp_path / "model", "--data", speech, "--noise", speech)
-    assert run("eval/exits.py", monkeypatch, *arguments) == 0
-    lines = capsys.readouterr().out.splitlines()
-    clean = next(cells(line) for line in lines if line.startswith("| clean"))
-    full = daisy_jax.encode(model, *batch, threshold=-np.inf)
-    expected = np.mean(np.asarray(full.entropy), axis=0)
-    np.testing.assert_allclose([float(cell) for cell in clean[1:4]], expected, atol=6e-4)
-    for ratio in (0.7, 0.76, 1.0):
-        row = next(cells(line) for line in lines if line.startswith(f"| {ratio:g} |"))
-        threshold = daisy_jax.exit_threshold(calibrated.calibration.mean_entropy, ratio)
-        exits = daisy_jax.encode(model, *batch, threshold=threshold).exit_layer
-        assert float(row[2].split(" ")[0]) == pytest.approx(float(np.mean(exits)), abs=6e-3)
-        assert len(row) == 6
-
-
-def test_exits_without_calibration_is_one_line(model, speech, tmp_path, monkeypatch, capsys):
-    daisy_jax.save(model, tmp_path / "model")
-    arguments = ("--model", tmp_path / "model", "--data", speech)
-    assert run("eval/exits.py", monkeypatch, *arguments) == 1
-    assert capsys.readouterr().err.startswith("error: this model has no calibration")
-
-
 def test_pretraining_accuracy_is_one_where_the_model_is_always_right(
     model, speech, tmp_path, monkeypatch, capsys
 ):

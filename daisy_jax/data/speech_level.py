@@ -37,7 +37,7 @@ def active_power(speech: np.ndarray) -> float:
     decay = math.exp(-1 / (SAMPLE_RATE * TIME_CONSTANT))
     envelope = np.abs(speech)
     for _ in range(2):
-        envelope = lfilter([1 - decay], [1, -decay], envelope)
+        envelope = np.asarray(lfilter([1 - decay], [1, -decay], envelope))
     hangover = math.ceil(HANGOVER * SAMPLE_RATE)
     places = np.arange(len(speech))
     # A threshold c is met by the samples of at most `hangover` after the envelope was at c.

@@ -1,0 +1,404 @@
+"""The noise study: its numbers, and eval/noise.py from speech to the page."""
+
+import json
+import pathlib
+import re
+import runpy
+import sys
+
+import jax
+import made_corpora
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import scipy.stats
+import sounds
+from flax import nnx
+
+import daisy_jax
+from daisy_jax.cost import multiply_adds
+from daisy_jax.data.corpus import open_corpus
+from daisy_jax.data.noisy import CLEAN, NoisyCorpus, draw_noises
+from daisy_jax.data.noisy_files import Mixture, read_log, write_log
+from daisy_jax.errors import InputError
+from daisy_jax.exits import ExitRule
+from daisy_jax.level_errors import difference, level_sums, level_values
+from daisy_jax.noise_study import (
+    Condition,
+    check,
+    later_than_clean,
+    rank_correlation,
+    snr_correlation,
+    spread,
+)
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = daisy_jax.HubertConfig(
+    num_layers=3,
+    dim=16,
+    ffn_dim=32,
+    num_heads=2,
+    conv_dim=8,
+    pos_conv_kernel=8,
+    pos_conv_groups=2,
+    num_clusters=5,
+    head_dim=8,
+    num_classes=5,
+)
+RULE = ExitRule("every layer", 1.0, np.ones(3, bool))
+
+
+def leaving_at(layers, kind="clean", snr=CLEAN, names=None, agreement=None):
+    """Entropies below 1 from the wanted layer on; 4 stands for nowhere."""
+    layers = np.asarray(layers)
+    entropy = np.where(np.arange(1, 4) >= layers[:, None], 0.5, 2.0) - 0.01 * np.arange(3)
+    names = [f"{n}.wav" for n in range(len(layers))] if names is None else names
+    agreement = np.tile([0.6, 0.8, 1.0], (len(layers), 1)) if agreement is None else agreement
+    samples = 8_000 + 1_000 * np.arange(len(layers))
+    return Condition(
+        kind, snr, names, samples, entropy.astype(np.float32), np.asarray(agreement, np.float32)
+    )
+
+
+# ---- numbers ----
+
+
+def test_where_a_condition_leaves_and_what_that_saves():
+    condition = leaving_at([1, 2, 2, 4])
+    found = spread(condition, RULE, CONFIG)
+    assert found["exit_layers"] == [1, 2, 2, 3]
+    assert found["mean"] == 2
+    assert found["standard_deviation"] == pytest.approx(np.sqrt(0.5))
+    assert (found["min"], found["max"], found["forced"]) == (1, 3, 0.25)
+    assert found["final_labels"] == pytest.approx((0.6 + 0.8 + 0.8 + 1.0) / 4)
+    spent = sum(
+        int(multiply_adds(CONFIG, n, k))
+        for n, k in zip(condition.samples, [1, 2, 2, 3], strict=True)
+    )
+    full = sum(int(multiply_adds(CONFIG, n, 3, np.zeros(3, bool))) for n in condition.samples)
+    assert found["multiply_adds_saved"] == pytest.approx(1 - spent / full)
+
+
+def test_versions_of_the_same_utterances_are_compared_in_pairs():
+    clean = leaving_at([1, 2, 1, 2] * 8)
+    # Everybody one layer later: no doubt at all, though the layers themselves differ. Another
+    # order, and other endings.
+    order = np.random.default_rng(0).permutation(32)
+    layers = np.array([2, 3, 2, 3] * 8)[order]
+    later = leaving_at(layers, "codec", None, [f"{n}.ogg" for n in order])
+    assert later_than_clean(clean, later, RULE) == (1.0, 1.0, 1.0)
+    # Other utterances: drawn apart, as the formula for two means has it.
+    apart = later._replace(names=[f"x{n}" for n in range(32)])
+    value, low, high = later_than_clean(clean, apart, RULE)
+    error = np.sqrt(2 * np.var([1, 2]) / 32)
+    assert value == 1.0
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rank_correlation_is_scipys(seed):
+    rng = np.random.default_rng(seed)
+    first, second = rng.integers(0, 4, 50), rng.integers(0, 9, 50)
+    expected = scipy.stats.spearmanr(first, second)[0]
+    assert rank_correlation(first, second) == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(rank_correlation(first, np.ones(50)))
+
+
+def test_noisier_and_later_is_a_correlation_of_minus_one():
+    levels = [
+        leaving_at([1] * 6),
+        leaving_at([2] * 6, "noise", 10.0),
+        leaving_at([3] * 6, "noise", 0.0),
+    ]
+    np.testing.assert_allclose(snr_correlation(levels, RULE), (-1, -1, -1), atol=1e-12)
+    one = ExitRule("one", 1.0, np.array([False, True, False]))
+    assert np.isnan(snr_correlation(levels, one)).all()
+    # Without any effect the interval holds zero.
+    rng = np.random.default_rng(0)
+    drawn = [leaving_at(rng.integers(1, 4, 200), "noise", snr) for snr in (CLEAN, 10.0, 5.0)]
+    value, low, high = snr_correlation(drawn, RULE)
+    assert low < 0 < high
+    assert low < value < high
+
+
+def test_utterances_that_miss_at_a_level_are_left_out_of_the_correlation():
+    noisy = leaving_at([2, 2], "noise", 0.0, ["1.wav", "0.wav"])
+    np.testing.assert_allclose(
+        snr_correlation([leaving_at([1, 1, 3]), noisy], RULE), (-1, -1, -1), atol=1e-12
+    )
+
+
+def test_what_is_not_sensible_is_named():
+    clean = leaving_at([1, 2, 2, 2])
+    assert check(clean, clean, RULE).problems == []
+    forced = check(clean, leaving_at([4, 4, 4, 2]), RULE)
+    assert (forced.forced, forced.problems) == (0.75, ["most are forced out"])
+    first = check(clean, leaving_at([1, 1, 1, 2]), RULE)
+    assert first.problems[0] == "most leave at the first layer"
+    assert first.lost == pytest.approx(0.75 - 0.65)
+    assert first.problems[1].startswith("labels are less settled")
+    rising = leaving_at([2, 2, 2, 2])
+    rising = rising._replace(entropy=rising.entropy[:, ::-1].copy())
+    assert "entropy does not fall with depth" in check(clean, rising, RULE).problems
+
+
+def recognised(errors, words, layers, snrs=(CLEAN, 10.0, 5.0, 0.0)):
+    """Rows and log of utterances, each at all levels: arrays [utterances, levels]."""
+    rows, log = [], []
+    for (utterance, level), wrong in np.ndenumerate(errors):
+        name = f"test-{level}/{utterance}.flac"
+        log.append(Mixture(name, f"{utterance}.flac", snrs[level], "n.wav", 0, 1.0))
+        rows.append(
+            {
+                "id": name,
+                "wer_total": float(wrong),
+                "wer_weight": float(words[utterance]),
+                "exit_layer": int(layers[utterance, level]),
+                "multiply_adds": int(100 * layers[utterance, level]),
+                "full_multiply_adds": 1200,
+            }
+        )
+    return rows, log
+
+
+def test_error_rates_by_level_and_their_two_averages():
+    rng = np.random.default_rng(0)
+    errors, words = rng.integers(0, 9, (40, 4)), rng.integers(5, 20, 40)
+    layers = rng.integers(1, 13, (40, 4))
+    rows, log = recognised(errors, words, layers)
+    sums = level_sums([rows[i] for i in rng.permutation(len(rows))], log)
+    levels, plain, weighted = level_values(sums, "errors", "words")
+    rates = errors.sum(axis=0) / words.sum()
+    np.testing.assert_allclose([value for value, _, _ in levels], rates)
+    assert plain[0] == pytest.approx(rates.mean())
+    assert weighted is not None
+    assert weighted[0] == pytest.approx(rates @ [0.4, 0.3, 0.2, 0.1])
+    for value, low, high in (*levels, plain, weighted):
+        assert low < value < high
+    mean_layers = level_values(sums, "layers", "utterances")[0]
+    np.testing.assert_allclose([value for value, _, _ in mean_layers], layers.mean(axis=0))
+    assert level_values(sums, "spent", "full")[1][0] == pytest.approx(layers.mean() / 12)
+
+
+def test_the_difference_of_two_rules_is_paired():
+    rng = np.random.default_rng(1)
+    errors, words = rng.integers(0, 9, (40, 4)), np.full(40, 10)
+    layers = np.ones((40, 4))
+    ours = level_sums(*recognised(errors, words, layers))
+    worse = level_sums(*recognised(errors + 1, words, layers))
+    for found in difference(worse, ours):
+        np.testing.assert_allclose(found, (0.1, 0.1, 0.1))
+    fewer = level_sums(*recognised(errors[:39], words[:39], layers[:39]))
+    with pytest.raises(InputError, match="evaluated on different utterances"):
+        difference(fewer, ours)
+
+
+def test_a_mixture_of_levels_needs_no_utterance_at_two_of_them():
+    rows, log = recognised(np.array([[1, 0, 0, 0]] * 4), np.full(4, 10), np.ones((4, 4)))
+    kept = [rows[0], rows[5], rows[10], rows[15]]  # an utterance a level
+    levels, plain, weighted = level_values(level_sums(kept, log), "errors", "words")
+    assert [value for value, _, _ in levels] == [0.1, 0, 0, 0]
+    assert plain[0] == pytest.approx(0.025)
+    assert weighted is not None
+    assert weighted[0] == pytest.approx(0.04)
+    clean_only = level_values(level_sums([rows[0]], log), "errors", "words")
+    assert clean_only[2] is None  # not the paper's levels
+    with pytest.raises(InputError, match=r"not in the log of the mixtures"):
+        level_sums([{**rows[0], "id": "other.flac"}], log)
+
+
+# ---- eval/noise.py ----
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A corpus, noise, a condition of its own, and a calibrated model."""
+    folder = tmp_path_factory.mktemp("study")
+    made_corpora.librispeech(folder / "LibriSpeech", "test-clean", 2, 3)
+    rng = np.random.default_rng(0)
+    for kind in ("noise", "speech"):
+        for number in range(3):
+            path = folder / "MUSAN" / kind / f"{kind}-{number}.wav"
+            sounds.write(path, 0.2 * rng.standard_normal(12_000))
+    for path in (folder / "LibriSpeech").rglob("*.flac"):
+        quiet = 0.1 * daisy_jax.audio.load(path)
+        sounds.write(folder / "far" / path.relative_to(folder / "LibriSpeech"), quiet)
+    model = jax.jit(lambda: daisy_jax.Hubert(CONFIG, rngs=nnx.Rngs(0)))()
+    clean = open_corpus(folder / "LibriSpeech")
+    batch = daisy_jax.audio.pad_batch(
+        [clean.read(index, 0, int(length)) for index, length in enumerate(clean.lengths)]
+    )
+    calibration = daisy_jax.calibrate(model, [batch], "made speech")
+    daisy_jax.save(model.replace(calibration=calibration), folder / "model")
+    return folder
+
+
+def noise_script(there, monkeypatch, *arguments):
+    monkeypatch.syspath_prepend(ROOT / "eval")
+    script = ROOT / "eval" / "noise.py"
+    usual = ["--data", there / "LibriSpeech", "--model", there / "model", "--accelerator=cpu"]
+    usual += ["--entropies", there / "entropies"]
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, [*usual, *arguments])])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    return end.value.code
+
+
+def full_study(there, monkeypatch):
+    arguments = ["--musan", there / "MUSAN", "--kinds", "noise", "speech", "--snrs", 10, 0]
+    arguments += ["--conditions", f"far={there / 'far'}", "--ratios", 1, "--output", there / "out"]
+    return noise_script(there, monkeypatch, *arguments)
+
+
+def test_the_study_agrees_with_encode(there, monkeypatch, capsys):
+    assert full_study(there, monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert "speech: speakers of 3 of 3 recordings are not known" in out
+    model = daisy_jax.load(there / "model")
+    assert model.calibration is not None
+    threshold = daisy_jax.exit_threshold(model.calibration.mean_entropy, 1.0)
+    found = json.loads((there / "out" / "results.json").read_text())
+    rule = found["rules"][0]
+    assert (rule["span"], rule["ratio"]) == ("every layer", 1)
+    assert rule["threshold"] == pytest.approx(float(threshold))
+    clean = open_corpus(there / "LibriSpeech")
+    noise = open_corpus(there / "MUSAN", ["noise"])
+    draws = draw_noises(clean, noise, 0)
+    corpora = {"clean": clean, "far": open_corpus(there / "far")}
+    for snr in (10, 0):
+        corpora[f"noise {snr} dB"] = NoisyCorpus(clean, noise, draws, np.full(6, float(snr)))
+    for name, corpus in corpora.items():
+        waveforms = [corpus.read(index, 0, int(n)) for index, n in enumerate(corpus.lengths)]
+        encoded = daisy_jax.encode(
+            model, *daisy_jax.audio.pad_batch(waveforms), threshold=threshold
+        )
+        full = daisy_jax.encode(model, *daisy_jax.audio.pad_batch(waveforms), threshold=-np.inf)
+        assert rule["exits"][name]["exit_layers"] == encoded.exit_layer.tolist()
+        assert rule["exits"][name]["forced"] == pytest.approx(float(np.mean(encoded.forced)))
+        expected = np.asarray(full.entropy).mean(axis=0)
+        np.testing.assert_allclose(found["conditions"][name]["mean_entropy"], expected, rtol=1e-5)
+    for line in out.splitlines():
+        if line.startswith("ratio 1, "):  # above every table
+            assert "from clean made speech; on LibriSpeech" in line
+
+
+def test_every_utterance_and_every_mixture_is_kept(there, monkeypatch):
+    assert full_study(there, monkeypatch) == 0
+    rows = pyarrow.parquet.read_table(there / "out" / "utterances.parquet").to_pylist()
+    assert len(rows) == 6 * (1 + 4 + 1)
+    assert {row["condition"] for row in rows} == {"clean", "noise", "speech", "far"}
+    assert all(len(row["entropy"]) == 3 for row in rows)
+    log = read_log(there / "out")
+    assert len(log) == 6 * 4
+    assert all((there / "MUSAN" / row.noise).is_file() for row in log)
+
+
+def test_a_second_study_needs_no_upstream(there, monkeypatch, capsys):
+    assert full_study(there, monkeypatch) == 0
+    capsys.readouterr()
+
+    def refuse(*arguments, **options):
+        raise AssertionError("the upstream was run again")
+
+    monkeypatch.setattr("daisy_jax.extraction.extract", refuse)
+    arguments = ["--musan", there / "MUSAN", "--kinds", "noise", "--snrs", 0, 10]
+    assert noise_script(there, monkeypatch, *arguments, "--ratios", 0.3, 0.9) == 0
+    assert "### Ratio 0.3" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="the upstream was run again"):
+        noise_script(there, monkeypatch, *arguments, "--seed", 1)
+
+
+def test_the_page_needs_no_other_file(there, monkeypatch):
+    assert full_study(there, monkeypatch) == 0
+    page = (there / "out" / "report.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(sources) == 2
+    assert all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+    text = (there / "out" / "report.md").read_text()
+    assert page.count("<table>") == text.count("| --- |") > 5
+    assert "A small set: 6 utterances." in page
+
+
+def test_a_page_escapes_what_it_is_given(there, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "eval")
+    from pages import html_page, table
+
+    lines = table(["name", "a|b"], [["<script>alert(1)</script>", "1"]])
+    page = html_page("<t>", "\n".join(lines), tmp_path)
+    assert "<script>" not in page
+    assert "<title>&lt;t&gt;</title>" in page
+    assert "a|b</th>" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--conditions", "far"], "'far' is no NAME=FOLDER"),
+        (["--ratios", "1.2"], "each must lie between 0 and 1"),
+        (["--snrs", "inf"], "give dB, such as 10 5 0 (clean is included)"),
+        (["--musan", "MUSAN", "--kinds", "rain"], "no split rain there; found noise, speech"),
+        (["--asr", "nothing"], "nothing: not evaluated; python eval/downstream.py nothing"),
+    ],
+)
+def test_mistakes_are_one_line(there, monkeypatch, capsys, arguments, said):
+    arguments = [there / "MUSAN" if each == "MUSAN" else each for each in arguments]
+    assert noise_script(there, monkeypatch, *arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_without_calibration_clean_speech_must_be_named(there, monkeypatch, capsys, tmp_path):
+    model = daisy_jax.load(there / "model")
+    daisy_jax.save(model.replace(calibration=None), tmp_path / "bare")
+    arguments = ["--model", tmp_path / "bare", "--ratios", 1]
+    assert noise_script(there, monkeypatch, *arguments) == 1
+    assert "no calibration; give --threshold-from" in capsys.readouterr().err
+    source = there / "LibriSpeech"
+    assert noise_script(there, monkeypatch, *arguments, "--threshold-from", source) == 0
+    clean = open_corpus(source)
+    waveforms = [clean.read(index, 0, int(length)) for index, length in enumerate(clean.lengths)]
+    found = daisy_jax.calibrate(model, [daisy_jax.audio.pad_batch(waveforms)])
+    threshold = daisy_jax.exit_threshold(found.mean_entropy, 1.0)
+    out = capsys.readouterr().out
+    assert f"threshold {float(threshold):.4f} nats from clean {source}" in out
+
+
+def test_recognition_under_noise_is_read_from_evaluated_runs(there, monkeypatch, capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    words = np.full(6, 10)
+    static, log = recognised(rng.integers(3, 9, (6, 4)), words, np.full((6, 4), 2))
+    adaptive, _ = recognised(rng.integers(0, 3, (6, 4)), words, rng.integers(1, 4, (6, 4)))
+    write_log(tmp_path, log)
+    runs = {"layer": ("static layer 2", static), "ratio": ("ratio 1", adaptive)}
+    for name, (trained, rows) in runs.items():
+        rules = [trained] if name == "layer" else [trained, "span mean", "best layer of each"]
+        result = {
+            "task": "asr",
+            "data": str(tmp_path),
+            "trained": trained,
+            "trained_on": "made",
+            "tested_on": "made test",
+            "rows": [{"rule": rule} for rule in rules],
+        }
+        place = tmp_path / name / "evaluation"
+        place.mkdir(parents=True)
+        (place / "results.json").write_text(json.dumps(result))
+        table = pyarrow.Table.from_pylist([{"rule": rule, **row} for rule in rules for row in rows])
+        pyarrow.parquet.write_table(table, place / "utterances.parquet")
+    arguments = ["--asr", tmp_path / "layer", tmp_path / "ratio", "--output", tmp_path / "out"]
+    assert noise_script(there, monkeypatch, *arguments) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["asr"]
+    assert [row["rule"] for row in found] == ["static layer 2", "ratio 1", "ratio 1, span mean"]
+    wrong = np.reshape([row["wer_total"] for row in adaptive], (6, 4)).sum(axis=0) / 60
+    np.testing.assert_allclose([each[0] for each in found[1]["wer"][0]], wrong)
+    assert found[0]["minus_static"] is None
+    assert found[1]["minus_static"][0][2] < 0  # surely fewer errors
+    text = capsys.readouterr().out
+    assert "minus static layer 2" in text
+    assert f"| static layer 2 | {'2.00 | ' * 5}" in text
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png") == 5  # entropies, three ratios, figure 5
