@@ -89,7 +89,8 @@ def load_clip(path: str | os.PathLike, max_seconds: float = math.inf) -> Clip:
                     f"{path}: {file.frames / file.samplerate:.1f} s long; split it into parts of "
                     f"{max_seconds:g} s, or allow more with max_seconds (--max-seconds)"
                 )
-            samples = file.read(dtype="float32", always_2d=True)
+            # The number is for files that cannot seek, such as GSM's.
+            samples = file.read(file.frames, dtype="float32", always_2d=True)
             rate, promised, subtype = file.samplerate, file.frames, file.subtype
             log = file.extra_info
     except soundfile.LibsndfileError as error:

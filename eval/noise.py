@@ -185,10 +185,8 @@ def measure_all(model: Any, config: Config) -> tuple[Any, list[Any]]:
             noisy = NoisyCorpus(corpus, noises, draws, snrs, config.level)
             kinds[kind].append(measured(noisy, kind, snr, config.data, made_of))
             mixtures += mixture_rows(noisy)
-    others = []
-    for text in config.conditions:
-        name, _, folder = text.partition("=")
-        others.append(measured(opened(folder), name, None, folder))
+    folders = dict(text.split("=", 1) for text in config.conditions)
+    others = [measured(opened(folder), name, None, folder) for name, folder in folders.items()]
     study = Study(
         model=config.model or "daisy-tiny",
         config=model.config,
@@ -202,6 +200,7 @@ def measure_all(model: Any, config: Config) -> tuple[Any, list[Any]]:
         clean=clean,
         kinds=kinds,
         others=others,
+        folders=folders,
     )
     return study, mixtures
 

@@ -42,6 +42,8 @@ class Study:
     kinds: dict[str, list[Condition]]
     """By kind of noise: clean, then from the highest ratio to the lowest."""
     others: list[Condition]
+    folders: dict[str, str]
+    """Of the others."""
 
     @property
     def conditions(self) -> list[Condition]:
@@ -86,6 +88,13 @@ def report(study: Study, drawn: dict[str, str] | None = None) -> list[str]:
             f"Each utterance has one recording of a kind at all levels (seed {study.seed}; "
             f"{study.level} power of the speech)."
         )
+    if study.others:
+        given = (
+            f"{condition.kind} ({len(condition.names)} utterances of "
+            f"{study.folders[condition.kind]})"
+            for condition in study.others
+        )
+        lines += ["", f"Further conditions: {', '.join(given)}."]
     if count < 500:
         lines += ["", f"**A small set: {count} utterances.** Intervals say how little is known."]
     lines += ["", "## Mean entropy by layer", "", *picture(drawn, "entropy")]
@@ -115,8 +124,9 @@ def entropy_table(study: Study) -> list[str]:
         fit = np.corrcoef(layers, mean)[0, 1] ** 2 if np.ptp(mean) else np.nan
         cells = [f"{value:.3f}" for value in mean]
         rows.append([title(condition), *cells, f"{mean.min() / mean.max():.2f}", f"{fit:.3f}"])
-    header = [f"nats, on {study.data}", *map(str, layers), "min / max", "r squared"]
-    return table(header, rows)
+    header = ["condition", *map(str, layers), "min / max", "r squared"]
+    text = [f"Nats, on {study.data}; r squared of a straight line through the layers' means:"]
+    return text + table(header, rows)
 
 
 def exit_table(study: Study, rule: ExitRule) -> list[str]:

@@ -8,7 +8,7 @@ import re
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+       max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.2; margin: 2rem 0 0.6rem; }
 h2 { border-bottom: 1px solid #ccc; padding-bottom: 0.2rem; }
 img { max-width: 100%; height: auto; display: block; margin: 1rem 0; }

@@ -8,6 +8,7 @@ import pytest
 import sounds
 
 from daisy_jax import audio
+from daisy_jax.data.corpus import open_corpus
 from daisy_jax.errors import InputError
 
 CONVOLUTIONS = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
@@ -109,6 +110,19 @@ def test_compressed_files_are_read(tmp_path, suffix):
     assert np.abs(np.fft.rfft(loaded)).max() == pytest.approx(
         np.abs(np.fft.rfft(sound)).max(), rel=0.1
     )
+
+
+def test_files_that_cannot_seek_are_read(tmp_path):
+    for rate in (8_000, 16_000):
+        voice = sounds.syllables(0.5, rate=rate)
+        path = sounds.write(tmp_path / f"{rate}.wav", voice, rate, "GSM610")
+        waveform = audio.load(path)
+        assert 8_000 <= len(waveform) < 9_000  # whole blocks of samples
+        corpus = open_corpus(tmp_path)
+        index = corpus.names.index(path.name)
+        np.testing.assert_array_equal(corpus.read(index, 1_000, 500), waveform[1_000:1_500])
+        expected = voice if rate == 16_000 else sounds.syllables(0.5)
+        assert np.corrcoef(waveform[:7_500], expected[:7_500])[0, 1] > 0.8
 
 
 def test_silence_and_clipped_audio_are_served(tmp_path):

@@ -139,7 +139,11 @@ class FolderCorpus:
             return audio.load(file)[start : start + wanted]
         name = audio.soundfile_name(file)
         try:
-            part, _ = soundfile.read(name, wanted, start, dtype="float32", always_2d=True)
+            with soundfile.SoundFile(name) as stream:
+                if not stream.seekable():  # GSM's files, for example
+                    return audio.load(file)[start : start + wanted]
+                stream.seek(start)
+                part = stream.read(wanted, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise InputError(f"{file}: {error.error_string}; repair or remove the file") from None
         waveform = part.mean(axis=1)
