@@ -25,7 +25,7 @@ EXTRAS = {
     **dict.fromkeys(("torch", "transformers"), "convert"),
     **dict.fromkeys(("array_record", "tensorflow_datasets"), "tfds"),
     **dict.fromkeys(("flashlight",), "decode"),
-    **dict.fromkeys(("jiwer", "pystoi"), "eval"),
+    **dict.fromkeys(("jiwer", "markdown_it", "pystoi"), "eval"),
     **dict.fromkeys(("matplotlib",), "plots"),
     **dict.fromkeys(("tensorboardX",), "tensorboard"),
 }

@@ -14,6 +14,7 @@ from daisy_jax.tasks.presets import TASKS, read_preset
 ROOT = pathlib.Path(__file__).parents[1]
 GUIDES = {
     "training.md": ("train/branches.py", "train/labels.py"),
+    "noise.md": ("train/noisy.py", "eval/noise.py", "eval/downstream.py"),
     "downstream.md": ("train/downstream.py", "eval/downstream.py", "eval/report.py"),
 }
 """Each with the scripts whose options its text names."""
