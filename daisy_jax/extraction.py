@@ -1,86 +1,36 @@
-"""One pass of the upstream over a corpus: features, entropies and agreement, into a store."""
+"""The upstream over a corpus, shard by shard, into a feature store."""
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from daisy_jax import audio, parallel
-from daisy_jax.branches import frame_mean, utterance_entropy
 from daisy_jax.checkpoints import named_leaves
+from daisy_jax.contents import Content, Layers
 from daisy_jax.data.batches import WholeBatches, read_whole
 from daisy_jax.data.corpus import Corpus, Selection, fingerprint
 from daisy_jax.data.feature_store import (
     FeatureStore,
     Row,
     bytes_needed,
-    part_file,
+    finished_part,
     plan_shards,
-    read_part,
     write_shard,
 )
 from daisy_jax.data.loading import Batch, batches
 from daisy_jax.errors import InputError
-from daisy_jax.hubert import Hubert, embed, tapped_layers
+from daisy_jax.hubert import Hubert
 
 BATCH_SECONDS = 60.0
 """Audio in a batch: all layers' outputs are held at once."""
-
-
-class Extracted(NamedTuple):
-    """All that eq. (2) to (4) need of a batch."""
-
-    items: jax.Array
-    """float16 [batch, items, frames, dim], garbage on padded frames."""
-    entropy: jax.Array
-    """float32 [batch, L], nats; [batch, 0] without branches."""
-    agreement: jax.Array
-    """float32 [batch, L]; [batch, 0] without branches."""
-    num_frames: jax.Array
-    """int32 [batch]."""
-
-
-def extract(
-    model: Hubert, waveform: jax.Array, lengths: jax.Array, items: Sequence[int]
-) -> Extracted:
-    """Runs all layers.
-
-    Args:
-      model: any.
-      waveform: float [batch, samples], 16 kHz.
-      lengths: int [batch].
-      items: which to keep, of 0 to L.
-    """
-    embedded = embed(model, waveform, lengths)
-    _, tapped = tapped_layers(model, embedded)
-    item0 = embedded.projected if model.config.item0 == "projection" else embedded.hidden
-    kept = [item0 if item == 0 else tapped[item - 1] for item in items]
-    # Half precision ends at 65 504; a value beyond is as good there as infinity is bad.
-    limit = float(jnp.finfo(jnp.float16).max)
-    stacked = [jnp.clip(part, -limit, limit).astype(jnp.float16) for part in kept]
-    shape = (len(lengths), 0, *item0.shape[1:])
-    stored = jnp.stack(stacked, axis=1) if stacked else jnp.zeros(shape, jnp.float16)
-    nothing = jnp.zeros((len(lengths), 0), jnp.float32)
-    num_frames = jnp.sum(embedded.frame_mask, axis=1, dtype=jnp.int32)
-    if model.branches is None:
-        return Extracted(stored, nothing, nothing, num_frames)
-
-    def one_layer(branch_and_tapped):
-        branch, tapped = branch_and_tapped
-        logits = branch(tapped)
-        return utterance_entropy(logits, embedded.frame_mask), jnp.argmax(logits, axis=-1)
-
-    entropy, labels = jax.lax.map(one_layer, (model.branches, tapped))
-    same = (labels == labels[-1:]).astype(jnp.float32)
-    agreement = frame_mean(same, embedded.frame_mask[None])
-    return Extracted(stored, entropy.T, agreement.T, num_frames)
 
 
 def model_digest(model: Hubert) -> str:
@@ -92,18 +42,130 @@ def model_digest(model: Hubert) -> str:
     return digest.hexdigest()[:16]
 
 
+class Extractor:
+    """A model, and what is to be stored of it, ready for any number of shards."""
+
+    def __init__(self, model: Hubert, content: Content):
+        """Puts the model on every device.
+
+        Raises:
+          InputError: the model cannot yield this content.
+        """
+        content.check(model)
+        self.config, self.content, self._digest = model.config, content, model_digest(model)
+        self._dtype = str(jax.tree.leaves(model.layers)[0].dtype)
+        self._model = parallel.replicate(model)
+        self._run = jax.jit(
+            parallel.over_rows(content.__call__, 2), out_shardings=parallel.replicated()
+        )
+
+    def source(self, corpus: str, shards: int) -> dict[str, str]:
+        """What a store's features belong to; every shard of it carries the same."""
+        return {
+            "model": self._digest,
+            "tap": self.config.tap,
+            "item0": self.config.item0,
+            "computed": self._dtype,
+            "items": json.dumps(self.content.items),
+            "dim": str(self.config.dim),
+            "corpus": corpus,
+            "shards": str(shards),
+            **self.content.settings,
+        }
+
+    def plan(self, lengths: np.ndarray) -> WholeBatches:
+        """The batches of a shard."""
+        samples = round(BATCH_SECONDS * audio.SAMPLE_RATE)
+        return WholeBatches(lengths, samples, jax.device_count())
+
+    def shard(
+        self,
+        folder: pathlib.Path,
+        number: int,
+        corpus: Corpus,
+        root: str | pathlib.Path,
+        source: dict[str, str],
+        *,
+        on_error: Callable[[str], None],
+        unusable: Iterable[Row] = (),
+    ) -> Iterator[None]:
+        """Computes and writes one shard; yields after each batch.
+
+        Args:
+          folder: the store.
+          number: of the shard.
+          corpus: the shard's utterances.
+          root: the corpus' folder, for the manifest's paths.
+          source: from `source`.
+          on_error: called with one line for each utterance that cannot be read.
+          unusable: rows of files that are no utterances, for the manifest.
+        """
+        readable, draw = _Remembering(corpus), self.plan(corpus.lengths)
+
+        def read(position: int) -> Batch:
+            crops = draw(position)
+            mine = parallel.local_rows(len(crops))
+            waveform, lengths = read_whole(readable, crops, on_error, mine)
+            return {"waveform": waveform, "lengths": lengths}
+
+        features: dict[str, np.ndarray] = {}
+        rows: dict[int, Row] = {}
+        for position, batch in enumerate(batches(read, 0, len(draw), workers=0)):
+            placed: Any = parallel.place(batch)
+            found = jax.device_get(self._run(self._model, placed["waveform"], placed["lengths"]))
+            for row, crop in enumerate(draw(position)):
+                if not crop.samples:
+                    continue  # fills the batch
+                name = corpus.names[crop.index]
+                count = int(found.num_frames[row])
+                rows[crop.index] = Row(
+                    id=name,
+                    path=str(pathlib.Path(root) / name),
+                    shard=number,
+                    samples=crop.samples,
+                    frames=count,
+                    exit_layer=int(found.exit_layer[row]),
+                    forced=bool(count and found.forced[row]),
+                    entropy=found.entropy[row].tolist() if count else [],
+                    agreement=found.agreement[row].tolist() if count else [],
+                    error=None if count else readable.errors.get(crop.index, "could not be read"),
+                )
+                if count and self.content.items and parallel.is_first():
+                    features[name] = found.values[row, :, :count]
+            yield
+        if parallel.is_first():
+            ordered = [rows[place] for place in sorted(rows)]
+            write_shard(folder, number, features, [*ordered, *unusable], source)
+
+
+class _Remembering:
+    """A corpus that remembers why an utterance could not be read."""
+
+    def __init__(self, corpus: Corpus):
+        self._corpus, self.names, self.lengths = corpus, corpus.names, corpus.lengths
+        self.errors: dict[int, str] = {}
+
+    def read(self, index: int, start: int, samples: int) -> np.ndarray:
+        """As for every `Corpus`."""
+        try:
+            return self._corpus.read(index, start, samples)
+        except (InputError, OSError) as error:
+            self.errors[index] = str(error)
+            raise
+
+
 def make_store(
     folder: str | pathlib.Path,
     model: Hubert,
     corpus: Corpus,
     root: str | pathlib.Path,
-    items: Sequence[int],
+    items: Iterable[int],
     *,
     on_error: Callable[[str], None],
     say: Callable[[str], None] = print,
     progress: Callable[[int], Callable[[Iterable], Iterable]] = lambda count: iter,
 ) -> FeatureStore:
-    """Makes a store, or goes on with one that was interrupted, or opens a finished one.
+    """Makes a store of layers, or goes on with one that was interrupted, or opens a finished one.
 
     Args:
       folder: the store.
@@ -121,41 +183,30 @@ def make_store(
     """
     folder = pathlib.Path(folder)
     for name in corpus.names:
-        if not name.isprintable():
-            shown = name.encode("utf-8", "backslashreplace").decode()
-            raise InputError(f"{shown}: no store can have this name; rename the file")
-    frames = np.asarray(audio.frame_count(corpus.lengths))
-    shards = plan_shards(frames, len(items) * model.config.dim * 2)
-    source = {
-        "model": model_digest(model),
-        "tap": model.config.tap,
-        "item0": model.config.item0,
-        "computed": str(jax.tree.leaves(model.layers)[0].dtype),
-        "items": json.dumps(list(items)),
-        "dim": str(model.config.dim),
-        "corpus": fingerprint(corpus),
-        "shards": str(len(shards)),
-    }
-    missing = []
-    for number in range(len(shards)):
-        if not part_file(folder, number).is_file():
-            missing.append(number)
-            continue
-        found = {k: v for k, v in read_part(part_file(folder, number))[1].items() if k != "sha256"}
-        if found != source:
-            changes = [f"{k} {found.get(k)} and not {v}" for k, v in source.items()]
-            changes = [
-                text for text, k in zip(changes, source, strict=True) if found.get(k) != source[k]
-            ]
-            raise InputError(
-                f"{folder}: holds features of something else ({'; '.join(changes)}); give another "
-                "folder, or remove this one"
-            )
+        require_printable(name)
+    extractor = Extractor(model, Layers(tuple(items)))
+    values = len(extractor.content.items) * model.config.dim
+    shards = plan_shards(np.asarray(audio.frame_count(corpus.lengths)), 2 * values)
+    source = extractor.source(fingerprint(corpus), len(shards))
+    missing = [n for n in range(len(shards)) if finished_part(folder, n, source) is None]
     if missing:
-        _announce(folder, corpus, shards, missing, len(items) * model.config.dim, say)
-        _write(folder, model, corpus, root, items, shards, missing, source, on_error, progress)
+        _announce(folder, corpus, shards, missing, values, say)
+        parts = {number: Selection(corpus, shards[number]) for number in missing}
+        work = itertools.chain.from_iterable(
+            extractor.shard(folder, number, part, root, source, on_error=on_error)
+            for number, part in parts.items()
+        )
+        for _ in progress(sum(len(extractor.plan(part.lengths)) for part in parts.values()))(work):
+            pass
     parallel.any_process(False)  # the others wait until the first has written
     return FeatureStore(folder)
+
+
+def require_printable(name: str) -> None:
+    """Refuses an utterance that neither a manifest nor a terminal can name."""
+    if not name.isprintable():
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        raise InputError(f"{shown}: no store can have this name; rename the file")
 
 
 def _announce(folder, corpus, shards, missing, values, say) -> None:
@@ -175,59 +226,3 @@ def _announce(folder, corpus, shards, missing, values, say) -> None:
             f"{text}, and {free / 1e9:.3g} GB are free; make room, give another folder, or store "
             "entropies alone (--cache=entropies) and run the upstream in each step"
         )
-
-
-def _write(
-    folder: pathlib.Path,
-    model: Hubert,
-    corpus: Corpus,
-    root: str | pathlib.Path,
-    items: Sequence[int],
-    shards: list[np.ndarray],
-    missing: list[int],
-    source: dict[str, str],
-    on_error: Callable[[str], None],
-    progress: Callable[[int], Callable[[Iterable], Iterable]],
-) -> None:
-    # A batch never spans two shards.
-    plans: list[tuple[int, list]] = []
-    for number in missing:
-        places = shards[number]
-        draw = WholeBatches(
-            corpus.lengths[places], round(BATCH_SECONDS * audio.SAMPLE_RATE), jax.device_count()
-        )
-        plans += [(number, draw(batch)) for batch in range(len(draw))]
-    parts = {number: Selection(corpus, shards[number]) for number in missing}
-
-    def read(position: int) -> Batch:
-        number, crops = plans[position]
-        mine = parallel.local_rows(len(crops))
-        waveform, lengths = read_whole(parts[number], crops, on_error, mine)
-        return {"waveform": waveform, "lengths": lengths}
-
-    run = jax.jit(extract, static_argnums=3, out_shardings=parallel.replicated())
-    everywhere = parallel.replicate(model)
-    features: dict[str, np.ndarray] = {}
-    rows: dict[int, Row] = {}
-    reading = batches(read, 0, len(plans), workers=0)
-    for (number, crops), batch in zip(plans, progress(len(plans))(reading), strict=True):
-        placed: Any = parallel.place(batch)
-        found = jax.device_get(run(everywhere, placed["waveform"], placed["lengths"], tuple(items)))
-        for row, crop in enumerate(crops):
-            if not crop.samples:
-                continue  # fills the batch
-            name = parts[number].names[crop.index]
-            count = int(found.num_frames[row])
-            values = ([], [])
-            if count:
-                values = (found.entropy[row].tolist(), found.agreement[row].tolist())
-                if items and parallel.is_first():
-                    features[name] = found.items[row, :, :count]
-            error = None if count else "could not be read"
-            path = str(pathlib.Path(root) / name)
-            rows[crop.index] = Row(name, path, number, crop.samples, count, *values, error)
-        if len(rows) == len(shards[number]):
-            if parallel.is_first():
-                ordered = [rows[place] for place in sorted(rows)]
-                write_shard(folder, number, features, ordered, source)
-            features, rows = {}, {}

@@ -16,12 +16,13 @@ from made_models import SMALL, made_model
 
 import daisy_jax
 from daisy_jax import audio, extraction
+from daisy_jax.contents import Layers
 from daisy_jax.data import feature_store
 from daisy_jax.data.corpus import Selection, open_corpus
 from daisy_jax.data.feature_store import FeatureStore, part_file, plan_shards, shard_file
 from daisy_jax.encode import encode_taps
 from daisy_jax.errors import InputError
-from daisy_jax.extraction import extract, make_store, model_digest
+from daisy_jax.extraction import make_store, model_digest
 
 ITEMS = range(SMALL.num_layers + 1)
 
@@ -87,11 +88,11 @@ def test_extraction_is_what_encode_sums_and_decides_by(any_model):
         [np.random.default_rng(n).standard_normal(n).astype(np.float32) for n in lengths]
     )
     items = range(config.num_layers + 1)
-    found = jax.jit(extract, static_argnums=3)(any_model, waveform, lengths, tuple(items))
+    found = jax.jit(Layers(tuple(items)).__call__)(any_model, waveform, lengths)
     out = encode_taps(any_model, waveform, lengths, -np.inf, np.ones(config.num_layers, bool))
     for row, length in enumerate(lengths):
         frames = audio.frame_count(length)
-        ours = np.asarray(found.items[row, :, :frames], np.float32)
+        ours = np.asarray(found.values[row, :, :frames], np.float32)
         wanted = np.asarray(out.hidden_states[row, :, :frames])
         np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-3)  # half precision
         if frames:
@@ -105,14 +106,16 @@ def test_extraction_is_what_encode_sums_and_decides_by(any_model):
 def test_some_items_or_none(model):
     waveform = np.random.default_rng(0).standard_normal((2, 4_000)).astype(np.float32)
     lengths = np.array([4_000, 2_000], np.int32)
-    run = jax.jit(extract, static_argnums=3)
-    whole = run(model, waveform, lengths, tuple(ITEMS))
-    some = run(model, waveform, lengths, (3, 1))
-    np.testing.assert_array_equal(some.items, whole.items[:, [3, 1]])
-    none = run(model, waveform, lengths, ())
-    assert none.items.shape[:2] == (2, 0)
+
+    def run(model, items):
+        return jax.jit(Layers(tuple(items)).__call__)(model, waveform, lengths)
+
+    whole, some = run(model, ITEMS), run(model, (3, 1))
+    np.testing.assert_array_equal(some.values, whole.values[:, [3, 1]])
+    none = run(model, ())
+    assert none.values.shape[:2] == (2, 0)
     np.testing.assert_allclose(none.entropy, whole.entropy, rtol=1e-6)
-    bare = run(model.replace(branches=None), waveform, lengths, (0,))
+    bare = run(model.replace(branches=None), (0,))
     assert bare.entropy.shape == bare.agreement.shape == (2, 0)
 
 
@@ -210,7 +213,7 @@ import numpy as np
 from daisy_jax.data.feature_store import Row, write_shard
 import pathlib
 folder = pathlib.Path(sys.argv[1])
-row = Row("a", "a", 0, 400, 1, [1.0], [1.0], None)
+row = Row("a", "a", 0, 400, 1, 1, True, [1.0], [1.0], None)
 write_shard(folder, 0, {"a": np.zeros((1, 10, 4), np.float16)}, [row], {"shards": "2"})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -277,7 +280,8 @@ def test_an_unreadable_utterance_is_noted_and_left_out(model, speech, tmp_path):
         tmp_path / "store", model, corpus, folder, ITEMS, on_error=said.append, say=said.append
     )
     assert any(corpus.names[1] in line for line in said)
-    assert store.rows[1].error == "could not be read"
+    assert corpus.names[1] in store.rows[1].error
+    assert store.errors == {str(bad): store.rows[1].error}
     part, places = store.of(corpus)
     assert part.names == [corpus.names[place] for place in (0, 2, 3, 4, 5)]
     assert places.tolist() == [0, 2, 3, 4, 5]

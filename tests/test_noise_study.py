@@ -301,7 +301,7 @@ def test_a_second_study_needs_no_upstream(there, monkeypatch, capsys):
     def refuse(*arguments, **options):
         raise AssertionError("the upstream was run again")
 
-    monkeypatch.setattr("daisy_jax.extraction.extract", refuse)
+    monkeypatch.setattr("daisy_jax.contents.Layers.__call__", refuse)
     arguments = ["--musan", there / "MUSAN", "--kinds", "noise", "--snrs", 0, 10]
     assert noise_script(there, monkeypatch, *arguments, "--ratios", 0.3, 0.9) == 0
     assert "### Ratio 0.3" in capsys.readouterr().out

@@ -1,19 +1,22 @@
 """Features by utterance, in shards that are written once and read at random.
 
-A store is a folder with `features-00000.safetensors`, ... (float16 [items, frames, dim] under each
-utterance's identifier; item 0 is what eq. (4) begins with, item k belongs to layer k) and
-`manifest/00000.parquet`, ..., one table in as many parts: a row an utterance with its path, shard,
-frames, its mean entropy at every layer, and how well each layer's labels agree with the last one's.
-A part is written behind its shard, so that its presence says that the shard is whole. What they
-belong to (model, tap, items, corpus) and the shard's digest stand in the part's metadata.
+A store is a folder with `features-00000.safetensors`, ... (float16 [items, frames, dim], or int32
+[items, frames], under each utterance's identifier) and `manifest/00000.parquet`, ..., one table in
+as many parts: a row an utterance with its path, shard, frames, where it left, its mean entropy at
+every layer, and how well each layer's labels agree with the last one's. In the place of a shard's
+one file there may be `npy/ID.npy`, one for each utterance. A part is written behind its shard, so
+that its presence says that the shard is whole. What they belong to (model, tap, items, corpus) and
+the shard's digest stand in the part's metadata.
 """
 
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import platform
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +27,7 @@ from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus, Selection
 from daisy_jax.errors import InputError
 
-FORMAT = "daisy_jax_features/1"
+FORMAT = "daisy_jax_features/2"
 MANIFEST = "manifest"
 SHARD_BYTES = 1_000_000_000
 SHARD_UTTERANCES = 4096
@@ -42,11 +45,17 @@ class Row(NamedTuple):
     samples: int
     frames: int
     """0 if the utterance could not be read."""
+    exit_layer: int
+    """Where it left, 1 to L; L where all layers were run."""
+    forced: bool
+    """It left because no threshold was met."""
     entropy: list[float]
-    """[L], nats; empty without branches."""
+    """[L], nats, +inf where it was not evaluated; empty without branches."""
     agreement: list[float]
-    """[L], share of the frames whose label is that of the last layer's branch."""
+    """[L], share of the frames whose label is that of the last layer's branch; empty where the
+    layers behind the exit were not run."""
     error: str | None
+    """Why it could not be read; None if it could."""
 
 
 def plan_shards(frames: np.ndarray, bytes_per_frame: int) -> list[np.ndarray]:
@@ -72,6 +81,11 @@ def part_file(folder: pathlib.Path, number: int) -> pathlib.Path:
     return folder / MANIFEST / f"{number:05}.parquet"
 
 
+def npy_file(folder: pathlib.Path, id: str) -> pathlib.Path:
+    """Where an utterance's features are, if it has a file of its own."""
+    return folder / "npy" / f"{id}.npy"
+
+
 def write_shard(
     folder: pathlib.Path,
     number: int,
@@ -79,49 +93,135 @@ def write_shard(
     rows: list[Row],
     source: dict[str, str],
 ) -> None:
-    """Writes one shard and its part of the manifest, both or neither.
+    """Writes one shard and its part of the manifest; without the part the shard counts for nothing.
 
     Args:
       folder: the store.
       number: of the shard.
-      features: float16 [items, frames, dim] by identifier; none, for entropies alone.
+      features: [items, frames, dim] or [items, frames] by identifier; none, for entropies alone.
       rows: of the shard's utterances.
-      source: what they belong to; the same in all shards of a store.
+      source: what they belong to, the same in all shards of a store. With "layout": "npy" each
+        utterance has a file of its own, without an axis of items if there is only one.
 
     Raises:
-      OSError: the disk is full, or else; nothing stays then.
+      OSError: the disk is full, or else; no half-written file stays.
     """
     import pyarrow
     import pyarrow.parquet
 
     (folder / MANIFEST).mkdir(parents=True, exist_ok=True)
     shard, part = shard_file(folder, number), part_file(folder, number)
-    # Two runs may make the same store at once: each its own, and what is whole is the same.
-    mine = f"{platform.node()}-{os.getpid()}.partial"
-    partial = [path.with_name(f".{path.name}.{mine}") for path in (shard, part)]
+    partial = _partial(part)
     kept = dict(source)
     try:
-        if features:
-            # safetensors writes arrays that are not C-contiguous wrongly, without an error.
-            whole = {name: np.ascontiguousarray(value) for name, value in features.items()}
-            save_file(whole, partial[0], {"format": FORMAT})
-            kept["sha256"] = _digest(partial[0])
+        # safetensors writes arrays that are not C-contiguous wrongly, without an error.
+        whole = {name: np.ascontiguousarray(value) for name, value in features.items()}
+        digest = hashlib.sha256()
+        if source.get("layout") == "npy":
+            for row in rows:
+                if row.frames and whole:
+                    value = whole[row.id]
+                    alone = value[0] if len(value) == 1 else value
+                    _replace(npy_file(folder, row.id), digest, functools.partial(_save_npy, alone))
+        elif whole:
+            metadata = {"format": FORMAT}
+            _replace(shard, digest, lambda path: save_file(whole, path, metadata))
+        if whole:
+            kept["sha256"] = digest.hexdigest()
         table = pyarrow.Table.from_pylist([row._asdict() for row in rows], _schema())
         metadata = {FORMAT: json.dumps(kept)}
-        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial[1])
-        if features:
-            os.replace(partial[0], shard)
-        os.replace(partial[1], part)
+        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial)
+        os.replace(partial, part)
     except (SafetensorError, pyarrow.ArrowException) as error:
         raise OSError(f"{shard}: cannot be written ({error}); make room and start again") from error
     finally:
-        for path in partial:
-            path.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
-def _digest(path: pathlib.Path) -> str:
+def _partial(path: pathlib.Path) -> pathlib.Path:
+    """Two runs may make the same store at once: each its own, and what is whole is the same."""
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
+
+
+def _replace(path: pathlib.Path, digest: Any, save: Callable[[pathlib.Path], None]) -> None:
+    """Writes a file, whole or not at all, and adds its bytes to a digest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    try:
+        save(partial)
+        _add(partial, digest)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _save_npy(value: np.ndarray, path: pathlib.Path) -> None:
+    with open(path, "wb") as stream:  # np.save would add an ending
+        np.save(stream, value)
+
+
+def _add(path: pathlib.Path, digest: Any) -> None:
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while block := stream.read(1 << 22):
+            digest.update(block)
+
+
+def _files(
+    folder: pathlib.Path, number: int, rows: list[Row], source: dict[str, str]
+) -> list[pathlib.Path]:
+    """The files of a shard."""
+    if source.get("layout") == "npy":
+        return [npy_file(folder, row.id) for row in rows if row.frames]
+    return [shard_file(folder, number)]
+
+
+def _digest(paths: list[pathlib.Path]) -> str | None:
+    """SHA-256 of some files, one after the other; None if one is missing."""
+    digest = hashlib.sha256()
+    try:
+        for path in paths:
+            _add(path, digest)
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()
+
+
+def finished_part(
+    folder: pathlib.Path, number: int, source: dict[str, str], verify: bool = False
+) -> list[Row] | None:
+    """The rows of a shard that is there already; None if it is not.
+
+    Args:
+      folder: the store.
+      number: of the shard.
+      source: what it must belong to.
+      verify: take it for missing if its bytes are not those that were written, or if its part of
+        the manifest cannot be read.
+
+    Raises:
+      InputError: it belongs to something else.
+    """
+    part = part_file(folder, number)
+    if not part.is_file():
+        return None
+    try:
+        rows, kept = read_part(part)
+    except InputError:
+        if verify:
+            return None
+        raise
+    found = {k: v for k, v in kept.items() if k != "sha256"}
+    if found != source:
+        changed = [k for k in found.keys() | source.keys() if found.get(k) != source.get(k)]
+        changes = "; ".join(f"{k} {found.get(k)} and not {source.get(k)}" for k in sorted(changed))
+        raise InputError(
+            f"{folder}: holds features of something else ({changes}); give another folder, or "
+            "remove this one"
+        )
+    digest = kept.get("sha256")
+    if verify and digest is not None and _digest(_files(folder, number, rows, source)) != digest:
+        return None
+    return rows
 
 
 def _schema():
@@ -129,7 +229,8 @@ def _schema():
 
     vector = pa.list_(pa.float32())
     types = {"id": pa.string(), "path": pa.string(), "shard": pa.int32(), "samples": pa.int64()}
-    types |= {"frames": pa.int32(), "entropy": vector, "agreement": vector, "error": pa.string()}
+    types |= {"frames": pa.int32(), "exit_layer": pa.int32(), "forced": pa.bool_()}
+    types |= {"entropy": vector, "agreement": vector, "error": pa.string()}
     return pa.schema(list(types.items()))
 
 
@@ -176,18 +277,22 @@ class FeatureStore:
                 f"{folder}: {len(parts)} of {count} shards are there, or they are of different "
                 "runs; start again what made it, or remove it"
             )
-        self.items: list[int] = json.loads(self.source["items"])
-        """Which items are stored: 0 to L; none if there are only entropies."""
+        self.items: list[int | str] = json.loads(self.source["items"])
+        """What is stored: of 0 to L, none if there are only entropies; or one of "exit", "pooled",
+        "labels" and "units"."""
+        self._npy = self.source.get("layout") == "npy"
         lacking = [
             shard_file(self.folder, number)
             for number in {row.shard for row in self.rows if row.frames}
-            if self.items and not shard_file(self.folder, number).is_file()
+            if self.items and not self._npy and not shard_file(self.folder, number).is_file()
         ]
         if lacking:
             raise InputError(f"{lacking[0]}: is missing; remove its part of the manifest, too")
         self.frames = np.asarray([row.frames for row in self.rows], np.int32)
         self.entropy = np.asarray([row.entropy for row in self.rows if row.frames], np.float32)
         """float32 [readable utterances, L]."""
+        self.errors = {row.path: row.error for row in self.rows if row.error is not None}
+        """Files that could not be read, and why."""
         self.dim = int(self.source["dim"])
         self._open = threading.local()
 
@@ -209,23 +314,26 @@ class FeatureStore:
     def read(
         self, index: int, frames: slice = slice(None), items: slice = slice(None)
     ) -> np.ndarray:
-        """Features of one utterance, float16 [items, frames, dim], or a part of them.
+        """Features of one utterance, or a part of them.
+
+        float16 [items, frames, dim]; labels and units are int32 [1, frames].
 
         Raises:
           InputError: they are not there as the manifest says.
         """
         row = self.rows[index]
+        chosen = slice(*items.indices(len(self.items))), slice(*frames.indices(row.frames))
         try:
-            stored = self._shard(row.shard).get_slice(row.id)
-            found = stored[
-                slice(*items.indices(len(self.items))), slice(*frames.indices(row.frames))
-            ]
-        except SafetensorError as error:
+            if self._npy:
+                stored = np.load(npy_file(self.folder, row.id), mmap_mode="r")
+                return np.array((stored[None] if len(self.items) == 1 else stored)[chosen])
+            return self._shard(row.shard).get_slice(row.id)[chosen]
+        except (SafetensorError, OSError, ValueError) as error:
             raise InputError(
-                f"{shard_file(self.folder, row.shard)}: {row.id} cannot be read ({error}); remove "
-                f"{part_file(self.folder, row.shard)}, and the shard is made again"
+                f"{_files(self.folder, row.shard, [row], self.source)[0]}: {row.id} cannot be read "
+                f"({error}); remove {part_file(self.folder, row.shard)}, and the shard is made "
+                "again"
             ) from None
-        return found
 
     def _shard(self, number: int) -> Any:
         shards: dict[int, Any] = self._open.__dict__.setdefault("shards", {})
@@ -239,10 +347,10 @@ class FeatureStore:
         """A line for each shard whose bytes are not those that were written."""
         problems = []
         for part in sorted((self.folder / MANIFEST).glob("[0-9]*.parquet")):
-            digest = read_part(part)[1].get("sha256")
-            shard = shard_file(self.folder, int(part.stem))
-            if digest is not None and _digest(shard) != digest:
-                problems.append(f"{shard}: its bytes have changed; remove it and {part}")
+            rows, kept = read_part(part)
+            digest, files = kept.get("sha256"), _files(self.folder, int(part.stem), rows, kept)
+            if digest is not None and _digest(files) != digest:
+                problems.append(f"{files[0]}: its bytes have changed; remove it and {part}")
         return problems
 
     def of(self, corpus: Corpus) -> tuple[Corpus, np.ndarray]:

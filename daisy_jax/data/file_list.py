@@ -1,0 +1,68 @@
+"""Lists of sound files, in fairseq's manifest format.
+
+The first line is a folder, each further one a path below it; what follows a tab, such as fairseq's
+number of samples, is not used.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from daisy_jax.data.sound_files import is_inside
+from daisy_jax.errors import InputError
+
+
+class FileList(NamedTuple):
+    """The files of a list, each once, in its order."""
+
+    folder: pathlib.Path
+    names: list[str]
+    """Paths below the folder."""
+    repeated: int
+    """Lines that said again what was there before."""
+
+    @property
+    def digest(self) -> str:
+        """What belongs to this list says so by its length and a digest."""
+        digest = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape"))
+        return f"{len(self.names)} files, {digest.hexdigest()[:16]}"
+
+
+def read_list(path: str | pathlib.Path) -> FileList:
+    """Reads a list.
+
+    Raises:
+      InputError: it is no list, or a path leads out of its folder, or there is no such folder.
+    """
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; give a list of files") from None
+    head, *lines = text.splitlines() or [""]
+    folder = pathlib.Path(head)
+    if not head or not folder.is_dir():
+        raise InputError(
+            f"{path}: its first line is {head[:80]!r}; it must be a folder, and the other lines "
+            "paths below it (fairseq's manifest format)"
+        )
+    names = [line.partition("\t")[0] for line in lines]
+    names = [name.removeprefix("./") for name in names if name]
+    bad = next((name for name in names if not is_inside(name)), None)
+    if bad is not None:
+        raise InputError(f"{path}: {bad!r} does not lie below {head}; give paths below the folder")
+    if not names:
+        raise InputError(f"{path}: lists no file")
+    once = list(dict.fromkeys(names))
+    return FileList(folder, once, len(names) - len(once))
+
+
+def deal(names: Sequence[str], number: int, count: int) -> list[str]:
+    """The files of shard `number` of `count`: every count-th, so that shards are alike.
+
+    Raises:
+      InputError: there is no such shard.
+    """
+    if count < 1 or not 0 <= number < count:
+        raise InputError(f"shard {number}/{count}: shards of {count} are 0 to {count - 1}")
+    return list(names[number::count])
