@@ -183,7 +183,9 @@ def make_store(
     """
     folder = pathlib.Path(folder)
     for name in corpus.names:
-        require_printable(name)
+        if not name.isprintable():
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            raise InputError(f"{shown}: no store can have this name; rename the file")
     extractor = Extractor(model, Layers(tuple(items)))
     values = len(extractor.content.items) * model.config.dim
     shards = plan_shards(np.asarray(audio.frame_count(corpus.lengths)), 2 * values)
@@ -200,13 +202,6 @@ def make_store(
             pass
     parallel.any_process(False)  # the others wait until the first has written
     return FeatureStore(folder)
-
-
-def require_printable(name: str) -> None:
-    """Refuses an utterance that neither a manifest nor a terminal can name."""
-    if not name.isprintable():
-        shown = name.encode("utf-8", "backslashreplace").decode()
-        raise InputError(f"{shown}: no store can have this name; rename the file")
 
 
 def _announce(folder, corpus, shards, missing, values, say) -> None:

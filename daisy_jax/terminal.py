@@ -28,6 +28,7 @@ EXTRAS = {
     **dict.fromkeys(("jiwer", "markdown_it", "pystoi"), "eval"),
     **dict.fromkeys(("matplotlib",), "plots"),
     **dict.fromkeys(("tensorboardX",), "tensorboard"),
+    **dict.fromkeys(("ray",), "ray"),
 }
 """Modules that commands import where they use them, and the extra that installs each."""
 

@@ -219,8 +219,8 @@ def test_a_prepared_folder_has_no_splits(prepared):
 def test_only_new_and_changed_files_are_opened_again(tmp_path, monkeypatch):
     folder = sounds.speech_folder(tmp_path / "speech", 4, (0.3, 0.9))
     opened = []
-    real = manifest._open
-    monkeypatch.setattr(manifest, "_open", lambda file: opened.append(file.name) or real(file))
+    real = manifest.open_file
+    monkeypatch.setattr(manifest, "open_file", lambda file: opened.append(file.name) or real(file))
     first = open_corpus(folder)
     assert len(opened) == 4
     opened.clear()

@@ -1,8 +1,6 @@
 """`daisy-jax encode`: sound files to features, each leaving at its own layer."""
 
 import dataclasses
-import json
-import math
 import os
 import pathlib
 import sys
@@ -13,6 +11,8 @@ import numpy as np
 import tyro
 
 from daisy_jax.audio import SAMPLE_RATE
+from daisy_jax.commands.corpora import Corpora, Setting, content_of, prepare, run_corpus
+from daisy_jax.commands.exit_choice import choose_exits
 from daisy_jax.data.sound_files import expand_folders
 from daisy_jax.errors import InputError
 from daisy_jax.terminal import (
@@ -40,7 +40,7 @@ class Encode:
     is 1 in the end.
     """
 
-    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")]
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")] = ()
     """Sound files, or folders that are searched for them."""
     model: str = ""
     """A model folder; empty: the small pretrained model that comes with the package."""
@@ -70,9 +70,12 @@ class Encode:
     """Keep compiled programs here, so that the next run need not compile; empty: keep none."""
     accelerator: Accelerator = "auto"
     """Where to compute."""
+    corpora: Corpora = dataclasses.field(default_factory=Corpora)
 
     def run(self) -> int:
         """Encodes, prints, writes; 1 if a file could not be encoded."""
+        if self.corpora.given:
+            return self._run_corpus()
         files = expand_folders(self.files)
         if self.hidden_states and self.output is None:
             raise InputError("--hidden-states needs --output DIR, where to write them")
@@ -87,7 +90,7 @@ class Encode:
 
         model = load(self.model or None)
         num_layers = model.config.num_layers
-        threshold, allowed, setting = self._choose(model)
+        threshold, allowed, setting = choose_exits(self, model)
         targets = None
         if self.output is not None:
             os.makedirs(self.output, exist_ok=True)
@@ -131,72 +134,35 @@ class Encode:
             )
         return 1 if failed else 0
 
-    def _choose(self, model) -> tuple[float | None, np.ndarray, str]:
-        """Threshold, allowed layers, and both in words."""
-        from daisy_jax.exits import exit_threshold, threshold_for_budget
-
-        ways = {"--ratio": self.ratio, "--threshold": self.threshold, "--budget": self.budget}
-        ways |= {"--layer": self.layer, "--full": self.full or None}
-        given = [name for name, value in ways.items() if value is not None]
-        if len(given) > 1:
-            raise InputError(f"{' and '.join(given)} exclude each other; give one of them")
-        allowed, span = self._span(model.config.num_layers, given)
-        if self.full:
-            return None, allowed, "full depth"
-        if self.layer is not None:
-            if not 1 <= self.layer <= len(allowed):
-                raise InputError(f"--layer {self.layer}: the model has layers 1 to {len(allowed)}")
-            return None, np.arange(1, len(allowed) + 1) == self.layer, f"layer {self.layer}"
-        if model.branches is None:
+    def _run_corpus(self) -> int:
+        """Encodes a list of files into a feature store."""
+        if self.files:
+            raise InputError("--manifest and FILE... exclude each other; give one of them")
+        if self.output is None or self.hidden_states:
             raise InputError(
-                "this model has no branches, so no threshold can be met; train them with "
-                "train/branches.py, or give --full or --layer"
+                "--manifest needs --output DIR, where the features go, and takes --store layers in "
+                "the place of --hidden-states"
             )
-        if self.threshold is not None:
-            if math.isnan(self.threshold):
-                raise InputError("--threshold is nan; it must be a number of nats")
-            return self.threshold, allowed, f"threshold {self.threshold:.4g} nats{span}"
-        calibration = model.calibration
-        if calibration is None:
-            raise InputError(
-                "this model has no calibration; run daisy-jax calibrate, or give --threshold, "
-                "--layer or --full"
-            )
-        if self.budget is not None:
-            if not 1 <= self.budget <= len(allowed):
-                raise InputError(f"--budget {self.budget:g}: give 1 to {len(allowed)} layers")
-            threshold = threshold_for_budget(calibration.entropy, self.budget, allowed)
-            way = f"budget {self.budget:g} layers"
-        else:
-            ratio = 0.7 if self.ratio is None else self.ratio
-            threshold = float(exit_threshold(calibration.mean_entropy, ratio))
-            way = f"ratio {ratio:g}"
-        source = f" on {calibration.dataset}" if calibration.dataset else ""
-        return threshold, allowed, f"threshold {threshold:.4g} nats ({way}{source}){span}"
+        prepare(self.corpora, self.accelerator, self.compilation_cache)
+        from daisy_jax.checkpoints import load
+        from daisy_jax.exits import ExitRule
 
-    def _span(self, num_layers: int, given: list[str]) -> tuple[np.ndarray, str]:
-        from daisy_jax.exits import span_mean, span_min_max, span_threshold
+        model = load(self.model or None)
 
-        if (self.span is None) != (self.exits is None):
-            raise InputError("--span and --exits belong together; give both or none")
-        if self.span is None or self.exits is None:
-            return np.ones(num_layers, bool), ""
-        if given in (["--layer"], ["--full"]):
-            raise InputError(f"--span and {given[0]} exclude each other; give one of them")
-        try:
-            counts = np.asarray(json.loads(pathlib.Path(self.exits).read_text())["exit_counts"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f'{self.exits}: not an exits file ({error}); it must hold {{"exit_counts": [...]}}'
-            ) from None
-        if counts.shape != (num_layers,):
-            raise InputError(
-                f"{self.exits}: {counts.size} counts for a model of {num_layers} layers"
-            )
-        spans = {"mean": span_mean, "threshold": span_threshold, "min-max": span_min_max}
-        allowed = spans[self.span](counts)
-        layers = ", ".join(str(layer) for layer in np.flatnonzero(allowed) + 1)
-        return allowed, f", span {self.span} (layers {layers})"
+        def rule() -> ExitRule:
+            threshold, allowed, words = choose_exits(self, model)
+            print(words)
+            return ExitRule(words, threshold, allowed)
+
+        setting = Setting(
+            self.model,
+            content_of(self.corpora, model, rule, self.layer),
+            self.output,
+            self.max_seconds,
+            self.accelerator,
+            self.compilation_cache,
+        )
+        return run_corpus(self.corpora, model, setting)
 
 
 def table_row(result, saved: float, may_be_forced: bool) -> str:

@@ -117,12 +117,17 @@ class WholeBatches:
     """Batches of whole utterances of similar length, each utterance once; for scoring a corpus."""
 
     def __init__(self, lengths: np.ndarray, samples: int, multiple: int = 1):
-        """A batch has up to `samples` in all its rows; their number is a multiple of `multiple`."""
+        """A batch has up to `samples` in all its rows; their number is a multiple of `multiple`.
+
+        Batches of one width have one height, but for the last, whose height is a power of two
+        (times `multiple`), so that few shapes are compiled, however many sets there are.
+        """
         self._batches: list[list[Crop]] = []
         order = np.argsort(-lengths, kind="stable")
         while len(order):
             width = audio.padded_width(int(lengths[order[0]]))
-            height = min(max(samples // width // multiple, 1), -(-len(order) // multiple))
+            left = -(-len(order) // multiple)
+            height = min(max(samples // width // multiple, 1), 1 << (left - 1).bit_length())
             height *= multiple
             crops = [Crop(int(index), 0, int(lengths[index])) for index in order[:height]]
             self._batches.append(crops + [Crop(0, 0, 0)] * (height - len(crops)))

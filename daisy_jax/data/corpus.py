@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from daisy_jax import audio
-from daisy_jax.data.manifest import measure
+from daisy_jax.data.manifest import Entry, measure
 from daisy_jax.data.prepared import INDEX, PreparedCorpus
 from daisy_jax.data.sound_files import SUFFIXES, is_inside, sound_files
 from daisy_jax.data.tfds import TfdsCorpus, dataset_name, is_tfds_folder
@@ -91,7 +91,30 @@ def open_corpus(
     files = [file for part in splits or [""] for file in sound_files(folder / part)]
     if not files:
         raise InputError(f"{folder}: no sound files ({', '.join(SUFFIXES)}) below this folder")
-    return FolderCorpus(folder, files, on_error, progress)
+    return measured_files(folder, files, on_error, progress)
+
+
+def measured_files(
+    folder: pathlib.Path,
+    files: list[pathlib.Path],
+    on_error: Callable[[str], None] = raise_error,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> "FolderCorpus":
+    """A corpus of sound files below a folder, without those that cannot be used.
+
+    Arguments as of `open_corpus`; durations are remembered.
+
+    Raises:
+      InputError: none can be used.
+    """
+    entries = measure(folder, files, progress)
+    for file, entry in zip(files, entries, strict=True):
+        if entry.error is not None:
+            on_error(f"{file}: {entry.error}")
+    usable = [pair for pair in zip(files, entries, strict=True) if pair[1].error is None]
+    if not usable:
+        raise InputError(f"{folder}: none of its {len(files)} sound files can be used")
+    return FolderCorpus(folder, [file for file, _ in usable], [entry for _, entry in usable])
 
 
 def corpus_name(path: str | pathlib.Path) -> str:
@@ -111,24 +134,12 @@ def fingerprint(corpus: Corpus) -> str:
 class FolderCorpus:
     """Sound files below a folder, decoded when they are read."""
 
-    def __init__(
-        self,
-        folder: pathlib.Path,
-        files: list[pathlib.Path],
-        on_error: Callable[[str], None] = raise_error,
-        progress: Callable[[Iterable], Iterable] = iter,
-    ):
-        entries = measure(folder, files, progress)
-        for file, entry in zip(files, entries, strict=True):
-            if entry.error is not None:
-                on_error(f"{file}: {entry.error}")
-        usable = [pair for pair in zip(files, entries, strict=True) if pair[1].error is None]
-        if not usable:
-            raise InputError(f"{folder}: none of its {len(files)} sound files can be used")
-        self._files = [file for file, _ in usable]
-        self._plain = [entry.rate == audio.SAMPLE_RATE for _, entry in usable]
-        self.names = [str(file.relative_to(folder)) for file in self._files]
-        self.lengths = np.asarray([entry.samples for _, entry in usable], np.int64)
+    def __init__(self, folder: pathlib.Path, files: list[pathlib.Path], entries: list[Entry]):
+        """Files that can be used, and what `measure` found in each."""
+        self._files = files
+        self._plain = [entry.rate == audio.SAMPLE_RATE for entry in entries]
+        self.names = [str(file.relative_to(folder)) for file in files]
+        self.lengths = np.asarray([entry.samples for entry in entries], np.int64)
 
     def read(self, index: int, start: int, samples: int) -> np.ndarray:
         """As for every `Corpus`."""

@@ -51,6 +51,10 @@ def read_list(path: str | pathlib.Path) -> FileList:
     bad = next((name for name in names if not is_inside(name)), None)
     if bad is not None:
         raise InputError(f"{path}: {bad!r} does not lie below {head}; give paths below the folder")
+    bad = next((name for name in names if not name.isprintable()), None)
+    if bad is not None:
+        shown = bad.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        raise InputError(f"{path}: {shown!r} cannot be a name in a store; rename the file")
     if not names:
         raise InputError(f"{path}: lists no file")
     once = list(dict.fromkeys(names))

@@ -56,7 +56,7 @@ def measure(
     missing = [(name, file) for name, file in zip(names, files, strict=True) if name not in entries]
     if missing:
         with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
-            found = readers.map(lambda pair: _open(pair[1]), missing)
+            found = readers.map(lambda pair: open_file(pair[1]), missing)
             entries |= {
                 name: entry for (name, _), entry in zip(progress(missing), found, strict=True)
             }
@@ -65,7 +65,8 @@ def measure(
     return [entries[name] for name in names]
 
 
-def _open(file: pathlib.Path) -> Entry:
+def open_file(file: pathlib.Path) -> Entry:
+    """What a file's own header says of it."""
     import soundfile
 
     status = file.stat()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from daisy_jax.data.corpus import Corpus, FolderCorpus, Selection, raise_error
+from daisy_jax.data.corpus import Corpus, Selection, measured_files, raise_error
 from daisy_jax.data.sound_files import sound_files
 from daisy_jax.errors import InputError
 
@@ -97,7 +97,7 @@ def _open(
         else:
             whole.append(name)
     parts = [
-        FolderCorpus(folder, [folder / name for name in whole], on_error, progress)
+        measured_files(folder, [folder / name for name in whole], on_error, progress)
         for folder in folders
     ]
     places = [{name: place for place, name in enumerate(part.names)} for part in parts]

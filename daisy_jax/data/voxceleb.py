@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from daisy_jax.data.corpus import Corpus, FolderCorpus, raise_error
+from daisy_jax.data.corpus import Corpus, measured_files, raise_error
 from daisy_jax.errors import InputError
 
 AUDIO = ("wav", "dev/wav", "test/wav")
@@ -87,7 +87,7 @@ def open_voxceleb(
             f"{len(missing)} of {len(paths)} files of {listing} are missing, the first is "
             f"{missing[0]} below {' or '.join(map(str, roots))}; unpack the archives there"
         )
-    corpus = FolderCorpus(folder, files, on_error, progress)
+    corpus = measured_files(folder, files, on_error, progress)
     places = {name: place for place, name in enumerate(names)}
     spoken_by = {
         str(file.relative_to(folder)): path.partition("/")[0]

@@ -1,0 +1,257 @@
+"""`daisy-jax encode --manifest`: lists of files into a feature store, shard by shard."""
+
+import dataclasses
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from daisy_jax.audio import SAMPLE_RATE
+from daisy_jax.data.file_list import FileList, deal, read_list
+from daisy_jax.errors import InputError
+from daisy_jax.terminal import (
+    Accelerator,
+    printable,
+    progress_bar,
+    use_accelerator,
+    use_compilation_cache,
+)
+
+if TYPE_CHECKING:
+    from daisy_jax.hubert import Hubert
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpora:
+    """Options of whole corpora."""
+
+    manifest: Annotated[str, tyro.conf.arg(metavar="LIST")] = ""
+    """A list of files in the place of FILE...: its first line is a folder, each further one a path
+    below it (fairseq's format). Features go into a feature store in --output."""
+    shard: Annotated[str, tyro.conf.arg(metavar="I/N")] = ""
+    """Encode only the files I, I + N, ... of the list, into shard I of N, counted from 0; empty:
+    all shards, one after the other."""
+    store: Literal["exit", "layers", "pooled", "labels", "units"] = "exit"
+    """What is stored of each file, as float16 or int32: the exit layer's output; --layers; the sum
+    of eq. (4) up to the exit; HuBERT's own labels; the nearest of --centroids at --layer."""
+    layers: tuple[int, ...] = ()
+    """For "layers": which, 0 (the transformer's input) to L; empty: all."""
+    head: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""
+    """For "pooled": a trained head (train/downstream.py), for its layer weights."""
+    centroids: Annotated[str, tyro.conf.arg(metavar="FILE.npy")] = ""
+    """For "units": float [clusters, dim], as numpy.save writes it."""
+    npy: bool = False
+    """Write one .npy a file, [frames, dim], in the place of one file a shard."""
+    ray: bool = False
+    """Encode with Ray (extra ray): on the cluster of RAY_ADDRESS, or on this machine."""
+    workers: int = 1
+    """Ray's workers; with --accelerator=gpu each has one GPU."""
+
+    @property
+    def given(self) -> bool:
+        """Whether any of these options was used."""
+        return self != Corpora()
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What `encode`'s other options say."""
+
+    model: str
+    content: Any
+    output: str
+    max_seconds: float
+    accelerator: Accelerator
+    compilation_cache: str
+
+
+def prepare(options: Corpora, accelerator: Accelerator, compilation_cache: str) -> None:
+    """Checks what can be checked before a model is loaded, and chooses the device."""
+    if not options.manifest:
+        raise InputError("these options need --manifest LIST: " + ", ".join(_given(options)))
+    if options.ray and options.shard:
+        raise InputError("--ray and --shard exclude each other; Ray encodes all shards")
+    needs = {"layers": "layers", "pooled": "head", "units": "centroids"}
+    for store, name in needs.items():
+        if getattr(options, name) and options.store != store:
+            raise InputError(f"--{name} belongs to --store {store}")
+        if store == options.store and not getattr(options, name) and name != "layers":
+            raise InputError(f"--store {store} needs --{name}")
+    if options.workers < 1:
+        raise InputError(f"--workers {options.workers}: give at least 1")
+    # Ray's workers hold the accelerators; this process only looks at what is there.
+    use_accelerator("cpu" if options.ray else accelerator)
+    if compilation_cache and not options.ray:
+        use_compilation_cache(compilation_cache)
+
+
+def _given(options: Corpora) -> list[str]:
+    return [
+        f"--{field.name}"
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != field.default
+    ]
+
+
+def content_of(options: Corpora, model: "Hubert", rule: Any, layer: int | None) -> Any:
+    """What is to be stored.
+
+    Args:
+      options: the command's.
+      model: the model.
+      rule: a function that gives the exit rule, for contents that leave.
+      layer: of --layer.
+    """
+    from daisy_jax.contents import AtExit, Labels, Layers, Units
+
+    if options.store == "layers":
+        return Layers(options.layers or tuple(range(model.config.num_layers + 1)))
+    if options.store == "labels":
+        return Labels()
+    if options.store == "units":
+        if layer is None:
+            raise InputError("--store units needs --layer, the layer the centroids belong to")
+        return Units(read_centroids(options.centroids), layer)
+    if options.store == "exit":
+        return AtExit(rule())
+    from daisy_jax.trained_heads import load_head
+
+    weights = np.asarray(load_head(options.head).params["layer_weights"])
+    if len(weights) != model.config.num_layers + 1:
+        raise InputError(
+            f"{options.head}: has weights for {len(weights) - 1} layers, the model has "
+            f"{model.config.num_layers}"
+        )
+    return AtExit(rule(), weights)
+
+
+def read_centroids(path: str) -> np.ndarray:
+    """Float32 [clusters, dim]."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        return np.asarray(found, np.float32)
+    except (ValueError, EOFError, TypeError) as error:
+        raise InputError(
+            f"{path}: not an array of numpy.save ({error}); save the centroids, "
+            "float [clusters, dim], with it"
+        ) from None
+
+
+def run_corpus(options: Corpora, model: "Hubert", setting: Setting) -> int:
+    """Encodes the shards that are not there yet, and says what there is; 1 if a file failed."""
+    from daisy_jax.data.feature_store import finished_part
+    from daisy_jax.extraction import Extractor
+    from daisy_jax.shards import shard_count, shard_source
+
+    files = read_list(options.manifest)
+    if files.repeated:
+        print(f"note: {files.repeated} lines repeat earlier ones; each file is encoded once")
+    extractor = Extractor(model, setting.content)
+    count = shard_count(files, len(extractor.content.items))
+    numbers = list(range(count))
+    if options.shard:
+        number, count = parse_shard(options.shard)
+        deal(files.names, number, count)
+        numbers = [number]
+    output = pathlib.Path(setting.output)
+    source = shard_source(extractor, files, count, options.npy)
+    items = ", ".join(map(str, extractor.content.items))
+    print(f"{len(files.names)} files in {count} shards; stored: {items}")
+    if options.ray:
+        done = with_ray(options, setting, output, source, numbers, count)
+    else:
+        done = in_this_process(options, setting, extractor, files, numbers, count)
+    failed = 0
+    totals = np.zeros(3)
+    for number in done:
+        rows = finished_part(output, number, source)
+        assert rows is not None
+        bad = [row.error for row in rows if row.error is not None]
+        for error in bad:
+            print(f"error: {printable(error)}", file=sys.stderr)
+        failed += len(bad)
+        good = [row for row in rows if row.error is None]
+        found = [len(good), sum(row.samples for row in good), sum(row.exit_layer for row in good)]
+        totals += found
+        print(f"shard {number}/{count}: {describe(found)}, {len(bad)} failed", flush=True)
+    print(f"{setting.output}: {describe(totals)}, {failed} failed")
+    return 1 if failed else 0
+
+
+def describe(found: Any) -> str:
+    """Files, hours and mean exit layer."""
+    good, samples, layers = found
+    mean = layers / good if good else 0
+    return f"{good:.0f} files, {samples / SAMPLE_RATE / 3600:.3g} h, mean exit layer {mean:.2f}"
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Number and count of I/N."""
+    parts = re.fullmatch(r"(\d+)/(\d+)", text)
+    if parts is None:
+        raise InputError(f"--shard {text!r}: give I/N, such as 0/40 for the first of forty")
+    return int(parts[1]), int(parts[2])
+
+
+def in_this_process(
+    options: Corpora,
+    setting: Setting,
+    extractor: Any,
+    files: FileList,
+    numbers: list[int],
+    count: int,
+) -> Iterator[int]:
+    """Encodes shard after shard."""
+    from daisy_jax.shards import encode_shard
+
+    for number in numbers:
+        encode_shard(
+            extractor,
+            files,
+            number,
+            count,
+            setting.output,
+            npy=options.npy,
+            max_seconds=setting.max_seconds,
+            progress=lambda total, n=number: progress_bar(f"shard {n}/{count}", total),
+        )
+        yield number
+
+
+def with_ray(
+    options: Corpora,
+    setting: Setting,
+    output: pathlib.Path,
+    source: dict[str, str],
+    numbers: list[int],
+    count: int,
+) -> Iterator[int]:
+    """First the shards that are there, then the others as Ray finishes them."""
+    from daisy_jax.data.feature_store import finished_part
+    from daisy_jax.ray_shards import Job, encode_with_ray
+
+    missing = []
+    for number in numbers:
+        if finished_part(output, number, source, verify=True) is None:
+            missing.append(number)
+        else:
+            yield number
+    if not missing:
+        return
+    job = Job(
+        manifest=str(pathlib.Path(options.manifest).resolve()),
+        model=str(pathlib.Path(setting.model).resolve()) if setting.model else "",
+        content=setting.content,
+        shards=count,
+        output=str(output.resolve()),
+        npy=options.npy,
+        max_seconds=setting.max_seconds,
+        accelerator=setting.accelerator,
+        compilation_cache=setting.compilation_cache,
+    )
+    bar = progress_bar("shards", len(missing))
+    yield from bar(encode_with_ray(job, missing, options.workers))
