@@ -16,7 +16,7 @@ from daisy_jax import audio, parallel
 from daisy_jax.checkpoints import named_leaves
 from daisy_jax.contents import Content, Layers
 from daisy_jax.data.batches import WholeBatches, read_whole
-from daisy_jax.data.corpus import Corpus, Selection, fingerprint
+from daisy_jax.data.corpus import Corpus, Selection, fingerprint, sound_fingerprint
 from daisy_jax.data.feature_store import (
     FeatureStore,
     Row,
@@ -189,7 +189,8 @@ def make_store(
     extractor = Extractor(model, Layers(tuple(items)))
     values = len(extractor.content.items) * model.config.dim
     shards = plan_shards(np.asarray(audio.frame_count(corpus.lengths)), 2 * values)
-    source = extractor.source(fingerprint(corpus), len(shards))
+    belongs = f"{fingerprint(corpus)}, {sound_fingerprint(corpus)}"
+    source = extractor.source(belongs, len(shards))
     missing = [n for n in range(len(shards)) if finished_part(folder, n, source) is None]
     if missing:
         _announce(folder, corpus, shards, missing, values, say)

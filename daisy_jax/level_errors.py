@@ -51,7 +51,8 @@ def level_sums(rows: Sequence[dict[str, Any]], mixtures: Sequence[Mixture]) -> L
     used = [known[row["id"]] for row in rows]
     snrs = sorted({mixture.snr for mixture in used}, reverse=True)
     clean = sorted({mixture.clean for mixture in used})
-    place = [({c: n for n, c in enumerate(clean)}[m.clean], snrs.index(m.snr)) for m in used]
+    row_of = {name: number for number, name in enumerate(clean)}
+    place = [(row_of[mixture.clean], snrs.index(mixture.snr)) for mixture in used]
     found = {}
     fields = {
         "errors": "wer_total",

@@ -13,8 +13,8 @@ import numpy as np
 
 from daisy_jax.config import HubertConfig
 from daisy_jax.cost import multiply_adds
-from daisy_jax.data.corpus import Corpus, fingerprint
-from daisy_jax.data.noisy import CLEAN
+from daisy_jax.data.corpus import Corpus, corpus_name, fingerprint, sound_fingerprint
+from daisy_jax.data.noisy import CLEAN, label
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
 from daisy_jax.extraction import make_store, model_digest
@@ -26,6 +26,8 @@ FALLING = -0.9
 MOST_FORCED = 0.5
 MOST_FIRST = 0.5
 """Largest shares of utterances that leave forced, and at the first layer."""
+FEWEST = 5
+"""Utterances that an interval needs."""
 LABELS_LOST = 0.05
 """Largest loss, against clean speech, of frames that have the last layer's label."""
 
@@ -47,9 +49,21 @@ class Condition(NamedTuple):
     """float32 [utterances, L], share of the frames that have the last layer's label."""
 
     @property
+    def title(self) -> str:
+        """What the condition is called."""
+        if self.snr is None or self.snr == CLEAN:
+            return self.kind
+        return f"{self.kind} {label(self.snr)}"
+
+    @property
     def ids(self) -> list[str]:
-        """Names without the ending, by which versions of an utterance find each other."""
-        return [str(pathlib.PurePath(name).with_suffix("")) for name in self.names]
+        """By which versions of an utterance find each other: file names, where all differ.
+
+        Else paths; both without endings.
+        """
+        paths = [pathlib.PurePath(name).with_suffix("") for name in self.names]
+        stems = [path.name for path in paths]
+        return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
 
 
 def measure(
@@ -60,7 +74,6 @@ def measure(
     *,
     root: str,
     stores: pathlib.Path,
-    made_of: str = "",
     on_error: Callable[[str], None],
     progress: Callable[[int], Callable[[Iterable], Iterable]] = lambda count: iter,
 ) -> Condition:
@@ -72,9 +85,10 @@ def measure(
       kind: what to call the condition.
       snr: its signal-to-noise ratio, dB, if it has one.
       root: the corpus' folder.
-      stores: where caches are; this one's folder is named after everything that it depends on.
-      made_of: whatever else the samples depend on: noise, seed.
-      on_error: called with one line for each utterance that is left out.
+      stores: where caches are; this one's folder is named after the model, the utterances and the
+        samples of some of them, so that another version of the same files has another.
+      on_error: called with one line for each utterance that is left out, now or when the cache was
+        made.
       progress: from a number of batches to what wraps them.
 
     Raises:
@@ -83,11 +97,10 @@ def measure(
     if model.branches is None:
         raise InputError("this model has no branches; train them with train/branches.py")
     dtype = str(jax.tree.leaves(model.layers)[0].dtype)
-    parts = [model_digest(model), dtype, fingerprint(corpus), str(snr), made_of]
+    parts = [model_digest(model), dtype, fingerprint(corpus), sound_fingerprint(corpus)]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-    name = f"{kind}-{'' if snr is None or snr == CLEAN else f'{snr:g}dB-'}{digest}"
     store = make_store(
-        stores / name.replace("/", "-"),
+        stores / f"{corpus_name(root)}-{digest}",
         model,
         corpus,
         root,
@@ -96,6 +109,8 @@ def measure(
         say=lambda line: None,
         progress=progress,
     )
+    for error in store.errors.values():
+        on_error(error)
     rows = [row for row in store.rows if row.frames]
     if not rows:
         raise InputError(f"{root}: no utterance can be read")
@@ -129,46 +144,71 @@ def spread(condition: Condition, rule: ExitRule, config: HubertConfig) -> dict[s
     }
 
 
-def later_than_clean(
-    clean: Condition, other: Condition, rule: ExitRule
-) -> tuple[float, float, float]:
-    """Mean exit layer minus clean speech's, and the ends of its 95 % interval.
+class Later(NamedTuple):
+    """How much later a condition leaves than clean speech."""
 
-    Where the condition's utterances are versions of clean ones, they are drawn together (paired),
-    else apart. Bootstrap over utterances.
+    value: float
+    """Difference of the mean exit layers."""
+    low: float
+    high: float
+    """Ends of the 95 % interval; NaN for fewer than `FEWEST` utterances."""
+    pairs: int
+    """Utterances that were compared with their own clean version; 0: the sets were compared."""
+
+
+def later_than_clean(clean: Condition, other: Condition, rule: ExitRule) -> Later:
+    """Mean exit layer minus clean speech's, with a bootstrap interval over utterances.
+
+    Where at least half of the condition's utterances are versions of clean ones (of one name, and
+    of durations within a tenth), these are compared in pairs, and the others are left out. Else the
+    two sets are drawn apart.
     """
     ours, theirs = rule.exits(other.entropy)[0], rule.exits(clean.entropy)[0]
-    by_id = dict(zip(clean.ids, theirs, strict=True))
+    places = {id: place for place, id in enumerate(clean.ids)}
+    pairs = []
+    for place, id in enumerate(other.ids):
+        twin = places.get(id)
+        if twin is not None and abs(other.samples[place] / clean.samples[twin] - 1) <= 0.1:
+            pairs.append((place, twin))
     rng = np.random.default_rng(0)
-    if all(id in by_id for id in other.ids):
-        apart = ours - np.asarray([by_id[id] for id in other.ids])
+    if 2 * len(pairs) >= len(ours):
+        apart = np.asarray([ours[place] - theirs[twin] for place, twin in pairs])
         drawn = apart[rng.integers(len(apart), size=(RESAMPLES, len(apart)))].mean(axis=1)
-        return float(apart.mean()), *middle(drawn, 0.95)
-    drawn = [side[rng.integers(len(side), size=(RESAMPLES, len(side)))] for side in (ours, theirs)]
+        return Later(float(apart.mean()), *_ends(drawn, len(apart)), len(pairs))
+    sides = [side[rng.integers(len(side), size=(RESAMPLES, len(side)))] for side in (ours, theirs)]
+    drawn = sides[0].mean(axis=1) - sides[1].mean(axis=1)
     value = float(ours.mean() - theirs.mean())
-    return value, *middle(drawn[0].mean(axis=1) - drawn[1].mean(axis=1), 0.95)
+    return Later(value, *_ends(drawn, min(len(ours), len(theirs))), 0)
+
+
+def _ends(drawn: np.ndarray, utterances: int) -> tuple[float, float]:
+    """A bootstrap over a handful of utterances would look surer than it is."""
+    return middle(drawn, 0.95) if utterances >= FEWEST else (float("nan"), float("nan"))
 
 
 def snr_correlation(levels: list[Condition], rule: ExitRule) -> tuple[float, float, float]:
     """Spearman's rank correlation of SNR and exit layer, and the ends of its 95 % interval.
 
-    Below zero if noisier speech leaves later; NaN if everybody leaves at one layer. The interval is
-    a bootstrap over utterances, each drawn with all its levels.
+    Below zero if noisier speech leaves later; NaN if everybody leaves at one layer, or if there are
+    fewer than `FEWEST` utterances for an interval. The interval is a bootstrap over utterances,
+    each drawn with all its levels.
 
     Args:
       levels: versions of the same utterances with different ratios, clean speech included.
       rule: where they leave.
     """
-    common = sorted(set.intersection(*(set(level.ids) for level in levels)))
+    common = sorted(set.intersection(*(set(level.names) for level in levels)))
+    if not common:
+        return float("nan"), float("nan"), float("nan")
     exits = np.empty((len(common), len(levels)))
     for column, level in enumerate(levels):
-        by_id = dict(zip(level.ids, rule.exits(level.entropy)[0], strict=True))
-        exits[:, column] = [by_id[id] for id in common]
+        by_name = dict(zip(level.names, rule.exits(level.entropy)[0], strict=True))
+        exits[:, column] = [by_name[name] for name in common]
     snrs = np.tile([level.snr for level in levels if level.snr is not None], len(common))
     rng = np.random.default_rng(0)
     drawn = rng.integers(len(common), size=(RESAMPLES, len(common)))
     values = np.asarray([rank_correlation(snrs, exits[chosen].ravel()) for chosen in drawn])
-    return rank_correlation(snrs, exits.ravel()), *middle(values, 0.95)
+    return rank_correlation(snrs, exits.ravel()), *_ends(values, len(common))
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

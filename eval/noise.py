@@ -16,6 +16,8 @@ corpus of train/noisy.py. Prints Markdown; --output keeps it, as a page with its
 
 import dataclasses
 import pathlib
+import re
+import sys
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -45,7 +47,7 @@ class Config:
     himself."""
     conditions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FOLDER...")] = ()
     """Further conditions: folders of sound files, prepared folders, or tensorflow-datasets. Files
-    with the clean ones' relative paths are compared utterance by utterance."""
+    named as clean ones, and as long, are compared with them utterance by utterance."""
     asr: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN...")] = ()
     """Evaluated speech recognition runs, for figure 5."""
     model: str = ""
@@ -69,14 +71,27 @@ class Config:
 
     def check(self) -> None:
         """Refuses what cannot be meant."""
+        from daisy_jax.data.noisy import require_levels
+
+        names = []
         for text in self.conditions:
             name, _, folder = text.partition("=")
-            if not name or not folder:
-                raise InputError(f"{text!r} is no NAME=FOLDER; give for example codec=CODEC/speech")
+            if not re.fullmatch(r"\w[\w .+-]*", name) or not folder:
+                raise InputError(
+                    f"{text!r} is no NAME=FOLDER with a name of letters, digits, spaces and . + -; "
+                    "give for example codec=CODEC/speech"
+                )
+            names.append(name)
+        noisy = {f"{kind} {snr:g} dB" for kind in self.kinds for snr in self.snrs}
+        taken = {"clean", *self.kinds, *noisy}
+        double = [name for place, name in enumerate(names) if name in taken | set(names[:place])]
+        if double:
+            raise InputError(f"condition {double[0]}: the name is taken; give another one")
         if not self.ratios or any(not 0 <= ratio <= 1 for ratio in self.ratios):
             raise InputError(f"ratios are {self.ratios}; each must lie between 0 and 1")
-        if any(not abs(snr) < 1000 for snr in self.snrs):
-            raise InputError(f"snrs are {self.snrs}; give dB, such as 10 5 0 (clean is included)")
+        if float("inf") in self.snrs:
+            raise InputError(f"snrs are {self.snrs}; clean speech is included anyway")
+        require_levels(self.snrs)
 
 
 def main() -> None:
@@ -85,7 +100,8 @@ def main() -> None:
     use_accelerator(config.accelerator)
 
     from noise_asr import asr_section
-    from noise_report import pictures, report
+    from noise_pictures import pictures
+    from noise_report import report, results
     from pages import html_page
 
     from daisy_jax.checkpoints import load
@@ -93,110 +109,77 @@ def main() -> None:
     model = load(config.model or None)
     asr = asr_section([pathlib.Path(run) for run in config.asr])
     study, mixtures = measure_all(model, config)
-    lines = [*report(study), *asr.lines]
-    print("\n".join(lines))
+    found = {**results(study), "asr": asr.results}
+    print("\n".join([*report(study, found), *asr.lines]))
     if not config.output:
         return
     folder = pathlib.Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = pictures(study, asr, folder)
-    lines = [*report(study, drawn), *asr.with_picture(drawn)]
-    write(folder, study, asr, mixtures)
-    text = "\n".join(lines) + "\n"
+    files = pictures(study, asr, folder)
+    text = "\n".join([*report(study, found, files), *asr.with_picture(files)]) + "\n"
+    write(folder, study, found, mixtures)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    page = html_page("Noise study", text, folder)
+    page = html_page("Noise study", text, folder, list(files.values()))
     (folder / "report.html").write_text(page, encoding="utf-8")
     print(f"written: {folder / 'report.html'}, and beside it what it was made of")
 
 
-def measure_all(model: Any, config: Config) -> tuple[Any, list[Any]]:
-    """Every condition's entropies, the rules, and the log of the mixtures."""
-    import numpy as np
-    from noise_report import Study
+class Measuring:
+    """Opens corpora and measures them with one model."""
 
-    from daisy_jax.audio import SAMPLE_RATE
-    from daisy_jax.data.corpus import corpus_name, fingerprint, open_corpus
-    from daisy_jax.data.noisy import CLEAN, NoisyCorpus, draw_noises, read_speakers, speaker
-    from daisy_jax.data.noisy_files import mixture_rows
-    from daisy_jax.exits import Calibration, ExitRule, exit_threshold, span_rules
-    from daisy_jax.noise_study import measure
+    def __init__(self, model: Any, config: Config):
+        self._model, self._stores = model, pathlib.Path(config.entropies)
+        self.on_error = leave_out()
 
-    on_error = leave_out()
+    def open(self, folder: str, splits: tuple[str, ...] = ()) -> Any:
+        """A corpus."""
+        from daisy_jax.data.corpus import open_corpus
 
-    def opened(folder: str, splits: tuple[str, ...] = ()) -> Any:
-        return open_corpus(folder, splits, on_error, progress_bar("measuring files"))
+        return open_corpus(folder, splits, self.on_error, progress_bar("measuring files"))
 
-    def measured(corpus: Any, kind: str, snr: float | None, root: str, made_of: str = "") -> Any:
-        bar = f"{kind}" if snr in (None, CLEAN) else f"{kind} {snr:g} dB"
+    def __call__(self, corpus: Any, kind: str, snr: float | None, root: str) -> Any:
+        """A condition."""
+        from daisy_jax.noise_study import measure
+
         return measure(
-            model,
+            self._model,
             corpus,
             kind,
             snr,
             root=root,
-            stores=pathlib.Path(config.entropies),
-            made_of=made_of,
-            on_error=on_error,
-            progress=lambda count: progress_bar(bar, count),
+            stores=self._stores,
+            on_error=self.on_error,
+            progress=lambda count: progress_bar(kind, count),
         )
 
-    if config.threshold_from:
-        found = measured(opened(config.threshold_from), "threshold", None, config.threshold_from)
-        source, entropy = config.threshold_from, found.entropy
-    elif model.calibration is None:
-        raise InputError(
-            "this model has no calibration; give --threshold-from, or run daisy-jax calibrate first"
-        )
-    else:
-        source, entropy = model.calibration.dataset, model.calibration.entropy
-    mean_entropy = Calibration(entropy).mean_entropy
 
-    rules: dict[float, list[ExitRule]] = {}
-    for ratio in dict.fromkeys(config.ratios):
-        threshold = float(exit_threshold(mean_entropy, ratio))
-        anywhere = ExitRule("every layer", threshold, np.ones(len(mean_entropy), bool))
-        counts = np.bincount(anywhere.exits(entropy)[0], minlength=len(mean_entropy) + 1)[1:]
-        said = f"ratio {ratio:g}: "
-        spans = span_rules(
-            counts, threshold, config.share, lambda line, said=said: print(said + line)
-        )
-        rules[ratio] = [anywhere, *spans]
+def measure_all(model: Any, config: Config) -> tuple[Any, list[Any]]:
+    """Every condition's entropies with the rules, and the log of the mixtures."""
+    from noise_report import Study
 
-    corpus = opened(config.data, config.splits)
-    clean = measured(corpus, "clean", CLEAN, config.data)
-    table = read_speakers(config.speakers) if config.speakers else {}
-    kinds: dict[str, list[Any]] = {}
-    mixtures = []
-    for kind in config.kinds if config.musan else ():
-        noises = opened(config.musan, (kind,))
-        unknown = sum(speaker(name, table) is None for name in noises.names)
-        if kind.split("/")[0] == "speech" and unknown:
-            print(
-                f"{kind}: speakers of {unknown} of {len(noises.names)} recordings are not known "
-                "(--speakers), so that somebody may be mixed with himself"
-            )
-        draws = draw_noises(corpus, noises, config.seed, table)
-        made_of = (
-            f"{kind} {fingerprint(noises)} {config.seed} {config.level} {sorted(table.items())}"
-        )
-        kinds[kind] = [clean]
-        for snr in sorted(set(config.snrs), reverse=True):
-            snrs = np.full(len(corpus.names), snr)
-            noisy = NoisyCorpus(corpus, noises, draws, snrs, config.level)
-            kinds[kind].append(measured(noisy, kind, snr, config.data, made_of))
-            mixtures += mixture_rows(noisy)
+    from daisy_jax.audio import SAMPLE_RATE
+    from daisy_jax.data.corpus import corpus_name
+    from daisy_jax.data.noisy import CLEAN
+
+    measuring = Measuring(model, config)
+    calibration = clean_entropies(model, config, measuring)
+    corpus = measuring.open(config.data, config.splits)
+    clean = measuring(corpus, "clean", CLEAN, config.data)
+    kinds, mixtures = noisy_conditions(config, measuring, corpus, clean)
     folders = dict(text.split("=", 1) for text in config.conditions)
-    others = [measured(opened(folder), name, None, folder) for name, folder in folders.items()]
+    others = [
+        measuring(measuring.open(folder), name, None, folder) for name, folder in folders.items()
+    ]
     study = Study(
         model=config.model or "daisy-tiny",
         config=model.config,
         data=" ".join([corpus_name(config.data), *config.splits]),
         hours=float(corpus.lengths.sum() / SAMPLE_RATE / 3600),
-        source=source,
-        source_utterances=len(entropy),
+        source=calibration.dataset,
+        source_utterances=len(calibration.entropy),
         seed=config.seed,
         level=config.level,
-        rules=rules,
+        rules=exit_rules(calibration, config),
         clean=clean,
         kinds=kinds,
         others=others,
@@ -205,16 +188,77 @@ def measure_all(model: Any, config: Config) -> tuple[Any, list[Any]]:
     return study, mixtures
 
 
-def write(folder: pathlib.Path, study: Any, asr: Any, mixtures: list[Any]) -> None:
+def clean_entropies(model: Any, config: Config, measuring: Measuring) -> Any:
+    """A `Calibration` of the clean speech that thresholds come from."""
+    from daisy_jax.exits import Calibration
+
+    if config.threshold_from:
+        folder = config.threshold_from
+        found = measuring(measuring.open(folder), "threshold", None, folder)
+        return Calibration(found.entropy, folder)
+    if model.calibration is None:
+        raise InputError(
+            "this model has no calibration; give --threshold-from, or run daisy-jax calibrate first"
+        )
+    return model.calibration
+
+
+def exit_rules(calibration: Any, config: Config) -> dict[float, list[Any]]:
+    """For each ratio: every layer allowed, then the spans."""
+    import numpy as np
+
+    from daisy_jax.exits import ExitRule, exit_threshold, span_rules
+
+    layers = len(calibration.mean_entropy)
+    rules = {}
+    for ratio in dict.fromkeys(config.ratios):
+        threshold = float(exit_threshold(calibration.mean_entropy, ratio))
+        anywhere = ExitRule("every layer", threshold, np.ones(layers, bool))
+        counts = np.bincount(anywhere.exits(calibration.entropy)[0], minlength=layers + 1)[1:]
+
+        def say(line: str, ratio: float = ratio) -> None:
+            print(f"ratio {ratio:g}: {line}")
+
+        rules[ratio] = [anywhere, *span_rules(counts, threshold, config.share, say)]
+    return rules
+
+
+def noisy_conditions(
+    config: Config, measuring: Measuring, corpus: Any, clean: Any
+) -> tuple[dict[str, list[Any]], list[Any]]:
+    """Clean speech and its noisy versions by kind of noise, and the log of the mixtures."""
+    import numpy as np
+
+    from daisy_jax.data.noisy import NoisyCorpus, draw_noises, read_speakers, unknown_speakers
+    from daisy_jax.data.noisy_files import mixture_rows
+
+    speakers = read_speakers(config.speakers) if config.speakers else {}
+    kinds: dict[str, list[Any]] = {}
+    mixtures = []
+    for kind in dict.fromkeys(config.kinds) if config.musan else ():
+        noises = measuring.open(config.musan, (kind,))
+        said = unknown_speakers(corpus, noises, speakers)
+        if said:
+            print(f"{kind}: {said}", file=sys.stderr)
+        draws = draw_noises(corpus, noises, config.seed, speakers, measuring.on_error)
+        kinds[kind] = [clean]
+        for snr in sorted(set(config.snrs), reverse=True):
+            snrs = np.full(len(corpus.names), snr)
+            noisy = NoisyCorpus(corpus, noises, draws, snrs, config.level)
+            kinds[kind].append(measuring(noisy, kind, snr, config.data))
+            mixtures += mixture_rows(noisy)
+    return kinds, mixtures
+
+
+def write(folder: pathlib.Path, study: Any, found: dict[str, Any], mixtures: list[Any]) -> None:
     """Numbers, every utterance's entropies, and the log."""
     import pyarrow
     import pyarrow.parquet
-    from noise_report import results
 
-    from daisy_jax.data.noisy_files import write_log
+    from daisy_jax.data.noisy_files import LOG, write_log
     from daisy_jax.json_files import write_json
 
-    write_json(folder / "results.json", {**results(study), "asr": asr.results})
+    write_json(folder / "results.json", found)
     rows = []
     for condition in study.conditions:
         for place, name in enumerate(condition.names):
@@ -229,6 +273,7 @@ def write(folder: pathlib.Path, study: Any, asr: Any, mixtures: list[Any]) -> No
                 }
             )
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "utterances.parquet")
+    (folder / LOG).unlink(missing_ok=True)  # of an earlier study
     if mixtures:
         write_log(folder, mixtures)
 

@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-from pages import table
+from pages import ranges, table
 
 from daisy_jax.data.noisy_files import read_log
 from daisy_jax.errors import InputError
@@ -35,6 +35,8 @@ class Row(NamedTuple):
     """One rule of one run."""
 
     name: str
+    rule: str
+    """Threshold and layers, in words."""
     sums: LevelSums
     tested_on: str
     trained_on: str
@@ -62,7 +64,10 @@ def read_run(run: pathlib.Path) -> list[Row]:
         rows = [line for line in lines if line["rule"] == rule]
         name = rule if number == 0 else f"{result['trained']}, {rule}"
         sums = level_sums(rows, mixtures)
-        found.append(Row(name, sums, result["tested_on"], result["trained_on"]))
+        where = f"layers {ranges(row['allowed'])}"
+        threshold = row["threshold"]
+        words = where if threshold is None else f"{where}, threshold {threshold:.4f}"
+        found.append(Row(name, words, sums, result["tested_on"], result["trained_on"]))
     return found
 
 
@@ -71,9 +76,21 @@ def asr_section(runs: list[pathlib.Path]) -> AsrSection:
     rows = [row for run in runs for row in read_run(run)]
     if not rows:
         return AsrSection([], [])
+    for row in rows:
+        first = rows[0]
+        if (row.tested_on, row.trained_on) != (first.tested_on, first.trained_on) or (
+            row.sums.clean,
+            row.sums.snrs,
+        ) != (first.sums.clean, first.sums.snrs):
+            raise InputError(
+                f"{row.name}: trained on {row.trained_on} and tested on {row.tested_on}, others on "
+                f"{first.trained_on} and {first.tested_on}; give runs of one corpus, evaluated on "
+                "the same files"
+            )
     static = next((row for row in rows if row.name.startswith("static layer")), None)
     names = level_names(rows[0].sums)
-    results, cells = [], []
+    results: list[dict[str, Any]] = []
+    cells = []
     for row in rows:
         found = {
             what: level_values(row.sums, total, weight)
@@ -84,7 +101,8 @@ def asr_section(runs: list[pathlib.Path]) -> AsrSection:
             )
         }
         apart = None if static in (None, row) else difference(row.sums, static.sums)
-        results.append({"rule": row.name, "levels": names, **found, "minus_static": apart})
+        about = {"rule": row.name, "exits": row.rule, "tested_on": row.tested_on, "levels": names}
+        results.append({**about, **found, "minus_static": apart})
         cells.append([row.name, *wer_cells(found["wer"]), "" if apart is None else minus(apart)])
     utterances = int(rows[0].sums.utterances.sum())
     header = ["rule", *(f"WER, % at {name}" for name in names), "plain average"]
@@ -102,7 +120,7 @@ def asr_section(runs: list[pathlib.Path]) -> AsrSection:
         '"compute of layer n" has the threshold at which these files cost as much as that static '
         "exit.",
     ]
-    header = ["rule", *(f"exit layer at {name}" for name in names), "plain average"]
+    header = ["rule", "exits, nats", *(f"exit layer at {name}" for name in names), "plain average"]
     header += ["multiply-adds saved, plain", "saved, 40/30/20/10"]
     cells = []
     for result in results:
@@ -111,6 +129,7 @@ def asr_section(runs: list[pathlib.Path]) -> AsrSection:
         cells.append(
             [
                 result["rule"],
+                result["exits"],
                 *(f"{value:.2f}" for value, _, _ in layers),
                 f"{mean[0]:.2f}",
                 f"{1 - plain[0]:.1%}",
@@ -158,6 +177,7 @@ def draw_asr(asr: AsrSection, path: pathlib.Path) -> None:
             )
     axis.set_xticks(range(len(names) + 2), [*names, "plain average", "40/30/20/10"])
     axis.set_ylabel("WER, %")
+    axis.set_title(f"{results[0]['tested_on']}: {len(results)} rules", fontsize="medium")
     figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

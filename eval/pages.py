@@ -3,7 +3,6 @@
 import base64
 import html
 import pathlib
-import re
 
 STYLE = """
 :root { color-scheme: light; }
@@ -21,22 +20,21 @@ code { background: #f2f2f2; padding: 0 0.2em; }
 """
 
 
-def html_page(title: str, markdown: str, folder: pathlib.Path) -> str:
+def html_page(title: str, markdown: str, folder: pathlib.Path, pictures: list[str]) -> str:
     """A whole page that needs no other file.
 
     Args:
       title: of the page.
-      markdown: its text, with tables; pictures are PNG files below `folder`.
+      markdown: its text, with tables.
       folder: where the pictures are.
+      pictures: names of PNG files that the text shows.
     """
     from markdown_it import MarkdownIt
 
-    def inside(found: re.Match[str]) -> str:
-        data = base64.b64encode((folder / found[2]).read_bytes()).decode("ascii")
-        return f"![{found[1]}](data:image/png;base64,{data})"
-
-    whole = re.sub(r"!\[([^\]]*)\]\(([^)\s]+\.png)\)", inside, markdown)
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(whole)
+    for name in pictures:
+        data = base64.b64encode((folder / name).read_bytes()).decode("ascii")
+        markdown = markdown.replace(f"]({name})", f"](data:image/png;base64,{data})")
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     body = body.replace("<table>", '<div class="table"><table>')
     body = body.replace("</table>", "</table></div>")
     return (
@@ -51,6 +49,14 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
     """A Markdown table: the first column is text, the others numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return ["", *(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines), ""]
+
+
+def ranges(numbers: list[int]) -> str:
+    """Rising numbers in words: "3", "3 to 5", or "3, 5, 6" where there are gaps."""
+    first, last = numbers[0], numbers[-1]
+    if len(numbers) < last - first + 1:
+        return ", ".join(map(str, numbers))
+    return f"{first} to {last}" if len(numbers) > 1 else f"{first}"
 
 
 def _cell(text: str) -> str:

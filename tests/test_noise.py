@@ -17,12 +17,14 @@ from daisy_jax.data.noise import cut_noise, last_offset, mix
 from daisy_jax.data.noisy import (
     CLEAN,
     RECIPES,
+    Draw,
     NoisyCorpus,
     draw_levels,
     draw_noises,
     drawn,
     read_speakers,
     speaker,
+    unknown_speakers,
 )
 from daisy_jax.data.noisy_files import read_log
 from daisy_jax.data.speech_level import active_power
@@ -179,6 +181,36 @@ def test_a_silent_cut_is_never_drawn():
         draw_noises(corpus, Arrays(silent=np.zeros(50_000)), 0)
 
 
+def test_a_recording_that_cannot_be_read_is_said_and_another_one_drawn():
+    class Broken(Arrays):
+        def read(self, index, start, samples):
+            if index == 1:
+                raise InputError("n1: broken")
+            return super().read(index, start, samples)
+
+    whole = noises()
+    broken = Broken(**dict(zip(whole.names, whole.recordings, strict=True)))
+    said = []
+    draws = draw_noises(speech(), broken, 0, on_error=said.append)
+    assert said
+    assert set(said) == {"n1: broken"}
+    assert 1 not in {draw.noise for draw in draws}
+    with pytest.raises(InputError, match="n1: broken"):
+        draw_noises(speech(), broken, 0)
+
+
+def test_speakers_that_are_not_known_are_counted_where_noise_is_speech():
+    voice = np.ones(800)
+    known = Arrays(**{"1-2-0000.flac": voice})
+    assert unknown_speakers(known, noises(), {}) == ""
+    assert unknown_speakers(known, known, {}) == ""
+    unnamed = Arrays(**{"a.wav": voice})
+    assert "speakers of 1 of 1 utterances and of 0 of 1" in unknown_speakers(unnamed, known, {})
+    musan = Arrays(**{"speech/librivox/a.wav": voice})
+    assert "speakers of 0 of 1 utterances and of 1 of 1" in unknown_speakers(known, musan, {})
+    assert unknown_speakers(known, musan, {"a": "7"}) == ""
+
+
 def test_nobody_is_mixed_with_himself():
     voice = bits(sounds.syllables(0.5))
     corpus = Arrays(**{f"{s}/7/{s}-7-{n:04}.flac": voice for s in range(1, 6) for n in range(9)})
@@ -258,6 +290,22 @@ def test_beyond_full_scale_all_of_it_is_made_quieter():
     assert min(scales) < 1
 
 
+def test_clean_speech_beyond_full_scale_is_made_quieter_too():
+    loud = 1.5 * np.sin(np.arange(8_000) / 9)
+    noisy = NoisyCorpus(Arrays(a=loud), noises(), [Draw(0, 0)], np.array([CLEAN]))
+    mixed, scale = noisy.mixed(0)
+    assert scale == pytest.approx(32_767 / 32_768 / np.max(np.abs(loud)), rel=1e-6)
+    np.testing.assert_allclose(mixed, loud * scale, atol=0.51 / 32_768)
+
+
+def test_the_level_of_a_corpus_may_be_the_active_one():
+    voice = np.concatenate([sounds.syllables(1.5, 3), np.zeros(24_000, np.float32)])
+    noisy = NoisyCorpus(Arrays(a=voice), noises(), [Draw(2, 0)], np.array([5.0]), "active")
+    mixed, scale = noisy.mixed(0)
+    added = mixed.astype(np.float64) / scale - voice
+    assert decibels(active_power(voice) / np.mean(added**2)) == pytest.approx(5, abs=0.02)
+
+
 def test_silent_speech_stays_silent():
     noisy = NoisyCorpus(
         Arrays(a=np.zeros(8_000)), noises(), draw_noises(speech(1), noises(), 0), np.array([0.0])
@@ -325,7 +373,7 @@ def test_each_file_can_be_made_again_from_its_line_of_the_log(corpora, paper):
         expected = (clean + gain * cut) * row.scale
         assert np.max(np.abs(written - expected)) <= 0.51 / 32_768
         quieter += row.scale < 1
-    assert 0 <= quieter < 14
+    assert f"{quieter} made quieter" in paper[1]
 
 
 def test_what_is_there_is_not_made_again_and_other_settings_are_refused(corpora, paper):
@@ -359,7 +407,7 @@ def test_the_same_seed_gives_the_same_files_and_an_interrupted_folder_is_finishe
 def test_every_level_is_a_split_of_its_own(corpora):
     output = corpora / "levels"
     arguments = ["--data", corpora / "LibriSpeech", "--noise", corpora / "MUSAN" / "noise"]
-    arguments += ["--splits", "test-clean", "--recipe", "every", "--output", output]
+    arguments += ["--splits", "test-clean/", "--recipe", "every", "--output", output]
     done = make(*arguments, "--level", "active")
     assert done.returncode == 0, done.stderr
     clean = open_corpus(corpora / "LibriSpeech", ["test-clean"])
@@ -390,6 +438,24 @@ def test_bad_files_are_left_out_and_missing_folders_named(corpora, tmp_path):
     done = make(*arguments, "--noise", corpora / "MUSAN" / "noise", "--splits", "test-clean")
     assert done.returncode == 1
     assert "no split test-clean there" in done.stderr
+
+
+def test_what_is_in_the_way_is_not_overwritten(corpora, tmp_path):
+    source = sounds.speech_folder(tmp_path / "speech", 2, (0.5, 0.6))
+    before = {path: path.read_bytes() for path in source.rglob("*.flac")}
+    done = make("--data", source, "--noise", corpora / "MUSAN", "--output", source)
+    assert done.returncode == 1
+    assert f"{source}: holds something else; give a new folder" in done.stderr
+    assert before == {path: path.read_bytes() for path in source.rglob("*.flac")}
+
+
+@pytest.mark.parametrize("snrs", [["nan"], ["5000"], ["-inf"]])
+def test_levels_that_mean_nothing_are_refused(corpora, tmp_path, snrs):
+    arguments = ["--data", corpora / "LibriSpeech", "--noise", corpora / "MUSAN"]
+    arguments += ["--output", tmp_path / "out", "--recipe", "every", f"--snrs={snrs[0]}"]
+    done = make(*arguments)
+    assert done.returncode == 1
+    assert "give dB from -100 to 100" in done.stderr
 
 
 def test_two_utterances_of_one_name_are_refused(tmp_path, corpora):

@@ -87,12 +87,13 @@ def test_versions_of_the_same_utterances_are_compared_in_pairs():
     order = np.random.default_rng(0).permutation(32)
     layers = np.array([2, 3, 2, 3] * 8)[order]
     later = leaving_at(layers, "codec", None, [f"{n}.ogg" for n in order])
-    assert later_than_clean(clean, later, RULE) == (1.0, 1.0, 1.0)
+    later = later._replace(samples=clean.samples[order] + 80)
+    assert later_than_clean(clean, later, RULE) == (1.0, 1.0, 1.0, 32)
     # Other utterances: drawn apart, as the formula for two means has it.
     apart = later._replace(names=[f"x{n}" for n in range(32)])
-    value, low, high = later_than_clean(clean, apart, RULE)
+    value, low, high, pairs = later_than_clean(clean, apart, RULE)
     error = np.sqrt(2 * np.var([1, 2]) / 32)
-    assert value == 1.0
+    assert (value, pairs) == (1.0, 0)
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
 
 
@@ -124,9 +125,11 @@ def test_noisier_and_later_is_a_correlation_of_minus_one():
 
 def test_utterances_that_miss_at_a_level_are_left_out_of_the_correlation():
     noisy = leaving_at([2, 2], "noise", 0.0, ["1.wav", "0.wav"])
-    np.testing.assert_allclose(
-        snr_correlation([leaving_at([1, 1, 3]), noisy], RULE), (-1, -1, -1), atol=1e-12
-    )
+    found = snr_correlation([leaving_at([1, 1, 3]), noisy], RULE)
+    assert found[0] == pytest.approx(-1)
+    assert np.isnan(found[1:]).all()  # two utterances are too few for an interval
+    nobody = noisy._replace(names=["a", "b"])
+    assert np.isnan(snr_correlation([leaving_at([1, 1, 3]), nobody], RULE)).all()
 
 
 def test_what_is_not_sensible_is_named():
@@ -253,8 +256,8 @@ def full_study(there, monkeypatch):
 
 def test_the_study_agrees_with_encode(there, monkeypatch, capsys):
     assert full_study(there, monkeypatch) == 0
-    out = capsys.readouterr().out
-    assert "speech: speakers of 3 of 3 recordings are not known" in out
+    out, errors = capsys.readouterr()
+    assert "speech: the speakers of 0 of 6 utterances and of 3 of 3 recordings are not" in errors
     model = daisy_jax.load(there / "model")
     assert model.calibration is not None
     threshold = daisy_jax.exit_threshold(model.calibration.mean_entropy, 1.0)
@@ -278,9 +281,9 @@ def test_the_study_agrees_with_encode(there, monkeypatch, capsys):
         assert rule["exits"][name]["forced"] == pytest.approx(float(np.mean(encoded.forced)))
         expected = np.asarray(full.entropy).mean(axis=0)
         np.testing.assert_allclose(found["conditions"][name]["mean_entropy"], expected, rtol=1e-5)
-    for line in out.splitlines():
-        if line.startswith("ratio 1, "):  # above every table
-            assert "from clean made speech; on LibriSpeech" in line
+    captions = [line for line in out.splitlines() if line.startswith("ratio 1, ")]
+    assert len(captions) == len(found["rules"]) + 1  # above every table of exits and of checks
+    assert all("from clean made speech; on LibriSpeech" in line for line in captions)
 
 
 def test_every_utterance_and_every_mixture_is_kept(there, monkeypatch):
@@ -294,7 +297,7 @@ def test_every_utterance_and_every_mixture_is_kept(there, monkeypatch):
     assert all((there / "MUSAN" / row.noise).is_file() for row in log)
 
 
-def test_a_second_study_needs_no_upstream(there, monkeypatch, capsys):
+def test_a_second_study_needs_no_upstream(there, monkeypatch, capsys, tmp_path):
     assert full_study(there, monkeypatch) == 0
     capsys.readouterr()
 
@@ -305,8 +308,37 @@ def test_a_second_study_needs_no_upstream(there, monkeypatch, capsys):
     arguments = ["--musan", there / "MUSAN", "--kinds", "noise", "--snrs", 0, 10]
     assert noise_script(there, monkeypatch, *arguments, "--ratios", 0.3, 0.9) == 0
     assert "### Ratio 0.3" in capsys.readouterr().out
+    # Other samples are another condition, though names and lengths are the same.
+    for changed in (["--seed", 1], ["--level", "active"]):
+        with pytest.raises(AssertionError, match="the upstream was run again"):
+            noise_script(there, monkeypatch, *arguments, *changed)
+    louder = tmp_path / "far"
+    for path in (there / "far").rglob("*.flac"):
+        sounds.write(louder / path.relative_to(there / "far"), 5 * daisy_jax.audio.load(path))
+    given = ["--conditions", f"far={louder}"]
     with pytest.raises(AssertionError, match="the upstream was run again"):
-        noise_script(there, monkeypatch, *arguments, "--seed", 1)
+        noise_script(there, monkeypatch, *given)
+
+
+def test_what_cannot_be_read_is_said_each_time_and_pairs_are_counted(
+    there, monkeypatch, capsys, tmp_path
+):
+    for path in (there / "far").rglob("*.flac"):
+        target = tmp_path / "bad" / path.name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    spoilt = min((tmp_path / "bad").iterdir())
+    content = bytearray(spoilt.read_bytes())
+    content[len(content) // 3 :] = bytes(len(content) - len(content) // 3)
+    spoilt.write_bytes(content)
+    for _ in range(2):
+        arguments = ["--conditions", f"bad={tmp_path / 'bad'}", "--ratios", 1]
+        assert noise_script(there, monkeypatch, *arguments, "--output", tmp_path / "out") == 0
+        assert spoilt.name in capsys.readouterr().err
+        found = json.loads((tmp_path / "out" / "results.json").read_text())
+        exits = found["rules"][0]["exits"]["bad"]
+        # In another layout, but of the same names: five pairs.
+        assert (exits["utterances"], exits["later_than_clean"]["pairs"]) == (5, 5)
 
 
 def test_the_page_needs_no_other_file(there, monkeypatch):
@@ -326,7 +358,7 @@ def test_a_page_escapes_what_it_is_given(there, monkeypatch, tmp_path):
     from pages import html_page, table
 
     lines = table(["name", "a|b"], [["<script>alert(1)</script>", "1"]])
-    page = html_page("<t>", "\n".join(lines), tmp_path)
+    page = html_page("<t>", "\n".join(lines), tmp_path, [])
     assert "<script>" not in page
     assert "<title>&lt;t&gt;</title>" in page
     assert "a|b</th>" in page
@@ -337,7 +369,11 @@ def test_a_page_escapes_what_it_is_given(there, monkeypatch, tmp_path):
     [
         (["--conditions", "far"], "'far' is no NAME=FOLDER"),
         (["--ratios", "1.2"], "each must lie between 0 and 1"),
-        (["--snrs", "inf"], "give dB, such as 10 5 0 (clean is included)"),
+        (["--snrs", "inf"], "clean speech is included anyway"),
+        (["--snrs", "5000"], "give dB from -100 to 100"),
+        (["--conditions", "a=b", "a=c"], "condition a: the name is taken"),
+        (["--conditions", "clean=b"], "condition clean: the name is taken"),
+        (["--conditions", "a|b=c"], "a name of letters, digits, spaces"),
         (["--musan", "MUSAN", "--kinds", "rain"], "no split rain there; found noise, speech"),
         (["--asr", "nothing"], "nothing: not evaluated; python eval/downstream.py nothing"),
     ],
@@ -382,7 +418,7 @@ def test_recognition_under_noise_is_read_from_evaluated_runs(there, monkeypatch,
             "trained": trained,
             "trained_on": "made",
             "tested_on": "made test",
-            "rows": [{"rule": rule} for rule in rules],
+            "rows": [{"rule": rule, "threshold": 0.5, "allowed": [1, 2, 3]} for rule in rules],
         }
         place = tmp_path / name / "evaluation"
         place.mkdir(parents=True)
@@ -399,6 +435,11 @@ def test_recognition_under_noise_is_read_from_evaluated_runs(there, monkeypatch,
     assert found[1]["minus_static"][0][2] < 0  # surely fewer errors
     text = capsys.readouterr().out
     assert "minus static layer 2" in text
-    assert f"| static layer 2 | {'2.00 | ' * 5}" in text
+    assert f"| static layer 2 | layers 1 to 3, threshold 0.5000 | {'2.00 | ' * 5}" in text
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png") == 5  # entropies, three ratios, figure 5
+    # Runs that were tested on other files are not put beside each other.
+    path = tmp_path / "layer" / "evaluation" / "results.json"
+    path.write_text(path.read_text().replace("made test", "made dev"))
+    assert noise_script(there, monkeypatch, *arguments) == 1
+    assert "give runs of one corpus, evaluated on the same files" in capsys.readouterr().err

@@ -17,7 +17,6 @@ from typing import Literal
 
 import tyro
 
-from daisy_jax.errors import InputError
 from daisy_jax.terminal import leave_out, progress_bar, run_command
 
 
@@ -54,30 +53,34 @@ def main() -> None:
 
     from daisy_jax.data.corpus import corpus_name, fingerprint, open_corpus
     from daisy_jax.data.noisy import (
-        CLEAN,
         RECIPES,
         NoisyCorpus,
         draw_levels,
         draw_noises,
         label,
         read_speakers,
+        require_levels,
+        unknown_speakers,
     )
     from daisy_jax.data.noisy_files import write_noisy
 
-    if config.recipe == "every" and (not config.snrs or np.isnan(config.snrs).any()):
-        raise InputError("--snrs must name at least one level, such as inf 10 5 0")
+    if config.recipe == "every":
+        require_levels(config.snrs)
     on_error, speakers = leave_out(), {}
     if config.speakers:
         speakers = read_speakers(config.speakers)
     noises = open_corpus(config.noise, (), on_error, progress_bar("measuring noise"))
     corpora: list[tuple[NoisyCorpus, list[str]]] = []
     used = {}
-    for split in config.splits or ("",):
+    for split in [str(pathlib.PurePath(split)) for split in config.splits] or [""]:
         splits = (split,) if split else ()
         measuring = progress_bar(f"measuring {split or 'speech'}")
         clean = open_corpus(config.data, splits, on_error, measuring)
         used[split] = fingerprint(clean)
-        draws = draw_noises(clean, noises, config.seed, speakers)
+        draws = draw_noises(clean, noises, config.seed, speakers, on_error)
+        said = unknown_speakers(clean, noises, speakers)
+        if said:
+            print(f"{split or config.data}: {said}", file=sys.stderr)
         files = [pathlib.PurePath(name).with_suffix(".flac") for name in clean.names]
         if config.recipe == "paper":
             snrs = draw_levels(clean.names, RECIPES["paper"], config.seed)
@@ -85,7 +88,7 @@ def main() -> None:
             corpora.append((noisy, [str(file) for file in files]))
             continue
         for snr in dict.fromkeys(config.snrs):
-            level = label(CLEAN if np.isinf(snr) else snr).replace(" ", "")
+            level = label(snr).replace(" ", "")
             place = f"{split}-{level}" if split else level
             inside = [file.relative_to(split) if split else file for file in files]
             snrs = np.full(len(files), snr)
@@ -108,6 +111,8 @@ def main() -> None:
     print(f"{config.output}: {len(rows)} files, {quieter} made quieter to stay within full scale")
     for level in dict.fromkeys(row.snr for row in rows):
         print(f"  {label(level):>8}: {sum(row.snr == level for row in rows)}")
+    if not any(pathlib.Path(config.output).rglob("*.trans.txt")):
+        print("no transcripts beside the clean speech, so that none were copied")
     if not rows:
         sys.exit(1)
 

@@ -1,19 +1,21 @@
 """Noisy versions of a corpus, the same on every machine: which noise, where from, how loud.
 
 All that is drawn comes out of SHA-256 digests of the seed and the utterance's name, so that it
-depends neither on the order of the utterances nor on a random number generator's version.
+depends neither on the order of the utterances nor on a random number generator's version. Levels
+are sums of 16-bit samples, which are exact; with noise of another sampling rate, or the active
+level, the last bit may depend on the machine.
 """
 
 import hashlib
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from daisy_jax import audio
-from daisy_jax.data.corpus import Corpus
+from daisy_jax.data.corpus import Corpus, raise_error
 from daisy_jax.data.noise import SpeechLevel, cut_noise, last_offset, mix
 from daisy_jax.errors import InputError
 
@@ -43,6 +45,13 @@ def drawn(seed: int, *key: object) -> int:
 def label(snr: float) -> str:
     """What a level is called: "clean", "10 dB"."""
     return "clean" if snr == CLEAN else f"{snr:g} dB"
+
+
+def require_levels(snrs: Iterable[float]) -> None:
+    """Refuses signal-to-noise ratios that mean nothing."""
+    snrs = list(snrs)
+    if not snrs or any(not (abs(snr) <= 100 or snr == CLEAN) for snr in snrs):
+        raise InputError(f"snrs are {snrs}; give dB from -100 to 100, such as 10 5 0")
 
 
 def draw_levels(names: Sequence[str], shares: dict[float, float], seed: int) -> np.ndarray:
@@ -98,18 +107,24 @@ def read_speakers(path: str | pathlib.Path) -> dict[str, str]:
 
 
 def draw_noises(
-    clean: Corpus, noises: Corpus, seed: int, speakers: dict[str, str] | None = None
+    clean: Corpus,
+    noises: Corpus,
+    seed: int,
+    speakers: dict[str, str] | None = None,
+    on_error: Callable[[str], None] = raise_error,
 ) -> list[Draw]:
     """A noise for each utterance: a recording, and where the cut begins.
 
-    Never of the utterance's own speaker, as far as speakers are known, and never a silent cut. A
-    recording that is longer than the utterance is cropped, a shorter one looped.
+    Never of the utterance's own speaker, as far as speakers are known, and never a silent cut, or
+    one that cannot be read. A recording that is longer than the utterance is cropped, a shorter one
+    looped.
 
     Args:
       clean: utterances; the draw depends on their names and lengths.
       noises: recordings.
       seed: of the draw.
       speakers: as for `speaker`.
+      on_error: called with one line for a recording that cannot be read; another one is drawn.
 
     Raises:
       InputError: an utterance's own speaker is in all recordings, or only silence was found.
@@ -129,19 +144,45 @@ def draw_noises(
             index = others[drawn(seed, "noise", name, attempt) % len(others)]
             last = last_offset(int(noises.lengths[index]), int(length))
             offset = drawn(seed, "offset", name, attempt) % (last + 1)
-            if np.any(cut_noise(noises, index, offset, int(length))):
+            try:
+                heard = bool(np.any(cut_noise(noises, index, offset, int(length))))
+            except (InputError, OSError) as error:
+                on_error(str(error))
+                continue
+            if heard:
                 draws.append(Draw(index, offset))
                 break
         else:
-            raise InputError(f"{name}: {ATTEMPTS} cuts of noise were all silent; give other noise")
+            raise InputError(
+                f"{name}: {ATTEMPTS} cuts of noise were all silent or unreadable; give other noise"
+            )
     return draws
+
+
+def unknown_speakers(clean: Corpus, noises: Corpus, speakers: dict[str, str]) -> str:
+    """A line about speakers that are not known, where the noise is speech; empty if all are.
+
+    Noise counts as speech if a speaker of it is known, or if a part of its path is called "speech".
+    """
+    by = [speaker(name, speakers) for name in noises.names]
+    called = any("speech" in pathlib.PurePath(name).parts for name in noises.names)
+    if not called and not any(by):
+        return ""
+    heard = sum(each is None for each in by)
+    spoken = sum(speaker(name, speakers) is None for name in clean.names)
+    if not heard and not spoken:
+        return ""
+    return (
+        f"the speakers of {spoken} of {len(clean.names)} utterances and of {heard} of {len(by)} "
+        "recordings are not known (--speakers), so that somebody may be mixed with himself"
+    )
 
 
 class NoisyCorpus:
     """A corpus with noise mixed into each utterance; the names are the clean ones'.
 
-    Samples are those of a 16-bit file. Where the sum of speech and noise exceeds full scale, all of
-    it is made quieter until it does not: nothing is clipped, and the ratio stays.
+    Samples are those of a 16-bit file. What exceeds full scale is made quieter as a whole until it
+    does not: nothing is clipped, and the ratio of speech and noise stays.
     """
 
     def __init__(
@@ -158,7 +199,7 @@ class NoisyCorpus:
           clean: the utterances.
           noises: recordings.
           draws: the noise of each utterance.
-          snrs: float [utterances], dB; infinite leaves an utterance as it is.
+          snrs: float [utterances], dB; infinite leaves an utterance clean.
           level: of the speech, as for `mix`.
         """
         self.names, self.lengths = clean.names, clean.lengths
@@ -169,12 +210,12 @@ class NoisyCorpus:
         """Float32 [samples] of one utterance, and by what it was multiplied not to be too loud."""
         length = int(self.lengths[index])
         speech = self.clean.read(index, 0, length)
-        if self.snrs[index] == CLEAN:
-            return speech, 1.0
-        noise = cut_noise(self.noises, *self.draws[index], length)
-        total = mix(speech, noise, float(self.snrs[index]), self._level)
+        total = speech
+        if self.snrs[index] != CLEAN:
+            noise = cut_noise(self.noises, *self.draws[index], length)
+            total = mix(speech, noise, float(self.snrs[index]), self._level)
         peak = float(np.max(np.abs(total))) * audio.FULL_SCALE
-        scale = min(1.0, (audio.FULL_SCALE - 1) / peak) if peak else 1.0
+        scale = (audio.FULL_SCALE - 1) / peak if peak > audio.FULL_SCALE - 1 else 1.0
         rounded = np.round(total.astype(np.float64) * (scale * audio.FULL_SCALE))
         return (rounded / audio.FULL_SCALE).astype(np.float32), scale
 

@@ -60,7 +60,7 @@ def write_noisy(
       The log.
 
     Raises:
-      InputError: the folder holds mixtures of other settings, or two files have one name.
+      InputError: the folder holds something else, or two files would have one name.
       OSError: a file cannot be written.
     """
     folder = pathlib.Path(folder)
@@ -84,6 +84,8 @@ def write_noisy(
             )
         if (folder / LOG).is_file():
             return read_log(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: holds something else; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS, settings)
     rows = []

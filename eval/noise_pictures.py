@@ -1,0 +1,99 @@
+"""Pictures of eval/noise.py: figures 2, 4 and 5."""
+
+import pathlib
+
+import numpy as np
+from noise_asr import AsrSection, draw_asr
+from noise_report import Study
+
+from daisy_jax.data.noisy import label
+from daisy_jax.noise_study import Condition
+
+
+def pictures(study: Study, asr: AsrSection, folder: pathlib.Path) -> dict[str, str]:
+    """Draws all; names of files below `folder`, none where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no pictures: pip install 'daisy-jax[plots]'")
+        return {}
+    matplotlib.use("agg")
+    matplotlib.rcParams["text.parse_math"] = False  # names may hold a dollar
+    found = {"entropy": "entropy.png"}
+    draw_entropy(study, folder / found["entropy"])
+    for ratio in study.rules:
+        found[f"exits-{ratio:g}"] = f"exits-{ratio:g}.png"
+        draw_exits(study, ratio, folder / found[f"exits-{ratio:g}"])
+    if asr.results:
+        found["asr"] = "asr.png"
+        draw_asr(asr, folder / found["asr"])
+    return found
+
+
+def panels(study: Study) -> dict[str, list[Condition]]:
+    """Groups of conditions, each with clean speech first: kinds of noise, then the user's own."""
+    own = {"conditions": [study.clean, *study.others]} if study.others else {}
+    return {**study.kinds, **own} or {"clean": [study.clean]}
+
+
+def draw_entropy(study: Study, path: pathlib.Path) -> None:
+    """Mean entropy against layer: a panel a kind of noise, a line a level (figure 2)."""
+    from matplotlib import pyplot
+
+    groups = panels(study)
+    figure, axes = pyplot.subplots(
+        1,
+        len(groups),
+        figsize=(4.2 * len(groups), 3.4),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    layers = np.arange(1, study.config.num_layers + 1)
+    for axis, (kind, conditions) in zip(axes[0], groups.items(), strict=True):
+        for condition in conditions:
+            mean = condition.entropy.mean(axis=0)
+            name = label(condition.snr) if condition.snr is not None else condition.kind
+            axis.plot(layers, mean, "o-", markersize=3, linewidth=1, label=name)
+        axis.set(title=kind, xlabel="layer")
+        axis.legend(fontsize="small")
+    axes[0][0].set_ylabel("mean entropy, nats")
+    figure.suptitle(f"{study.model} on {study.data}", fontsize="medium")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def draw_exits(study: Study, ratio: float, path: pathlib.Path) -> None:
+    """Violins of exit layers (figure 4): a row a span, a panel a kind of noise.
+
+    Lines are the largest, the mean and the smallest exit layer.
+    """
+    from matplotlib import pyplot
+
+    groups, rules = panels(study), study.rules[ratio]
+    figure, axes = pyplot.subplots(
+        len(rules),
+        len(groups),
+        figsize=(4.2 * len(groups), 2.6 * len(rules) + 0.5),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, rule in zip(axes, rules, strict=True):
+        for axis, (kind, conditions) in zip(row, groups.items(), strict=True):
+            exits = [rule.exits(condition.entropy)[0] for condition in conditions]
+            places = np.arange(len(exits))
+            axis.violinplot(exits, places, widths=0.8, showmeans=True, showextrema=True)
+            names = [label(c.snr) if c.snr is not None else c.kind for c in conditions]
+            axis.set_xticks(places, names, fontsize="small")
+            axis.set_title(f"{kind}: {rule.name}", fontsize="medium")
+            axis.grid(axis="y", linewidth=0.3)
+        row[0].set_ylabel("exit layer")
+        row[0].set_ylim(0.5, study.config.num_layers + 0.5)
+    figure.suptitle(
+        f"Ratio {ratio:g}, threshold {rules[0].threshold:.4f} nats from clean {study.source}\n"
+        f"{study.model} on {len(study.clean.names)} utterances of {study.data}",
+        fontsize="medium",
+    )
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
