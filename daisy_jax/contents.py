@@ -224,7 +224,7 @@ class Units:
             precision=jax.lax.Precision.HIGHEST,
         )
         # |x - c|^2 without |x|^2, which is the same for all.
-        distances = jnp.sum(centroids * centroids, axis=1) - 2 * products
+        distances = jnp.sum(centroids * centroids, axis=1)[None, None] - 2 * products
         return computed(jnp.argmin(distances, axis=-1).astype(jnp.int32), out)
 
 

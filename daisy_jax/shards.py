@@ -20,9 +20,9 @@ MAX_SECONDS = 60.0
 """Longer files are errors unless told otherwise: attention takes the square of their length."""
 
 
-def shard_count(files: FileList, items: int) -> int:
-    """How many shards hold a list: 0.5 GB each of HuBERT Base's features of LibriSpeech."""
-    return -(-len(files.names) // max(UTTERANCES // max(items, 1), FEWEST))
+def shard_size(items: int) -> int:
+    """Files of a shard, 0.5 GB of HuBERT Base's features of LibriSpeech."""
+    return max(UTTERANCES // max(items, 1), FEWEST)
 
 
 def encode_shard(

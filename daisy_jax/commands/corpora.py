@@ -35,6 +35,9 @@ class Corpora:
     shard: Annotated[str, tyro.conf.arg(metavar="I/N")] = ""
     """Encode only the files I, I + N, ... of the list, into shard I of N, counted from 0; empty:
     all shards, one after the other."""
+    shard_files: int = 0
+    """Without --shard: files of a shard; 0: 512, with --store layers as many times fewer as layers
+    are stored. A shard's features are held in memory until it is written."""
     store: Literal["exit", "layers", "pooled", "labels", "units"] = "exit"
     """What is stored of each file, as float16 or int32: the exit layer's output; --layers; the sum
     of eq. (4) up to the exit; HuBERT's own labels; the nearest of --centroids at --layer."""
@@ -52,9 +55,13 @@ class Corpora:
     """Ray's workers; with --accelerator=gpu each has one GPU."""
 
     @property
-    def given(self) -> bool:
-        """Whether any of these options was used."""
-        return self != Corpora()
+    def given(self) -> list[str]:
+        """Those that were used."""
+        return [
+            "--" + field.name.replace("_", "-")
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,30 +78,20 @@ class Setting:
 
 def prepare(options: Corpora, accelerator: Accelerator, compilation_cache: str) -> None:
     """Checks what can be checked before a model is loaded, and chooses the device."""
-    if not options.manifest:
-        raise InputError("these options need --manifest LIST: " + ", ".join(_given(options)))
-    if options.ray and options.shard:
-        raise InputError("--ray and --shard exclude each other; Ray encodes all shards")
+    if options.shard and (options.ray or options.shard_files):
+        raise InputError("--shard is one of a given number; leave --ray and --shard-files out")
     needs = {"layers": "layers", "pooled": "head", "units": "centroids"}
     for store, name in needs.items():
         if getattr(options, name) and options.store != store:
             raise InputError(f"--{name} belongs to --store {store}")
         if store == options.store and not getattr(options, name) and name != "layers":
             raise InputError(f"--store {store} needs --{name}")
-    if options.workers < 1:
-        raise InputError(f"--workers {options.workers}: give at least 1")
+    if options.workers < 1 or options.shard_files < 0:
+        raise InputError("--workers and --shard-files must be at least 1")
     # Ray's workers hold the accelerators; this process only looks at what is there.
     use_accelerator("cpu" if options.ray else accelerator)
     if compilation_cache and not options.ray:
         use_compilation_cache(compilation_cache)
-
-
-def _given(options: Corpora) -> list[str]:
-    return [
-        f"--{field.name}"
-        for field in dataclasses.fields(options)
-        if getattr(options, field.name) != field.default
-    ]
 
 
 def content_of(options: Corpora, model: "Hubert", rule: Any, layer: int | None) -> Any:
@@ -145,13 +142,14 @@ def run_corpus(options: Corpora, model: "Hubert", setting: Setting) -> int:
     """Encodes the shards that are not there yet, and says what there is; 1 if a file failed."""
     from daisy_jax.data.feature_store import finished_part
     from daisy_jax.extraction import Extractor
-    from daisy_jax.shards import shard_count, shard_source
+    from daisy_jax.shards import shard_size, shard_source
 
     files = read_list(options.manifest)
     if files.repeated:
         print(f"note: {files.repeated} lines repeat earlier ones; each file is encoded once")
     extractor = Extractor(model, setting.content)
-    count = shard_count(files, len(extractor.content.items))
+    size = options.shard_files or shard_size(len(extractor.content.items))
+    count = -(-len(files.names) // size)
     numbers = list(range(count))
     if options.shard:
         number, count = parse_shard(options.shard)

@@ -136,6 +136,8 @@ class Encode:
 
     def _run_corpus(self) -> int:
         """Encodes a list of files into a feature store."""
+        if not self.corpora.manifest:
+            raise InputError(f"{', '.join(self.corpora.given)}: these options need --manifest LIST")
         if self.files:
             raise InputError("--manifest and FILE... exclude each other; give one of them")
         if self.output is None or self.hidden_states:

@@ -1,0 +1,257 @@
+"""`daisy-jax encode --manifest`: real processes that are killed, run side by side, and Ray's."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import sounds
+from made_models import made_model
+
+import daisy_jax
+from daisy_jax.data.feature_store import FeatureStore
+
+PROGRAM = [sys.executable, "-c", "from daisy_jax.commands.main import main; main()"]
+FILES = 24
+SHARDS = 12
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A model, two dozen files, and lists of them."""
+    folder = tmp_path_factory.mktemp("corpora")
+    daisy_jax.save(made_model(), folder / "model")
+    names = []
+    for number in range(FILES):
+        sounds.write(folder / "speech" / f"{number:02}.wav", sounds.syllables(0.5, number))
+        names.append(f"{number:02}.wav")
+    (folder / "good.tsv").write_text("\n".join([str(folder / "speech"), *names]) + "\n")
+    bad = [*names[:3], "gone.wav", names[0]]
+    (folder / "bad.tsv").write_text("\n".join([str(folder / "speech"), *bad]) + "\n")
+    return folder
+
+
+def command(there, *arguments, manifest="good.tsv"):
+    usual = ["encode", "--manifest", there / manifest, "--model", there / "model"]
+    usual += ["--threshold", "1.2", "--accelerator", "cpu"]
+    return [*PROGRAM, *map(str, [*usual, *arguments])]
+
+
+def environment():
+    """One device, and this package for Ray's workers too."""
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return kept | {"RAY_DEDUP_LOGS": "0"}
+
+
+def run(there, *arguments, manifest="good.tsv"):
+    return subprocess.run(
+        command(there, *arguments, manifest=manifest),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+    )
+
+
+def start(there, *arguments):
+    return subprocess.Popen(
+        command(there, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+
+
+def assert_each_file_once(folder):
+    store = FeatureStore(folder)
+    assert sorted(row.id for row in store.rows) == [f"{n:02}.wav" for n in range(FILES)]
+    assert store.errors == {}
+    assert store.verify() == []
+    assert not [path for path in folder.rglob("*") if "partial" in path.name]
+    return store
+
+
+@pytest.fixture(scope="module")
+def whole(there):
+    """All shards by one process."""
+    done = run(there, "--output", there / "whole", "--shard-files", 2)
+    assert done.returncode == 0, done.stderr
+    return done, assert_each_file_once(there / "whole")
+
+
+# ---- one machine ----
+
+
+def test_one_process_encodes_all_shards_and_says_what_there_is(whole):
+    lines = whole[0].stdout.splitlines()
+    assert lines[0].startswith("threshold 1.2 nats")
+    assert lines[1] == "24 files in 12 shards; stored: exit"
+    assert lines[2].startswith("shard 0/12: 2 files, 0.000278 h, mean exit layer ")
+    assert lines[-1].split(":")[1].startswith(" 24 files")
+    assert lines[-1].endswith("0 failed")
+
+
+def test_shards_may_be_made_by_any_processes_at_once(there, whole, tmp_path):
+    # Two of them make the same shard.
+    given = [f"{number}/3" for number in (0, 1, 2, 1)]
+    started = [start(there, "--output", tmp_path, "--shard", each) for each in given]
+    assert [process.wait(timeout=300) for process in started] == [0, 0, 0, 0]
+    store = assert_each_file_once(tmp_path)
+    ours = {row.id: store.read(place) for place, row in enumerate(store.rows)}
+    for place, row in enumerate(whole[1].rows):
+        np.testing.assert_allclose(ours[row.id], whole[1].read(place), rtol=1e-3, atol=2e-3)
+
+
+def test_a_killed_process_goes_on_where_it_was(there, tmp_path):
+    process = start(there, "--output", tmp_path, "--shard-files", 2)
+    for line in process.stdout:
+        if line.startswith("shard 2/12"):
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("features-0000[012]*")}
+    assert len(kept) == 3
+    done = run(there, "--output", tmp_path, "--shard-files", 2)
+    assert done.returncode == 0, done.stderr
+    for partial in tmp_path.rglob(".*partial"):  # of the process that was killed while it wrote
+        partial.unlink()
+    assert_each_file_once(tmp_path)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_bad_files_are_said_and_the_status_is_1(there, tmp_path):
+    for _ in range(2):  # also where the shard is there already
+        done = run(there, "--output", tmp_path / "store", manifest="bad.tsv")
+        assert done.returncode == 1
+        gone = there / "speech" / "gone.wav"
+        assert done.stderr == f"error: {gone}: No such file or directory\n"
+        assert "note: 1 lines repeat earlier ones" in done.stdout
+        assert "3 files, " in done.stdout
+        assert len(FeatureStore(tmp_path / "store").rows) == 4
+
+
+def test_contents_come_from_the_command_line(there, tmp_path):
+    np.save(tmp_path / "centroids.npy", np.eye(4, 16))
+    arguments = ["--store", "units", "--centroids", tmp_path / "centroids.npy", "--layer", "2"]
+    usual = ["encode", "--manifest", there / "bad.tsv", "--model", there / "model"]
+    usual += ["--output", tmp_path / "units", "--npy", "--accelerator", "cpu"]
+    done = subprocess.run(
+        [*PROGRAM, *map(str, [*usual, *arguments])],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert "stored: units" in done.stdout, done.stderr
+    units = np.load(tmp_path / "units" / "npy" / "00.wav.npy")
+    assert units.dtype == np.int32
+    assert set(np.unique(units)) <= set(range(4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--shard", "3/3"], "shard 3/3: shards of 3 are 0 to 2"),
+        (["--shard", "first"], "--shard 'first': give I/N, such as 0/40"),
+        (["--shard", "0/3", "--ray"], "leave --ray and --shard-files out"),
+        (["--store", "units"], "--store units needs --centroids"),
+        (["--layers", "1"], "--layers belongs to --store layers"),
+        (["--store", "layers", "--layers", "9"], "layer 9: the model has 0 to 3"),
+        (["--hidden-states"], "takes --store layers"),
+        (["--workers", "0"], "must be at least 1"),
+    ],
+)
+def test_options_that_contradict_are_one_line(there, tmp_path, arguments, said):
+    done = run(there, "--output", tmp_path / "store", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_these_options_need_a_list(there):
+    files = ["encode", there / "speech" / "00.wav", "--npy"]
+    done = subprocess.run([*PROGRAM, *map(str, files)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: --npy: these options need --manifest LIST\n"
+
+
+# ---- Ray ----
+
+
+def workers_of(process):
+    """Processes of Ray's actors below a driver; their names begin with ray::MapWorker."""
+    found = []
+    for place in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            name = (place / "cmdline").read_bytes()
+            environ = (place / "environ").read_bytes()
+        except OSError:
+            continue
+        if b"ray::MapWorker" in name and f"DAISY_TEST={process}".encode() in environ:
+            found.append(int(place.name))
+    return found
+
+
+def start_ray(there, output, name):
+    return subprocess.Popen(
+        command(there, "--output", output, "--shard-files", 2, "--ray", "--workers", 2),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment() | {"DAISY_TEST": name},
+        start_new_session=True,
+    )
+
+
+def wait_for(condition, seconds=200):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "never happened"
+        time.sleep(0.05)
+
+
+def parts(folder):
+    return list((folder / "manifest").glob("[0-9]*.parquet"))
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_ray_recovers_from_a_killed_worker_and_a_killed_driver(there, tmp_path):
+    pytest.importorskip("ray")
+    # A worker dies while there is work: its shard is handed out again.
+    first = tmp_path / "worker"
+    process = start_ray(there, first, "worker")
+    try:
+        wait_for(lambda: parts(first) or process.poll() is not None)
+        victims = workers_of("worker")
+        assert victims, process.communicate()[1] if process.poll() is not None else "no worker"
+        os.kill(victims[0], signal.SIGKILL)
+        output, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert output.count("shard ") == SHARDS
+    assert_each_file_once(first)
+
+    # The driver dies: started again, it does what is missing.
+    second = tmp_path / "driver"
+    process = start_ray(there, second, "driver")
+    wait_for(lambda: len(parts(second)) >= 2 or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait_for(lambda: not workers_of("driver"))
+    left = len(parts(second))
+    assert left >= 2
+    kept = {path: path.stat().st_mtime_ns for path in parts(second)}
+    again = start_ray(there, second, "again")
+    output, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for partial in second.rglob(".*partial"):
+        partial.unlink()
+    assert_each_file_once(second)
