@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 GUIDES = {
     "training.md": ("train/branches.py", "train/labels.py"),
     "noise.md": ("train/noisy.py", "eval/noise.py", "eval/downstream.py"),
+    "corpora.md": ("daisy-jax encode",),
     "downstream.md": ("train/downstream.py", "eval/downstream.py", "eval/report.py"),
 }
 """Each with the scripts whose options its text names."""
@@ -25,7 +26,8 @@ COMMANDS = [
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     for line in block.replace("\\\n", "").splitlines()
 ]
-SCRIPTS = [command for command in COMMANDS if command.startswith("python ")]
+SCRIPTS = [command for command in COMMANDS if command.startswith(("python ", "daisy-jax encode "))]
+PROGRAM = [sys.executable, "-c", "from daisy_jax.commands.main import main; main()"]
 ELSEWHERE = ("--head-from", "--ratio", "--budget", "--help")
 
 
@@ -36,8 +38,11 @@ def help_of():
 
     def text(script: str) -> str:
         if script not in known:
-            command = [sys.executable, ROOT / script, "--help"]
-            known[script] = subprocess.run(command, capture_output=True, text=True).stdout
+            program = [sys.executable, ROOT / script]
+            if script.startswith("daisy-jax "):
+                program = [*PROGRAM, script.removeprefix("daisy-jax ")]
+            done = subprocess.run([*program, "--help"], capture_output=True, text=True)
+            known[script] = done.stdout
         return known[script]
 
     return text
@@ -45,7 +50,8 @@ def help_of():
 
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_flags_exist(command, help_of):
-    script, *words = shlex.split(command)[1:]
+    first, script, *words = shlex.split(command)
+    script = f"{first} {script}" if first == "daisy-jax" else script
     options = [word.split("=")[0] for word in words if word.startswith("--")]
     assert all(option in help_of(script) for option in options)
 
