@@ -64,7 +64,8 @@ def read_run(run: pathlib.Path) -> list[Row]:
         rows = [line for line in lines if line["rule"] == rule]
         name = rule if number == 0 else f"{result['trained']}, {rule}"
         sums = level_sums(rows, mixtures)
-        where = f"layers {ranges(row['allowed'])}"
+        layers = row["allowed"]
+        where = f"layer{'s' if len(layers) > 1 else ''} {ranges(layers)}"
         threshold = row["threshold"]
         words = where if threshold is None else f"{where}, threshold {threshold:.4f}"
         found.append(Row(name, words, sums, result["tested_on"], result["trained_on"]))
@@ -159,7 +160,7 @@ def draw_asr(asr: AsrSection, path: pathlib.Path) -> None:
 
     results, names = asr.results, asr.results[0]["levels"]
     figure, axis = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
-    width = 0.85 / len(results)
+    width, colors = 0.85 / len(results), pyplot.get_cmap("tab20").colors
     for number, result in enumerate(results):
         levels, plain, weighted = result["wer"]
         for place, each in enumerate([*levels, plain, weighted]):
@@ -171,7 +172,7 @@ def draw_asr(asr: AsrSection, path: pathlib.Path) -> None:
                 value,
                 width,
                 yerr=[[max(value - low, 0)], [max(high - value, 0)]],
-                color=f"C{number % 10}",
+                color=colors[number % len(colors)],
                 error_kw={"elinewidth": 0.6},
                 label=result["rule"] if place == 0 else None,
             )
