@@ -46,9 +46,8 @@ class Content(Protocol):
         """Names of what is stored."""
         ...
 
-    @property
-    def settings(self) -> dict[str, str]:
-        """What it depends on, beside the model and the audio."""
+    def settings(self, model: Hubert) -> dict[str, str]:
+        """What it depends on, beside the audio, the model's trunk and its branches."""
         ...
 
     def check(self, model: Hubert) -> None:
@@ -78,8 +77,7 @@ class Layers:
         """As for every `Content`."""
         return list(self.chosen)
 
-    @property
-    def settings(self) -> dict[str, str]:
+    def settings(self, model: Hubert) -> dict[str, str]:
         """As for every `Content`."""
         return {}
 
@@ -127,8 +125,7 @@ class AtExit:
         """As for every `Content`."""
         return ["exit" if self.layer_weights is None else "pooled"]
 
-    @property
-    def settings(self) -> dict[str, str]:
+    def settings(self, model: Hubert) -> dict[str, str]:
         """As for every `Content`."""
         found = {
             "threshold": str(self.rule.threshold),
@@ -166,10 +163,10 @@ class Labels:
         """As for every `Content`."""
         return ["labels"]
 
-    @property
-    def settings(self) -> dict[str, str]:
+    def settings(self, model: Hubert) -> dict[str, str]:
         """As for every `Content`."""
-        return {}
+        head = require_head(model)
+        return {"head": digest(*jax.tree.leaves(head))}
 
     def check(self, model: Hubert) -> None:
         """As for every `Content`."""
@@ -198,19 +195,21 @@ class Units:
         """As for every `Content`."""
         return ["units"]
 
-    @property
-    def settings(self) -> dict[str, str]:
+    def settings(self, model: Hubert) -> dict[str, str]:
         """As for every `Content`."""
         return {"centroids": digest(self.centroids), "layer": str(self.layer)}
 
     def check(self, model: Hubert) -> None:
         """As for every `Content`."""
         fixed_layer(self.layer, model.config.num_layers)
-        if self.centroids.ndim != 2 or self.centroids.shape[1] != model.config.dim:
+        shape = self.centroids.shape
+        if len(shape) != 2 or not shape[0] or shape[1] != model.config.dim:
             raise InputError(
-                f"centroids have the shape {self.centroids.shape}; for this model it must be "
+                f"centroids have the shape {shape}; for this model it must be "
                 f"[clusters, {model.config.dim}]"
             )
+        if not np.isfinite(self.centroids).all():
+            raise InputError("centroids hold NaN or infinite numbers; find them again")
 
     def __call__(self, model: Hubert, waveform: jax.Array, lengths: jax.Array) -> Computed:
         """Runs the layers up to this one."""
@@ -236,6 +235,9 @@ def computed(values: jax.Array, out: Any) -> Computed:
     )
 
 
-def digest(array: np.ndarray) -> str:
+def digest(*arrays: Any) -> str:
     """Tells arrays apart."""
-    return hashlib.sha256(np.ascontiguousarray(array, np.float32).tobytes()).hexdigest()[:16]
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array, np.float32).tobytes())
+    return found.hexdigest()[:16]

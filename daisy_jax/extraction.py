@@ -54,6 +54,7 @@ class Extractor:
         content.check(model)
         self.config, self.content, self._digest = model.config, content, model_digest(model)
         self._dtype = str(jax.tree.leaves(model.layers)[0].dtype)
+        self._settings = content.settings(model)
         self._model = parallel.replicate(model)
         self._run = jax.jit(
             parallel.over_rows(content.__call__, 2), out_shardings=parallel.replicated()
@@ -70,7 +71,7 @@ class Extractor:
             "dim": str(self.config.dim),
             "corpus": corpus,
             "shards": str(shards),
-            **self.content.settings,
+            **self._settings,
         }
 
     def plan(self, lengths: np.ndarray) -> WholeBatches:
@@ -131,7 +132,8 @@ class Extractor:
                     error=None if count else readable.errors.get(crop.index, "could not be read"),
                 )
                 if count and self.content.items and parallel.is_first():
-                    features[name] = found.values[row, :, :count]
+                    # Copied, so that the batch with its padding can go.
+                    features[name] = np.array(found.values[row, :, :count])
             yield
         if parallel.is_first():
             ordered = [rows[place] for place in sorted(rows)]

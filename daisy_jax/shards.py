@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.data.corpus import FolderCorpus
-from daisy_jax.data.feature_store import Row, finished_part, write_shard
+from daisy_jax.data.feature_store import MANIFEST, Row, finished_part, write_shard
 from daisy_jax.data.file_list import FileList, deal
 from daisy_jax.data.manifest import READERS, Entry, open_file
 from daisy_jax.extraction import Extractor
@@ -34,14 +34,16 @@ def encode_shard(
     *,
     npy: bool = False,
     max_seconds: float = MAX_SECONDS,
+    retry: bool = False,
     progress: Callable[[int], Callable[[Iterable], Iterable]] = lambda batches: iter,
 ) -> list[Row]:
     """Encodes one shard of a list into one shard of a feature store, all of it or nothing.
 
     A shard that is there, and has the bytes that were written, is left as it is. So this may be
     called for any shards in any order, again, and by several processes or machines at once, and in
-    the end each file has been encoded exactly once. When all shards are there, `FeatureStore` opens
-    the folder.
+    the end each file is there exactly once. (Where two machines of different kinds write one shard
+    at once, bytes and checksum may disagree; the next call sees it and makes the shard again.) When
+    all shards are there, `FeatureStore` opens the folder.
 
     Args:
       extractor: model and content.
@@ -51,6 +53,7 @@ def encode_shard(
       output: the store's folder, made if absent.
       npy: write `npy/ID.npy`, a file an utterance, in the place of one file.
       max_seconds: longer files are errors.
+      retry: make a finished shard again if files failed in it.
       progress: from a number of batches to what wraps them.
 
     Returns:
@@ -58,14 +61,15 @@ def encode_shard(
 
     Raises:
       InputError: there is no such shard, or the folder holds something else.
-      OSError: the shard cannot be written; nothing of it stays.
+      OSError: the shard cannot be written; it does not count then.
     """
     folder = pathlib.Path(output)
     names = deal(files.names, number, count)
     source = shard_source(extractor, files, count, npy)
     found = finished_part(folder, number, source, verify=True)
-    if found is not None:
+    if found is not None and not (retry and any(row.error for row in found)):
         return found
+    (folder / MANIFEST).mkdir(parents=True, exist_ok=True)  # fails early where it cannot be written
     usable, unusable = _measure(files.folder, names, number, max_seconds)
     if not usable:
         write_shard(folder, number, {}, unusable, source)
@@ -117,6 +121,6 @@ def _entry(path: pathlib.Path, max_seconds: float) -> Entry:
         return Entry(0, 0, 0, 0, error.strerror or str(error))
     seconds = entry.samples / SAMPLE_RATE
     if entry.error is None and seconds > max_seconds:
-        error = f"{seconds:.1f} s long; split it, or allow more with --max-seconds"
+        error = f"{seconds:.1f} s long; split it, or allow more (--max-seconds with --retry)"
         return entry._replace(error=error)
     return entry

@@ -160,7 +160,7 @@ def draw_asr(asr: AsrSection, path: pathlib.Path) -> None:
 
     results, names = asr.results, asr.results[0]["levels"]
     figure, axis = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
-    width, colors = 0.85 / len(results), pyplot.get_cmap("tab20").colors
+    width, colors = 0.85 / len(results), pyplot.get_cmap("tab20")
     for number, result in enumerate(results):
         levels, plain, weighted = result["wer"]
         for place, each in enumerate([*levels, plain, weighted]):
@@ -172,7 +172,7 @@ def draw_asr(asr: AsrSection, path: pathlib.Path) -> None:
                 value,
                 width,
                 yerr=[[max(value - low, 0)], [max(high - value, 0)]],
-                color=colors[number % len(colors)],
+                color=colors(number % 20),
                 error_kw={"elinewidth": 0.6},
                 label=result["rule"] if place == 0 else None,
             )

@@ -1,5 +1,10 @@
 """Whole corpora: every file exactly once, whatever is killed, cut off, repeated or full."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import sounds
@@ -88,7 +93,6 @@ def test_dealing_gives_each_file_to_one_shard(count):
         ("{folder}\n", "lists no file"),
         ("{folder}\n../a.wav\n", "does not lie below"),
         ("{folder}\n/etc/passwd\n", "does not lie below"),
-        ("{folder}\na\x07.wav\n", "cannot be a name in a store"),
     ],
 )
 def test_what_is_no_list_is_refused(tmp_path, text, said):
@@ -102,6 +106,25 @@ def test_what_is_no_list_is_refused(tmp_path, text, said):
 
 def test_shards_of_more_items_have_fewer_files():
     assert [shard_size(items) for items in (0, 1, 4, 100)] == [512, 512, 128, 32]
+
+
+def test_two_spellings_are_one_file_and_odd_names_are_kept(tmp_path):
+    names = [
+        "a/b.wav",
+        "./a//b.wav",
+        "a/./b.wav",
+        "no\xa0break.wav",
+        "line\x85.wav",
+        "bell\x07.wav",
+    ]
+    text = "\n".join([str(tmp_path), *names])
+    path = tmp_path / "list"
+    path.write_bytes(text.encode() + b"\nlatin-\xe9.wav\r\n")
+    files = read_list(path)
+    wanted = ["a/b.wav", "no\xa0break.wav", r"line\x85.wav", r"bell\x07.wav"]
+    assert files.names[:4] == wanted
+    assert files.names[4].startswith(r"latin-\xe9.wav")
+    assert files.repeated == 2
 
 
 # ---- contents ----
@@ -208,6 +231,8 @@ def test_contents_that_a_model_cannot_yield_are_refused(model):
         (Layers((9,)), "layer 9: the model has 0 to"),
         (Units(np.zeros((3, 7), np.float32), 1), r"centroids have the shape \(3, 7\)"),
         (Units(np.zeros((3, SMALL.dim), np.float32), 99), "layer 99"),
+        (Units(np.zeros((0, SMALL.dim), np.float32), 1), "centroids have the shape"),
+        (Units(np.full((2, SMALL.dim), np.nan, np.float32), 1), "hold NaN or infinite"),
     ):
         with pytest.raises(InputError, match=said):
             Extractor(bare, content)
@@ -215,7 +240,44 @@ def test_contents_that_a_model_cannot_yield_are_refused(model):
         Extractor(model.replace(head=None), Labels())
 
 
+def test_labels_of_another_head_are_not_taken_for_these(model, listed, tmp_path):
+    files = read_list(listed)
+    encode_shard(Extractor(model, Labels()), files, 0, 3, tmp_path)
+    other = model.replace(head=made_model(seed=1).head)
+    with pytest.raises(InputError, match=r"something else .*head"):
+        encode_shard(Extractor(other, Labels()), files, 0, 3, tmp_path)
+
+
 # ---- whole, or not there ----
+
+
+def test_another_folder_of_the_same_names_is_another_list(extractor, listed, speech, tmp_path):
+    encode_shard(extractor, read_list(listed), 0, 3, tmp_path / "store")
+    other = tmp_path / "other"
+    for path in speech.rglob("*.flac"):
+        sounds.write(other / path.relative_to(speech), 0.5 * audio.load(path))
+    lines = listed.read_text().splitlines()
+    (tmp_path / "list").write_text("\n".join([str(other), *lines[1:]]))
+    with pytest.raises(InputError, match=r"something else .*corpus"):
+        encode_shard(extractor, read_list(tmp_path / "list"), 0, 3, tmp_path / "store")
+
+
+def test_files_are_readable_for_whom_the_mask_says(extractor, listed, tmp_path):
+    encode_shard(extractor, read_list(listed), 0, 3, tmp_path)
+    modes = {path.stat().st_mode for path in (shard_file(tmp_path, 0), part_file(tmp_path, 0))}
+    assert len(modes) == 1
+
+
+def test_what_dead_processes_left_is_removed(extractor, listed, tmp_path):
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
+    )
+    names = [int(dead.stdout), os.getppid()]
+    for pid in names:
+        (tmp_path / f".features-00000.safetensors.{platform.node()}-{pid}.partial").touch()
+    encode_shard(extractor, read_list(listed), 0, 3, tmp_path)
+    left = [path.name for path in tmp_path.glob(".*.partial")]
+    assert left == [f".features-00000.safetensors.{platform.node()}-{os.getppid()}.partial"]
 
 
 def test_a_finished_shard_is_left_alone(extractor, listed, tmp_path):

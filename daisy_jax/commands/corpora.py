@@ -51,8 +51,11 @@ class Corpora:
     """Write one .npy a file, [frames, dim], in the place of one file a shard."""
     ray: bool = False
     """Encode with Ray (extra ray): on the cluster of RAY_ADDRESS, or on this machine."""
-    workers: int = 1
-    """Ray's workers; with --accelerator=gpu each has one GPU."""
+    workers: int = 0
+    """Ray's workers, each with a GPU where there are some; 0: one."""
+    retry: bool = False
+    """Make shards again in which files failed: after the files were repaired, or with another
+    --max-seconds."""
 
     @property
     def given(self) -> list[str]:
@@ -76,8 +79,17 @@ class Setting:
     compilation_cache: str
 
 
-def prepare(options: Corpora, accelerator: Accelerator, compilation_cache: str) -> None:
-    """Checks what can be checked before a model is loaded, and chooses the device."""
+def prepare(
+    options: Corpora, exits: list[str], accelerator: Accelerator, compilation_cache: str
+) -> None:
+    """Checks what can be checked before a model is loaded, and chooses the device.
+
+    Args:
+      options: the command's.
+      exits: the options that say where utterances leave, as far as they were given.
+      accelerator: of the command.
+      compilation_cache: of the command.
+    """
     if options.shard and (options.ray or options.shard_files):
         raise InputError("--shard is one of a given number; leave --ray and --shard-files out")
     needs = {"layers": "layers", "pooled": "head", "units": "centroids"}
@@ -86,8 +98,18 @@ def prepare(options: Corpora, accelerator: Accelerator, compilation_cache: str) 
             raise InputError(f"--{name} belongs to --store {store}")
         if store == options.store and not getattr(options, name) and name != "layers":
             raise InputError(f"--store {store} needs --{name}")
-    if options.workers < 1 or options.shard_files < 0:
-        raise InputError("--workers and --shard-files must be at least 1")
+    if options.workers < 0 or options.shard_files < 0:
+        raise InputError("--workers and --shard-files: give at least 1")
+    if options.workers and not options.ray:
+        raise InputError("--workers are Ray's; add --ray")
+    if exits and options.store in ("layers", "labels"):
+        raise InputError(f"--store {options.store} runs all layers; leave {', '.join(exits)} out")
+    if exits not in ([], ["--layer"]) and options.store == "units":
+        raise InputError("--store units leaves at --layer; leave the other exit options out")
+    if options.ray:  # before JAX, whose threads do not bear the fork of Ray's start
+        from daisy_jax.ray_shards import join_ray
+
+        join_ray(accelerator, options.workers or 1)
     # Ray's workers hold the accelerators; this process only looks at what is there.
     use_accelerator("cpu" if options.ray else accelerator)
     if compilation_cache and not options.ray:
@@ -115,15 +137,15 @@ def content_of(options: Corpora, model: "Hubert", rule: Any, layer: int | None) 
         return Units(read_centroids(options.centroids), layer)
     if options.store == "exit":
         return AtExit(rule())
+    from daisy_jax.extraction import model_digest
     from daisy_jax.trained_heads import load_head
 
-    weights = np.asarray(load_head(options.head).params["layer_weights"])
-    if len(weights) != model.config.num_layers + 1:
+    head = load_head(options.head)
+    if head.upstream != model_digest(model):
         raise InputError(
-            f"{options.head}: has weights for {len(weights) - 1} layers, the model has "
-            f"{model.config.num_layers}"
+            f"{options.head}: was trained on another model; give that one with --model"
         )
-    return AtExit(rule(), weights)
+    return AtExit(rule(), np.asarray(head.params["layer_weights"]))
 
 
 def read_centroids(path: str) -> np.ndarray:
@@ -215,9 +237,15 @@ def in_this_process(
             setting.output,
             npy=options.npy,
             max_seconds=setting.max_seconds,
+            retry=options.retry,
             progress=lambda total, n=number: progress_bar(f"shard {n}/{count}", total),
         )
         yield number
+
+
+def absolute(path: str) -> str:
+    """A path as it is for workers that were started elsewhere; nothing stays nothing."""
+    return str(pathlib.Path(path).resolve()) if path else ""
 
 
 def with_ray(
@@ -234,22 +262,24 @@ def with_ray(
 
     missing = []
     for number in numbers:
-        if finished_part(output, number, source, verify=True) is None:
+        rows = finished_part(output, number, source, verify=True)
+        if rows is None or (options.retry and any(row.error for row in rows)):
             missing.append(number)
         else:
             yield number
     if not missing:
         return
     job = Job(
-        manifest=str(pathlib.Path(options.manifest).resolve()),
-        model=str(pathlib.Path(setting.model).resolve()) if setting.model else "",
+        manifest=absolute(options.manifest),
+        model=absolute(setting.model),
         content=setting.content,
         shards=count,
-        output=str(output.resolve()),
+        output=absolute(setting.output),
         npy=options.npy,
         max_seconds=setting.max_seconds,
         accelerator=setting.accelerator,
-        compilation_cache=setting.compilation_cache,
+        compilation_cache=absolute(setting.compilation_cache),
+        retry=options.retry,
     )
     bar = progress_bar("shards", len(missing))
-    yield from bar(encode_with_ray(job, missing, options.workers))
+    yield from bar(encode_with_ray(job, missing, options.workers or 1))

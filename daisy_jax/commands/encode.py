@@ -79,8 +79,7 @@ class Encode:
         files = expand_folders(self.files)
         if self.hidden_states and self.output is None:
             raise InputError("--hidden-states needs --output DIR, where to write them")
-        if not self.max_seconds > 0:
-            raise InputError(f"--max-seconds {self.max_seconds:g}: give seconds above 0")
+        require_seconds(self.max_seconds)
         use_accelerator(self.accelerator)
         if self.compilation_cache:
             use_compilation_cache(self.compilation_cache)
@@ -145,7 +144,11 @@ class Encode:
                 "--manifest needs --output DIR, where the features go, and takes --store layers in "
                 "the place of --hidden-states"
             )
-        prepare(self.corpora, self.accelerator, self.compilation_cache)
+        require_seconds(self.max_seconds)
+        given = {"--ratio": self.ratio, "--threshold": self.threshold, "--budget": self.budget}
+        given |= {"--layer": self.layer, "--full": self.full or None, "--span": self.span}
+        exits = [name for name, value in given.items() if value is not None]
+        prepare(self.corpora, exits, self.accelerator, self.compilation_cache)
         from daisy_jax.checkpoints import load
         from daisy_jax.exits import ExitRule
 
@@ -165,6 +168,12 @@ class Encode:
             self.compilation_cache,
         )
         return run_corpus(self.corpora, model, setting)
+
+
+def require_seconds(seconds: float) -> None:
+    """Refuses a longest duration that nothing can have."""
+    if not seconds > 0:
+        raise InputError(f"--max-seconds {seconds:g}: give seconds above 0")
 
 
 def table_row(result, saved: float, may_be_forced: bool) -> str:

@@ -132,10 +132,13 @@ def write_shard(
         metadata = {FORMAT: json.dumps(kept)}
         pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial)
         os.replace(partial, part)
-    except (SafetensorError, pyarrow.ArrowException) as error:
-        raise OSError(f"{shard}: cannot be written ({error}); make room and start again") from error
+    except (SafetensorError, pyarrow.ArrowException, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OSError(f"{shard}: cannot be written ({why}); make room and start again") from error
     finally:
         partial.unlink(missing_ok=True)
+    _sweep(shard)
+    _sweep(part)
 
 
 def _partial(path: pathlib.Path) -> pathlib.Path:
@@ -143,12 +146,27 @@ def _partial(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
 
 
+def _sweep(path: pathlib.Path) -> None:
+    """Removes what processes of this machine left that were killed while they wrote this file."""
+    for left in path.parent.glob(f".{path.name}.{platform.node()}-*.partial"):
+        owner = left.name.removesuffix(".partial").rpartition("-")[2]
+        try:
+            os.kill(int(owner), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except (ValueError, OSError):
+            pass
+
+
 def _replace(path: pathlib.Path, digest: Any, save: Callable[[pathlib.Path], None]) -> None:
     """Writes a file, whole or not at all, and adds its bytes to a digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         save(partial)
+        os.chmod(partial, mode)  # safetensors' files are the owner's alone
         _add(partial, digest)
         os.replace(partial, path)
     finally:

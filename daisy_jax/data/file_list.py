@@ -6,6 +6,7 @@ number of samples, is not used.
 
 import hashlib
 import pathlib
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,13 +25,16 @@ class FileList(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """What belongs to this list says so by its length and a digest."""
-        digest = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape"))
-        return f"{len(self.names)} files, {digest.hexdigest()[:16]}"
+        """What belongs to this list says so by its folder, its length and a digest."""
+        digest = hashlib.sha256("\n".join(self.names).encode())
+        return f"{len(self.names)} files of {self.folder}, {digest.hexdigest()[:16]}"
 
 
 def read_list(path: str | pathlib.Path) -> FileList:
     """Reads a list.
+
+    Two spellings of a path are one file. A name that no store can hold, because it is not UTF-8 or
+    has control characters, is kept in an escaped form, under which no file will be found.
 
     Raises:
       InputError: it is no list, or a path leads out of its folder, or there is no such folder.
@@ -39,26 +43,32 @@ def read_list(path: str | pathlib.Path) -> FileList:
         text = pathlib.Path(path).read_text(encoding="utf-8", errors="surrogateescape")
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder; give a list of files") from None
-    head, *lines = text.splitlines() or [""]
+    head, *lines = text.split("\n")
     folder = pathlib.Path(head)
-    if not head or not folder.is_dir():
+    if not head or head != _nameable(head) or not folder.is_dir():
         raise InputError(
-            f"{path}: its first line is {head[:80]!r}; it must be a folder, and the other lines "
-            "paths below it (fairseq's manifest format)"
+            f"{path}: its first line is {_nameable(head)[:80]!r}; it must be a folder, and the "
+            "other lines paths below it (fairseq's manifest format)"
         )
     names = [line.partition("\t")[0] for line in lines]
-    names = [name.removeprefix("./") for name in names if name]
+    names = [_nameable(str(pathlib.PurePath(name))) for name in names if name]
     bad = next((name for name in names if not is_inside(name)), None)
     if bad is not None:
         raise InputError(f"{path}: {bad!r} does not lie below {head}; give paths below the folder")
-    bad = next((name for name in names if not name.isprintable()), None)
-    if bad is not None:
-        shown = bad.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        raise InputError(f"{path}: {shown!r} cannot be a name in a store; rename the file")
     if not names:
         raise InputError(f"{path}: lists no file")
     once = list(dict.fromkeys(names))
-    return FileList(folder, once, len(names) - len(once))
+    return FileList(folder.resolve(), once, len(names) - len(once))
+
+
+def _nameable(name: str) -> str:
+    """The name with what is neither UTF-8 nor text escaped."""
+    return "".join(
+        f"\\x{ord(character) & 0xFF:02x}"
+        if unicodedata.category(character) in ("Cc", "Cs")
+        else character
+        for character in name
+    )
 
 
 def deal(names: Sequence[str], number: int, count: int) -> list[str]:
