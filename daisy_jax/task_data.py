@@ -10,8 +10,8 @@ import numpy as np
 
 from daisy_jax import audio, parallel
 from daisy_jax.data.batches import Augmentation, Crop, read_crops
-from daisy_jax.data.corpus import corpus_name, fingerprint
-from daisy_jax.data.feature_store import FeatureStore
+from daisy_jax.data.corpus import corpus_name, fingerprint, sound_fingerprint
+from daisy_jax.data.feature_store import MANIFEST, FeatureStore
 from daisy_jax.errors import InputError
 from daisy_jax.extraction import make_store, model_digest
 from daisy_jax.hubert import Hubert
@@ -123,7 +123,8 @@ def with_features(
       examples: from `open_examples`.
       folder: the corpus.
       upstream: the model.
-      features: where stores are; this one's folder is named after corpus, part and model.
+      features: where stores are; this one's folder is named after corpus, part and model. Or a
+        finished store of all parts, from `daisy-jax encode --store layers`.
       live: whether features are computed when they are needed; entropies alone are stored then.
       on_error: called with one line for each utterance that is left out.
 
@@ -131,20 +132,44 @@ def with_features(
       InputError: the store is not as it should be, or the disk has no room for it.
       OSError: the store cannot be written.
     """
+    everywhere = parallel.replicate(upstream) if live else None
+    if (features / MANIFEST).is_dir():
+        store = FeatureStore(features)
+        require_layers_of(store, upstream)
+        return TaskData(task, examples, store, everywhere, on_error)
     # Another model, type or selection of utterances has a store of its own.
     chosen = "-".join(getattr(task.settings, part)).replace("/", "-")
     dtype = str(jax.tree.leaves(upstream.layers)[0].dtype)
-    belongs = "".join([model_digest(upstream), dtype, fingerprint(examples.corpus)])
+    corpus = examples.corpus
+    belongs = "".join(
+        [model_digest(upstream), dtype, fingerprint(corpus), sound_fingerprint(corpus)]
+    )
     digest = hashlib.sha256(belongs.encode()).hexdigest()[:8]
     name = f"{corpus_name(folder)}-{part}-{chosen}-{digest}"
     store = make_store(
         features / (f"{name}-entropies" if live else name),
         upstream,
-        examples.corpus,
+        corpus,
         folder,
         () if live else range(upstream.config.num_layers + 1),
         on_error=on_error,
         progress=lambda count: progress_bar(f"features of {part}", count),
     )
-    everywhere = parallel.replicate(upstream) if live else None
     return TaskData(task, examples, store, everywhere, on_error)
+
+
+def require_layers_of(store: FeatureStore, upstream: Hubert) -> None:
+    """Refuses a store of another model, or one that does not hold layers."""
+    wanted = {
+        "model": model_digest(upstream),
+        "tap": upstream.config.tap,
+        "item0": upstream.config.item0,
+        "computed": str(jax.tree.leaves(upstream.layers)[0].dtype),
+    }
+    wrong = [name for name, value in wanted.items() if store.source.get(name) != value]
+    if wrong or not all(isinstance(item, int) for item in store.items):
+        held = f"{', '.join(wrong)} of another model" if wrong else ", ".join(map(str, store.items))
+        raise InputError(
+            f"{store.folder}: holds {held}; give a store that daisy-jax encode --store layers made "
+            "with this model"
+        )

@@ -12,11 +12,15 @@ from made_models import SMALL, made_model
 
 import daisy_jax
 from daisy_jax import audio, downstream, parallel
+from daisy_jax.contents import Labels, Layers
 from daisy_jax.data.batches import Crop
+from daisy_jax.data.file_list import read_list
 from daisy_jax.downstream import Evaluator, new_params
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule, fixed_layer
+from daisy_jax.extraction import Extractor
 from daisy_jax.pooling import pool
+from daisy_jax.shards import encode_shard
 from daisy_jax.task_data import TaskData, open_examples, with_features
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.trained_heads import TrainedHead, count_exits, load_head, save_head
@@ -65,6 +69,35 @@ def middle(speakers):
     rule = ExitRule("middle", float(first[5] + first[6]) / 2, EVERYWHERE)
     assert len(set(rule.exits(speakers.entropy)[0].tolist())) > 1
     return rule
+
+
+def test_a_store_of_a_whole_corpus_serves_a_task(corpora, model, speakers, tmp_path):
+    names = speakers.examples.corpus.names
+    listed = tmp_path / "list"
+    listed.write_text("\n".join([str(corpora / "VoxCeleb1"), *reversed(names)]))
+    files = read_list(listed)
+    everything = Extractor(model, Layers(tuple(range(model.config.num_layers + 1))))
+    for number in range(2):
+        encode_shard(everything, files, number, 2, tmp_path / "store")
+
+    def opened_with(upstream, folder):
+        task = make_task("sid", read_preset("sid", "daisy-tiny"))
+        place = str(corpora / "VoxCeleb1")
+        examples = open_examples(task, "train", place, pytest.fail)
+        options = {"live": False, "on_error": pytest.fail}
+        return with_features(task, "train", examples, place, upstream, folder, **options)
+
+    data = opened_with(model, tmp_path / "store")
+    np.testing.assert_allclose(data.entropy, speakers.entropy, rtol=1e-4)
+    exits = np.full(len(names), model.config.num_layers), np.zeros(len(names), bool)
+    crops = [Crop(index, 0, int(speakers.lengths[index])) for index in (0, 3)]
+    ours, theirs = (each.read(crops, 16_000, exits, slice(None)) for each in (data, speakers))
+    np.testing.assert_allclose(ours["items"], theirs["items"], rtol=1e-2, atol=1e-2)
+    with pytest.raises(InputError, match="holds model of another model; give a store"):
+        opened_with(made_model(seed=4), tmp_path / "store")
+    encode_shard(Extractor(model, Labels()), files, 0, 1, tmp_path / "labels")
+    with pytest.raises(InputError, match="holds labels; give a store"):
+        opened_with(model, tmp_path / "labels")
 
 
 def batch_of(data, rule, crops, width=16_000):

@@ -56,7 +56,8 @@ class Config:
     dev: tuple[str, ...] = ()
     """Parts that the head is chosen by."""
     features: str = "runs/features"
-    """Folder for the features of all runs, one store a task and part."""
+    """Folder for the features of all runs, one store a task and part; or one finished store of
+    daisy-jax encode --store layers that holds them all."""
     cache: Literal["layers", "entropies"] = "layers"
     """What is stored: every layer's features, or entropies alone."""
     strict: bool = False
