@@ -17,14 +17,14 @@ from daisy_jax.checkpoints import named_leaves
 from daisy_jax.contents import Content, Layers
 from daisy_jax.data.batches import WholeBatches, read_whole
 from daisy_jax.data.corpus import Corpus, Selection, fingerprint, sound_fingerprint
-from daisy_jax.data.feature_store import (
-    FeatureStore,
+from daisy_jax.data.feature_shards import (
     Row,
     bytes_needed,
     finished_part,
     plan_shards,
     write_shard,
 )
+from daisy_jax.data.feature_store import FeatureStore
 from daisy_jax.data.loading import Batch, batches
 from daisy_jax.errors import InputError
 from daisy_jax.hubert import Hubert

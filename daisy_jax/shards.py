@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.data.corpus import FolderCorpus
-from daisy_jax.data.feature_store import MANIFEST, Row, finished_part, write_shard
+from daisy_jax.data.feature_shards import MANIFEST, Row, finished_part, write_shard
 from daisy_jax.data.file_list import FileList, deal
 from daisy_jax.data.manifest import READERS, Entry, open_file
 from daisy_jax.extraction import Extractor

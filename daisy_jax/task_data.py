@@ -11,7 +11,8 @@ import numpy as np
 from daisy_jax import audio, parallel
 from daisy_jax.data.batches import Augmentation, Crop, read_crops
 from daisy_jax.data.corpus import corpus_name, fingerprint, sound_fingerprint
-from daisy_jax.data.feature_store import MANIFEST, FeatureStore
+from daisy_jax.data.feature_shards import MANIFEST
+from daisy_jax.data.feature_store import FeatureStore
 from daisy_jax.errors import InputError
 from daisy_jax.extraction import make_store, model_digest
 from daisy_jax.hubert import Hubert

@@ -17,9 +17,10 @@ from made_models import SMALL, made_model
 import daisy_jax
 from daisy_jax import audio, extraction
 from daisy_jax.contents import Layers
-from daisy_jax.data import feature_store
+from daisy_jax.data import feature_shards
 from daisy_jax.data.corpus import Selection, open_corpus
-from daisy_jax.data.feature_store import FeatureStore, part_file, plan_shards, shard_file
+from daisy_jax.data.feature_shards import part_file, plan_shards, shard_file
+from daisy_jax.data.feature_store import FeatureStore
 from daisy_jax.encode import encode_taps
 from daisy_jax.errors import InputError
 from daisy_jax.extraction import make_store, model_digest
@@ -45,7 +46,7 @@ def corpus(speech):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     """Three utterances a shard."""
-    monkeypatch.setattr(feature_store, "SHARD_UTTERANCES", 3)
+    monkeypatch.setattr(feature_shards, "SHARD_UTTERANCES", 3)
 
 
 def made(folder, model, corpus, items=ITEMS, **options):
@@ -59,7 +60,7 @@ def made(folder, model, corpus, items=ITEMS, **options):
 @pytest.fixture(scope="module")
 def finished(model, speech, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feature_store, "SHARD_UTTERANCES", 3)
+        patch.setattr(feature_shards, "SHARD_UTTERANCES", 3)
         return made(tmp_path_factory.mktemp("store"), model, open_corpus(speech))[0].folder
 
 
@@ -73,9 +74,9 @@ def test_a_plan_has_every_utterance_once_and_no_shard_too_large(frames, per_fram
     joined = np.concatenate([[], *shards])
     np.testing.assert_array_equal(joined, np.arange(len(frames)))
     for shard in shards:
-        assert 0 < len(shard) <= feature_store.SHARD_UTTERANCES
+        assert 0 < len(shard) <= feature_shards.SHARD_UTTERANCES
         size = int(frames[shard].sum()) * per_frame
-        assert size <= feature_store.SHARD_BYTES or len(shard) == 1
+        assert size <= feature_shards.SHARD_BYTES or len(shard) == 1
 
 
 # ---- contents ----
@@ -210,7 +211,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_computed(
 FULL_DISK = """
 import resource, sys
 import numpy as np
-from daisy_jax.data.feature_store import Row, write_shard
+from daisy_jax.data.feature_shards import Row, write_shard
 import pathlib
 folder = pathlib.Path(sys.argv[1])
 row = Row("a", "a", 0, 400, 1, 1, True, [1.0], [1.0], None)

@@ -162,7 +162,7 @@ def read_centroids(path: str) -> np.ndarray:
 
 def run_corpus(options: Corpora, model: "Hubert", setting: Setting) -> int:
     """Encodes the shards that are not there yet, and says what there is; 1 if a file failed."""
-    from daisy_jax.data.feature_store import finished_part
+    from daisy_jax.data.feature_shards import finished_part
     from daisy_jax.extraction import Extractor
     from daisy_jax.shards import shard_size, shard_source
 
@@ -257,7 +257,7 @@ def with_ray(
     count: int,
 ) -> Iterator[int]:
     """First the shards that are there, then the others as Ray finishes them."""
-    from daisy_jax.data.feature_store import finished_part
+    from daisy_jax.data.feature_shards import finished_part
     from daisy_jax.ray_shards import Job, encode_with_ray
 
     missing = []

@@ -1,0 +1,274 @@
+"""Shards of feature stores: how they are planned, written, checked and found again.
+
+A store is a folder with `features-00000.safetensors`, ... (float16 [items, frames, dim], or int32
+[items, frames], under each utterance's identifier) and `manifest/00000.parquet`, ..., one table in
+as many parts: a row an utterance with its path, shard, frames, where it left, its mean entropy at
+every layer, and how well each layer's labels agree with the last one's. In the place of a shard's
+one file there may be `npy/ID.npy`, one for each utterance. A part is written behind its shard, so
+that its presence says that the shard is whole. What they belong to (model, tap, items, corpus) and
+the shard's digest stand in the part's metadata.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from daisy_jax import audio
+from daisy_jax.errors import InputError
+
+FORMAT = "daisy_jax_features/2"
+MANIFEST = "manifest"
+SHARD_BYTES = 1_000_000_000
+SHARD_UTTERANCES = 4096
+"""Of stores without features, and of very short utterances."""
+
+
+class Row(NamedTuple):
+    """One utterance of the manifest."""
+
+    id: str
+    path: str
+    shard: int
+    samples: int
+    frames: int
+    """0 if the utterance could not be read."""
+    exit_layer: int
+    """Where it left, 1 to L; L where all layers were run."""
+    forced: bool
+    """It left because no threshold was met."""
+    entropy: list[float]
+    """[L], nats, +inf where it was not evaluated; empty without branches."""
+    agreement: list[float]
+    """[L], share of the frames whose label is that of the last layer's branch; empty where the
+    layers behind the exit were not run."""
+    error: str | None
+    """Why it could not be read; None if it could."""
+
+
+def plan_shards(frames: np.ndarray, bytes_per_frame: int) -> list[np.ndarray]:
+    """Which utterances go into which shard: int arrays of places, in the corpus' order."""
+    sizes = np.cumsum(frames * bytes_per_frame)
+    shards, first = [], 0
+    while first < len(frames):
+        before = sizes[first - 1] if first else 0
+        stop = int(np.searchsorted(sizes, before + SHARD_BYTES, side="right"))
+        stop = min(max(stop, first + 1), first + SHARD_UTTERANCES)
+        shards.append(np.arange(first, min(stop, len(frames))))
+        first = stop
+    return shards
+
+
+def shard_file(folder: pathlib.Path, number: int) -> pathlib.Path:
+    """Where a shard's features are."""
+    return folder / f"features-{number:05}.safetensors"
+
+
+def part_file(folder: pathlib.Path, number: int) -> pathlib.Path:
+    """Where a shard's part of the manifest is."""
+    return folder / MANIFEST / f"{number:05}.parquet"
+
+
+def npy_file(folder: pathlib.Path, id: str) -> pathlib.Path:
+    """Where an utterance's features are, if it has a file of its own."""
+    return folder / "npy" / f"{id}.npy"
+
+
+def write_shard(
+    folder: pathlib.Path,
+    number: int,
+    features: dict[str, np.ndarray],
+    rows: list[Row],
+    source: dict[str, str],
+) -> None:
+    """Writes one shard and its part of the manifest; without the part the shard counts for nothing.
+
+    Args:
+      folder: the store.
+      number: of the shard.
+      features: [items, frames, dim] or [items, frames] by identifier; none, for entropies alone.
+      rows: of the shard's utterances.
+      source: what they belong to, the same in all shards of a store. With "layout": "npy" each
+        utterance has a file of its own, without an axis of items if there is only one.
+
+    Raises:
+      OSError: the disk is full, or else; no half-written file stays.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    (folder / MANIFEST).mkdir(parents=True, exist_ok=True)
+    shard, part = shard_file(folder, number), part_file(folder, number)
+    partial = _partial(part)
+    kept = dict(source)
+    try:
+        # safetensors writes arrays that are not C-contiguous wrongly, without an error.
+        whole = {name: np.ascontiguousarray(value) for name, value in features.items()}
+        digest = hashlib.sha256()
+        if source.get("layout") == "npy":
+            for row in rows:
+                if row.frames and whole:
+                    value = whole[row.id]
+                    alone = value[0] if len(value) == 1 else value
+                    _replace(npy_file(folder, row.id), digest, functools.partial(_save_npy, alone))
+        elif whole:
+            metadata = {"format": FORMAT}
+            _replace(shard, digest, lambda path: save_file(whole, path, metadata))
+        if whole:
+            kept["sha256"] = digest.hexdigest()
+        table = pyarrow.Table.from_pylist([row._asdict() for row in rows], _schema())
+        metadata = {FORMAT: json.dumps(kept)}
+        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial)
+        os.replace(partial, part)
+    except (SafetensorError, pyarrow.ArrowException, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OSError(f"{shard}: cannot be written ({why}); make room and start again") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    _sweep(shard)
+    _sweep(part)
+
+
+def _partial(path: pathlib.Path) -> pathlib.Path:
+    """Two runs may make the same store at once: each its own, and what is whole is the same."""
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
+
+
+def _sweep(path: pathlib.Path) -> None:
+    """Removes what processes of this machine left that were killed while they wrote this file."""
+    for left in path.parent.glob(f".{path.name}.{platform.node()}-*.partial"):
+        owner = left.name.removesuffix(".partial").rpartition("-")[2]
+        try:
+            os.kill(int(owner), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except (ValueError, OSError):
+            pass
+
+
+def _replace(path: pathlib.Path, digest: Any, save: Callable[[pathlib.Path], None]) -> None:
+    """Writes a file, whole or not at all, and adds its bytes to a digest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        save(partial)
+        os.chmod(partial, mode)  # safetensors' files are the owner's alone
+        _add(partial, digest)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _save_npy(value: np.ndarray, path: pathlib.Path) -> None:
+    with open(path, "wb") as stream:  # np.save would add an ending
+        np.save(stream, value)
+
+
+def _add(path: pathlib.Path, digest: Any) -> None:
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+
+
+def shard_files(
+    folder: pathlib.Path, number: int, rows: list[Row], source: dict[str, str]
+) -> list[pathlib.Path]:
+    """The files of a shard."""
+    if source.get("layout") == "npy":
+        return [npy_file(folder, row.id) for row in rows if row.frames]
+    return [shard_file(folder, number)]
+
+
+def files_digest(paths: list[pathlib.Path]) -> str | None:
+    """SHA-256 of some files, one after the other; None if one is missing."""
+    digest = hashlib.sha256()
+    try:
+        for path in paths:
+            _add(path, digest)
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()
+
+
+def finished_part(
+    folder: pathlib.Path, number: int, source: dict[str, str], verify: bool = False
+) -> list[Row] | None:
+    """The rows of a shard that is there already; None if it is not.
+
+    Args:
+      folder: the store.
+      number: of the shard.
+      source: what it must belong to.
+      verify: take it for missing if its bytes are not those that were written, or if its part of
+        the manifest cannot be read.
+
+    Raises:
+      InputError: it belongs to something else.
+    """
+    part = part_file(folder, number)
+    if not part.is_file():
+        return None
+    try:
+        rows, kept = read_part(part)
+    except InputError:
+        if verify:
+            return None
+        raise
+    found = {k: v for k, v in kept.items() if k != "sha256"}
+    if found != source:
+        changed = [k for k in found.keys() | source.keys() if found.get(k) != source.get(k)]
+        changes = "; ".join(f"{k} {found.get(k)} and not {source.get(k)}" for k in sorted(changed))
+        raise InputError(
+            f"{folder}: holds features of something else ({changes}); give another folder, or "
+            "remove this one"
+        )
+    digest = kept.get("sha256")
+    if verify and digest is not None:
+        there = files_digest(shard_files(folder, number, rows, source))
+        return rows if there == digest else None
+    return rows
+
+
+def _schema():
+    import pyarrow as pa
+
+    vector = pa.list_(pa.float32())
+    types = {"id": pa.string(), "path": pa.string(), "shard": pa.int32(), "samples": pa.int64()}
+    types |= {"frames": pa.int32(), "exit_layer": pa.int32(), "forced": pa.bool_()}
+    types |= {"entropy": vector, "agreement": vector, "error": pa.string()}
+    return pa.schema(list(types.items()))
+
+
+def read_part(path: pathlib.Path) -> tuple[list[Row], dict[str, str]]:
+    """The rows and the source of one part of a manifest.
+
+    Raises:
+      InputError: it is not a whole part of this version.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+        source = json.loads(table.schema.metadata[FORMAT.encode()])
+        return [Row(**row) for row in table.to_pylist()], source
+    except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a whole part of a manifest ({str(error)[:80]}); remove it, and its shard "
+            "is made again"
+        ) from None
+
+
+def bytes_needed(lengths: np.ndarray, items: int, dim: int) -> int:
+    """What the features of utterances of `lengths` samples take."""
+    return int(audio.frame_count(lengths).sum()) * items * dim * 2
