@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 GUIDES = {
     "training.md": ("train/branches.py", "train/labels.py"),
     "noise.md": ("train/noisy.py", "eval/noise.py", "eval/downstream.py"),
-    "corpora.md": ("daisy-jax encode",),
+    "corpora.md": ("daisy-jax encode", "train/downstream.py"),
     "downstream.md": ("train/downstream.py", "eval/downstream.py", "eval/report.py"),
 }
 """Each with the scripts whose options its text names."""
