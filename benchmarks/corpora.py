@@ -18,6 +18,7 @@ import tempfile
 import time
 
 import tyro
+from files import resident_bytes
 
 from daisy_jax.terminal import Accelerator, run_command, use_accelerator
 
@@ -137,8 +138,7 @@ def memory(config: Config, folder: pathlib.Path) -> None:
         encode_shard(extractor, files, number, shards, folder / "stream")
         if (number + 1) % max(1, shards // 8) == 0 or number == 0:
             done = min((number + 1) * 500, config.stream)
-            pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-            print(f"{done:7d} {pages * 4096 / 1e6:8.0f}", flush=True)
+            print(f"{done:7d} {resident_bytes() / 1e6:8.0f}", flush=True)
 
 
 if __name__ == "__main__":

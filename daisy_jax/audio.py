@@ -137,6 +137,12 @@ def cut_off(log: str) -> bool:
     return promised_more or "without an End-Of-Stream flag" in log
 
 
+def as_int16(waveform: np.ndarray) -> np.ndarray:
+    """Int16 [samples] of a float waveform; what exceeds full scale is clipped."""
+    scaled = np.round(waveform * FULL_SCALE)
+    return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+
 def batch_of_one(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One waveform, float [samples], as a batch: float32 [1, samples] and lengths int32 [1].
 

@@ -42,6 +42,27 @@ def model_digest(model: Hubert) -> str:
     return digest.hexdigest()[:16]
 
 
+def model_source(model: Hubert) -> dict[str, str]:
+    """What features of layers depend on, beside the audio."""
+    return {
+        "model": model_digest(model),
+        "tap": model.config.tap,
+        "item0": model.config.item0,
+        "computed": str(jax.tree.leaves(model.layers)[0].dtype),
+    }
+
+
+def corpus_source(corpus: Corpus) -> str:
+    """What tells corpora apart: names, lengths, and how some of them sound."""
+    return f"{fingerprint(corpus)}, {sound_fingerprint(corpus)}"
+
+
+def store_digest(model: Hubert, corpus: Corpus) -> str:
+    """Of the names of stores: another model, type, selection or version has one of its own."""
+    belongs = json.dumps([model_source(model), corpus_source(corpus)])
+    return hashlib.sha256(belongs.encode()).hexdigest()[:12]
+
+
 class Extractor:
     """A model, and what is to be stored of it, ready for any number of shards."""
 
@@ -52,9 +73,8 @@ class Extractor:
           InputError: the model cannot yield this content.
         """
         content.check(model)
-        self.config, self.content, self._digest = model.config, content, model_digest(model)
-        self._dtype = str(jax.tree.leaves(model.layers)[0].dtype)
-        self._settings = content.settings(model)
+        self.config, self.content = model.config, content
+        self._source = {**model_source(model), **content.settings(model)}
         self._model = parallel.replicate(model)
         self._run = jax.jit(
             parallel.over_rows(content.__call__, 2), out_shardings=parallel.replicated()
@@ -63,15 +83,11 @@ class Extractor:
     def source(self, corpus: str, shards: int) -> dict[str, str]:
         """What a store's features belong to; every shard of it carries the same."""
         return {
-            "model": self._digest,
-            "tap": self.config.tap,
-            "item0": self.config.item0,
-            "computed": self._dtype,
+            **self._source,
             "items": json.dumps(self.content.items),
             "dim": str(self.config.dim),
             "corpus": corpus,
             "shards": str(shards),
-            **self._settings,
         }
 
     def plan(self, lengths: np.ndarray) -> WholeBatches:
@@ -191,8 +207,7 @@ def make_store(
     extractor = Extractor(model, Layers(tuple(items)))
     values = len(extractor.content.items) * model.config.dim
     shards = plan_shards(np.asarray(audio.frame_count(corpus.lengths)), 2 * values)
-    belongs = f"{fingerprint(corpus)}, {sound_fingerprint(corpus)}"
-    source = extractor.source(belongs, len(shards))
+    source = extractor.source(corpus_source(corpus), len(shards))
     missing = [n for n in range(len(shards)) if finished_part(folder, n, source) is None]
     if missing:
         _announce(folder, corpus, shards, missing, values, say)

@@ -3,21 +3,19 @@
 Paper: sections 4.2 and 4.3, figures 2, 4 and 5.
 """
 
-import hashlib
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from daisy_jax.config import HubertConfig
 from daisy_jax.cost import multiply_adds
-from daisy_jax.data.corpus import Corpus, corpus_name, fingerprint, sound_fingerprint
+from daisy_jax.data.corpus import Corpus, corpus_name
 from daisy_jax.data.noisy import CLEAN, label
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
-from daisy_jax.extraction import make_store, model_digest
+from daisy_jax.extraction import make_store, store_digest
 from daisy_jax.hubert import Hubert
 from daisy_jax.metrics import RESAMPLES, middle
 
@@ -54,6 +52,11 @@ class Condition(NamedTuple):
         if self.snr is None or self.snr == CLEAN:
             return self.kind
         return f"{self.kind} {label(self.snr)}"
+
+    @property
+    def level(self) -> str:
+        """What it is called beside others of its kind."""
+        return self.kind if self.snr is None else label(self.snr)
 
     @property
     def ids(self) -> list[str]:
@@ -96,11 +99,8 @@ def measure(
     """
     if model.branches is None:
         raise InputError("this model has no branches; train them with train/branches.py")
-    dtype = str(jax.tree.leaves(model.layers)[0].dtype)
-    parts = [model_digest(model), dtype, fingerprint(corpus), sound_fingerprint(corpus)]
-    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     store = make_store(
-        stores / f"{corpus_name(root)}-{digest}",
+        stores / f"{corpus_name(root)}-{store_digest(model, corpus)}",
         model,
         corpus,
         root,
@@ -130,7 +130,6 @@ def spread(condition: Condition, rule: ExitRule, config: HubertConfig) -> dict[s
     none = np.zeros(config.num_layers, bool)
     full = multiply_adds(config, condition.samples, config.num_layers, none).sum()
     spent = multiply_adds(config, condition.samples, exits, rule.evaluated).sum()
-    kept = condition.agreement[np.arange(len(exits)), exits - 1]
     return {
         "utterances": len(exits),
         "mean": float(exits.mean()),
@@ -139,9 +138,14 @@ def spread(condition: Condition, rule: ExitRule, config: HubertConfig) -> dict[s
         "max": int(exits.max()),
         "forced": float(forced.mean()),
         "multiply_adds_saved": float(1 - spent / full),
-        "final_labels": float(kept.mean()),
+        "final_labels": final_labels(condition, exits),
         "exit_layers": exits.tolist(),
     }
+
+
+def final_labels(condition: Condition, exits: np.ndarray) -> float:
+    """Share of the frames that have the last layer's label at the exits, mean over utterances."""
+    return float(condition.agreement[np.arange(len(exits)), exits - 1].mean())
 
 
 class Later(NamedTuple):
@@ -252,9 +256,7 @@ def check(clean: Condition, other: Condition, rule: ExitRule) -> Checks:
     """Looks at one condition."""
     exits, forced = rule.exits(other.entropy)
     layers = np.arange(1, other.entropy.shape[1] + 1)
-    kept = []
-    for condition in (clean, other):
-        at = rule.exits(condition.entropy)[0] - 1
-        kept.append(float(condition.agreement[np.arange(len(at)), at].mean()))
+    on_clean = final_labels(clean, rule.exits(clean.entropy)[0])
     falls = rank_correlation(layers, other.entropy.mean(axis=0, dtype=np.float64))
-    return Checks(falls, float(forced.mean()), float(np.mean(exits == 1)), kept[0] - kept[1])
+    lost = on_clean - final_labels(other, exits)
+    return Checks(falls, float(forced.mean()), float(np.mean(exits == 1)), lost)

@@ -12,12 +12,11 @@ from daisy_jax.data.feature_shards import MANIFEST, Row, finished_part, write_sh
 from daisy_jax.data.file_list import FileList, deal
 from daisy_jax.data.manifest import READERS, Entry, open_file
 from daisy_jax.extraction import Extractor
+from daisy_jax.files import MAX_SECONDS
 
 UTTERANCES = 512
 """Files of a shard that stores one item; with more items as many times fewer."""
 FEWEST = 32
-MAX_SECONDS = 60.0
-"""Longer files are errors unless told otherwise: attention takes the square of their length."""
 
 
 def shard_size(items: int) -> int:
@@ -66,8 +65,8 @@ def encode_shard(
     folder = pathlib.Path(output)
     names = deal(files.names, number, count)
     source = shard_source(extractor, files, count, npy)
-    found = finished_part(folder, number, source, verify=True)
-    if found is not None and not (retry and any(row.error for row in found)):
+    found = finished_shard(folder, number, source, retry)
+    if found is not None:
         return found
     (folder / MANIFEST).mkdir(parents=True, exist_ok=True)  # fails early where it cannot be written
     usable, unusable = _measure(files.folder, names, number, max_seconds)
@@ -89,6 +88,14 @@ def encode_shard(
     written = finished_part(folder, number, source)
     assert written is not None
     return written
+
+
+def finished_shard(
+    folder: pathlib.Path, number: int, source: dict[str, str], retry: bool
+) -> list[Row] | None:
+    """The rows of a shard that need not be made; with `retry`, one in which files failed must."""
+    rows = finished_part(folder, number, source, verify=True)
+    return None if rows and retry and any(row.error for row in rows) else rows
 
 
 def shard_source(extractor: Extractor, files: FileList, count: int, npy: bool) -> dict[str, str]:

@@ -1,20 +1,18 @@
 """A task's data with its features, made where they are not there yet."""
 
-import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from daisy_jax import audio, parallel
 from daisy_jax.data.batches import Augmentation, Crop, read_crops
-from daisy_jax.data.corpus import corpus_name, fingerprint, sound_fingerprint
+from daisy_jax.data.corpus import corpus_name
 from daisy_jax.data.feature_shards import MANIFEST
 from daisy_jax.data.feature_store import FeatureStore
 from daisy_jax.errors import InputError
-from daisy_jax.extraction import make_store, model_digest
+from daisy_jax.extraction import make_store, model_source, store_digest
 from daisy_jax.hubert import Hubert
 from daisy_jax.tasks.task import Examples, Task, part_of, usable_lengths
 from daisy_jax.terminal import progress_bar
@@ -140,17 +138,12 @@ def with_features(
         return TaskData(task, examples, store, everywhere, on_error)
     # Another model, type or selection of utterances has a store of its own.
     chosen = "-".join(getattr(task.settings, part)).replace("/", "-")
-    dtype = str(jax.tree.leaves(upstream.layers)[0].dtype)
-    corpus = examples.corpus
-    belongs = "".join(
-        [model_digest(upstream), dtype, fingerprint(corpus), sound_fingerprint(corpus)]
-    )
-    digest = hashlib.sha256(belongs.encode()).hexdigest()[:8]
+    digest = store_digest(upstream, examples.corpus)
     name = f"{corpus_name(folder)}-{part}-{chosen}-{digest}"
     store = make_store(
         features / (f"{name}-entropies" if live else name),
         upstream,
-        corpus,
+        examples.corpus,
         folder,
         () if live else range(upstream.config.num_layers + 1),
         on_error=on_error,
@@ -161,12 +154,7 @@ def with_features(
 
 def require_layers_of(store: FeatureStore, upstream: Hubert) -> None:
     """Refuses a store of another model, or one that does not hold layers."""
-    wanted = {
-        "model": model_digest(upstream),
-        "tap": upstream.config.tap,
-        "item0": upstream.config.item0,
-        "computed": str(jax.tree.leaves(upstream.layers)[0].dtype),
-    }
+    wanted = model_source(upstream)
     wrong = [name for name, value in wanted.items() if store.source.get(name) != value]
     if wrong or not all(isinstance(item, int) for item in store.items):
         held = f"{', '.join(wrong)} of another model" if wrong else ", ".join(map(str, store.items))

@@ -6,7 +6,6 @@ import numpy as np
 from noise_asr import AsrSection, draw_asr
 from noise_report import Study
 
-from daisy_jax.data.noisy import label
 from daisy_jax.noise_study import Condition
 
 
@@ -53,8 +52,7 @@ def draw_entropy(study: Study, path: pathlib.Path) -> None:
     for axis, (kind, conditions) in zip(axes[0], groups.items(), strict=True):
         for condition in conditions:
             mean = condition.entropy.mean(axis=0)
-            name = label(condition.snr) if condition.snr is not None else condition.kind
-            axis.plot(layers, mean, "o-", markersize=3, linewidth=1, label=name)
+            axis.plot(layers, mean, "o-", markersize=3, linewidth=1, label=condition.level)
         axis.set(title=kind, xlabel="layer")
         axis.legend(fontsize="small")
     axes[0][0].set_ylabel("mean entropy, nats")
@@ -84,7 +82,7 @@ def draw_exits(study: Study, ratio: float, path: pathlib.Path) -> None:
             exits = [rule.exits(condition.entropy)[0] for condition in conditions]
             places = np.arange(len(exits))
             axis.violinplot(exits, places, widths=0.8, showmeans=True, showextrema=True)
-            names = [label(c.snr) if c.snr is not None else c.kind for c in conditions]
+            names = [condition.level for condition in conditions]
             axis.set_xticks(places, names, fontsize="small")
             axis.set_title(f"{kind}: {rule.name}", fontsize="medium")
             axis.grid(axis="y", linewidth=0.3)

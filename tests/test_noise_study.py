@@ -6,7 +6,6 @@ import re
 import runpy
 import sys
 
-import jax
 import made_corpora
 import numpy as np
 import pyarrow
@@ -14,7 +13,7 @@ import pyarrow.parquet
 import pytest
 import scipy.stats
 import sounds
-from flax import nnx
+from made_models import SMALL, made_model
 
 import daisy_jax
 from daisy_jax.cost import multiply_adds
@@ -34,18 +33,6 @@ from daisy_jax.noise_study import (
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIG = daisy_jax.HubertConfig(
-    num_layers=3,
-    dim=16,
-    ffn_dim=32,
-    num_heads=2,
-    conv_dim=8,
-    pos_conv_kernel=8,
-    pos_conv_groups=2,
-    num_clusters=5,
-    head_dim=8,
-    num_classes=5,
-)
 RULE = ExitRule("every layer", 1.0, np.ones(3, bool))
 
 
@@ -66,17 +53,17 @@ def leaving_at(layers, kind="clean", snr=CLEAN, names=None, agreement=None):
 
 def test_where_a_condition_leaves_and_what_that_saves():
     condition = leaving_at([1, 2, 2, 4])
-    found = spread(condition, RULE, CONFIG)
+    found = spread(condition, RULE, SMALL)
     assert found["exit_layers"] == [1, 2, 2, 3]
     assert found["mean"] == 2
     assert found["standard_deviation"] == pytest.approx(np.sqrt(0.5))
     assert (found["min"], found["max"], found["forced"]) == (1, 3, 0.25)
     assert found["final_labels"] == pytest.approx((0.6 + 0.8 + 0.8 + 1.0) / 4)
     spent = sum(
-        int(multiply_adds(CONFIG, n, k))
+        int(multiply_adds(SMALL, n, k))
         for n, k in zip(condition.samples, [1, 2, 2, 3], strict=True)
     )
-    full = sum(int(multiply_adds(CONFIG, n, 3, np.zeros(3, bool))) for n in condition.samples)
+    full = sum(int(multiply_adds(SMALL, n, 3, np.zeros(3, bool))) for n in condition.samples)
     assert found["multiply_adds_saved"] == pytest.approx(1 - spent / full)
 
 
@@ -227,7 +214,7 @@ def there(tmp_path_factory):
     for path in (folder / "LibriSpeech").rglob("*.flac"):
         quiet = 0.1 * daisy_jax.audio.load(path)
         sounds.write(folder / "far" / path.relative_to(folder / "LibriSpeech"), quiet)
-    model = jax.jit(lambda: daisy_jax.Hubert(CONFIG, rngs=nnx.Rngs(0)))()
+    model = made_model()
     clean = open_corpus(folder / "LibriSpeech")
     batch = daisy_jax.audio.pad_batch(
         [clean.read(index, 0, int(length)) for index, length in enumerate(clean.lengths)]

@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from daisy_jax.audio import SAMPLE_RATE
+from daisy_jax.data.feature_shards import Row, finished_part
 from daisy_jax.data.file_list import FileList, deal, read_list
 from daisy_jax.errors import InputError
 from daisy_jax.terminal import (
@@ -162,7 +163,6 @@ def read_centroids(path: str) -> np.ndarray:
 
 def run_corpus(options: Corpora, model: "Hubert", setting: Setting) -> int:
     """Encodes the shards that are not there yet, and says what there is; 1 if a file failed."""
-    from daisy_jax.data.feature_shards import finished_part
     from daisy_jax.extraction import Extractor
     from daisy_jax.shards import shard_size, shard_source
 
@@ -187,9 +187,7 @@ def run_corpus(options: Corpora, model: "Hubert", setting: Setting) -> int:
         done = in_this_process(options, setting, extractor, files, numbers, count)
     failed = 0
     totals = np.zeros(3)
-    for number in done:
-        rows = finished_part(output, number, source)
-        assert rows is not None
+    for number, rows in done:
         bad = [row.error for row in rows if row.error is not None]
         for error in bad:
             print(f"error: {printable(error)}", file=sys.stderr)
@@ -224,12 +222,12 @@ def in_this_process(
     files: FileList,
     numbers: list[int],
     count: int,
-) -> Iterator[int]:
-    """Encodes shard after shard."""
+) -> Iterator[tuple[int, list[Row]]]:
+    """Encodes shard after shard; yields its number and its rows."""
     from daisy_jax.shards import encode_shard
 
     for number in numbers:
-        encode_shard(
+        rows = encode_shard(
             extractor,
             files,
             number,
@@ -240,7 +238,7 @@ def in_this_process(
             retry=options.retry,
             progress=lambda total, n=number: progress_bar(f"shard {n}/{count}", total),
         )
-        yield number
+        yield number, rows
 
 
 def absolute(path: str) -> str:
@@ -255,18 +253,18 @@ def with_ray(
     source: dict[str, str],
     numbers: list[int],
     count: int,
-) -> Iterator[int]:
+) -> Iterator[tuple[int, list[Row]]]:
     """First the shards that are there, then the others as Ray finishes them."""
-    from daisy_jax.data.feature_shards import finished_part
     from daisy_jax.ray_shards import Job, encode_with_ray
+    from daisy_jax.shards import finished_shard
 
     missing = []
     for number in numbers:
-        rows = finished_part(output, number, source, verify=True)
-        if rows is None or (options.retry and any(row.error for row in rows)):
+        rows = finished_shard(output, number, source, options.retry)
+        if rows is None:
             missing.append(number)
         else:
-            yield number
+            yield number, rows
     if not missing:
         return
     job = Job(
@@ -282,4 +280,7 @@ def with_ray(
         retry=options.retry,
     )
     bar = progress_bar("shards", len(missing))
-    yield from bar(encode_with_ray(job, missing, options.workers or 1))
+    for number in bar(encode_with_ray(job, missing, options.workers or 1)):
+        rows = finished_part(output, number, source)
+        assert rows is not None
+        yield number, rows

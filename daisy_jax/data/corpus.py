@@ -131,6 +131,10 @@ def fingerprint(corpus: Corpus) -> str:
     return f"{len(corpus.names)} utterances, {digest.hexdigest()[:16]}"
 
 
+HEARD = 64
+"""Utterances that `sound_fingerprint` reads."""
+
+
 def sound_fingerprint(corpus: Corpus) -> str:
     """A digest of the samples of up to `HEARD` utterances, spread over the corpus.
 
@@ -145,9 +149,6 @@ def sound_fingerprint(corpus: Corpus) -> str:
         except (InputError, OSError):
             digest.update(b"unreadable")
     return digest.hexdigest()[:16]
-
-
-HEARD = 64
 
 
 class FolderCorpus:

@@ -134,14 +134,10 @@ def _write(path: pathlib.Path, waveform: np.ndarray) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    samples = np.clip(
-        np.round(waveform * audio.FULL_SCALE), -audio.FULL_SCALE, audio.FULL_SCALE - 1
-    )
+    samples = audio.as_int16(waveform)
     try:
         with open(partial, "wb") as stream:
-            soundfile.write(
-                stream, samples.astype(np.int16), audio.SAMPLE_RATE, format="FLAC", subtype="PCM_16"
-            )
+            soundfile.write(stream, samples, audio.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         os.replace(partial, path)
     except soundfile.LibsndfileError as error:
         raise OSError(f"{path}: cannot be written ({error.error_string}); make room") from None

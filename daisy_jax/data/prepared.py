@@ -84,9 +84,7 @@ def prepare(
             except (InputError, OSError) as error:
                 on_error(str(error))
                 continue
-            scaled = np.round(waveform * audio.FULL_SCALE)
-            clipped = np.clip(scaled, -audio.FULL_SCALE, audio.FULL_SCALE - 1)
-            stream.write(clipped.astype("<i2").tobytes())
+            stream.write(audio.as_int16(waveform).astype("<i2").tobytes())
             names.append(str(pathlib.Path(folder.name) / file.relative_to(folder)))
             lengths.append(len(waveform))
     index = {"format": FORMAT, "names": names, "lengths": lengths}
