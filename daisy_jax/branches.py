@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from daisy_jax.forms import run_form
+
 
 class Branches(nnx.Module):
     """L linear classifiers, stacked: kernel [L, dim, classes] and bias [L, classes], float32.
@@ -20,16 +22,50 @@ class Branches(nnx.Module):
     def __call__(self, tapped: jax.Array) -> jax.Array:
         """One layer's tapped features [batch, frames, dim] -> logits [batch, frames, classes].
 
-        Always a float32 product at the highest precision: the reduced precision that accelerators
-        use by default would move exit decisions.
+        As exact as a float32 product at the highest precision, in every form: the reduced precision
+        that accelerators use by default would move exit decisions.
         """
-        logits = jnp.einsum(
-            "btd,dc->btc",
-            tapped.astype(jnp.float32),
-            self.kernel[...],
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        forms = {"float32": _float32_product, "three_parts": _float32_product}
+        if tapped.dtype == jnp.bfloat16:
+            forms["three_parts"] = _product_of_three_parts
+        logits = run_form("branch", forms, tapped, self.kernel[...])
         return logits + self.bias[...][None, None]
+
+
+def _float32_product(tapped: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.einsum(
+        "btd,dc->btc", tapped.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST
+    )
+
+
+@jax.custom_jvp
+def _product_of_three_parts(tapped: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The float32 product of bfloat16 features and a float32 kernel, in matrix units for bfloat16.
+
+    The kernel is cut into three parts of eight bits each, whose sum is the kernel: products of two
+    bfloat16 numbers are exact in float32, so nothing is lost but what every sum in float32 loses.
+    """
+    classes, parts = kernel.shape[1], []
+    for _ in range(3):
+        # Not a cast to bfloat16 and back, which XLA may take for a waste of time.
+        part = jax.lax.reduce_precision(kernel, exponent_bits=8, mantissa_bits=7)
+        parts.append(part.astype(jnp.bfloat16))
+        kernel = kernel - part
+    products = jnp.einsum(
+        "btd,dc->btc",
+        tapped,
+        jnp.concatenate(parts, axis=1),  # one product, so that features are read once
+        preferred_element_type=jnp.float32,
+    )
+    return products[..., :classes] + products[..., classes : 2 * classes] + products[..., -classes:]
+
+
+@_product_of_three_parts.defjvp
+def _product_of_three_parts_jvp(primals, tangents):
+    # Linear in each factor. Differentiated as it is written, a bfloat16 part would round gradients.
+    (tapped, kernel), (to_tapped, to_kernel) = primals, tangents
+    tangent = _float32_product(to_tapped, kernel) + _float32_product(tapped, to_kernel)
+    return _product_of_three_parts(tapped, kernel), tangent
 
 
 def frame_mean(values: jax.Array, frame_mask: jax.Array) -> jax.Array:

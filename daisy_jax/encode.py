@@ -97,10 +97,12 @@ def encode(
                 "train/branches.py, or pass threshold=None for full depth"
             )
         threshold = _broadcast_threshold(threshold, waveform.shape[0])
-    allowed = np.ones(num_layers, bool) if allowed is None else allowed
-    allowed = checked(allowed, "allowed", "a bool array", (num_layers,), np.bool_)
-    if has_values(allowed) and not np.any(np.asarray(allowed)):
-        raise InputError("allowed is False everywhere; allow at least one layer")
+    if allowed is None and threshold is not None:
+        allowed = np.ones(num_layers, bool)
+    if allowed is not None:
+        allowed = checked(allowed, "allowed", "a bool array", (num_layers,), np.bool_)
+        if has_values(allowed) and not np.any(np.asarray(allowed)):
+            raise InputError("allowed is False everywhere; allow at least one layer")
     if layer_weights is not None:
         layer_weights = checked(
             layer_weights, "layer_weights", "a float array", (num_layers + 1,), np.floating
@@ -140,7 +142,7 @@ def _compiled(
     waveform: jax.Array,
     lengths: jax.Array,
     threshold: jax.Array | None,
-    allowed: jax.Array,
+    allowed: jax.Array | None,
     layer_weights: jax.Array | None,
     keep: Keep,
 ) -> Encoded:
@@ -164,7 +166,7 @@ def _encode(
     waveform: jax.Array,
     lengths: jax.Array,
     threshold: jax.Array | None,
-    allowed: jax.Array,
+    allowed: jax.Array | None,
     layer_weights: jax.Array | None,
     keep: Keep,
 ) -> Encoded:
@@ -179,13 +181,13 @@ def _encode(
         weights = running_weights(layer_weights)
         pooled = weights.add[0] * normalize(item0)
 
-    if threshold is None or not waveform.shape[0]:
-        deepest = deepest_layer(allowed)
+    if threshold is None or allowed is None or not waveform.shape[0]:
+        num_layers = model.config.num_layers
+        deepest = None if allowed is None else deepest_layer(allowed)
         hidden, pooled, blocks = full_depth(model, embedded, pooled, weights, deepest, keep)
-        exit_layer = jnp.where(num_frames > 0, deepest, 0).astype(jnp.int32)
-        entropy = jnp.full_like(
-            frame_mask, jnp.inf, jnp.float32, shape=(len(lengths), len(allowed))
-        )
+        last = num_layers if deepest is None else deepest
+        exit_layer = jnp.where(num_frames > 0, last, 0).astype(jnp.int32)
+        entropy = jnp.full_like(frame_mask, jnp.inf, jnp.float32, shape=(len(lengths), num_layers))
         forced = num_frames > 0
     else:
         hidden, pooled, blocks, entropy, exit_layer, forced = early_exit(

@@ -6,6 +6,7 @@ from flax import nnx
 
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES
 from daisy_jax.config import HubertConfig
+from daisy_jax.forms import run_form
 
 EPSILON = 1e-5  # added to variances, everywhere in HuBERT
 
@@ -93,7 +94,7 @@ class FeatureEncoder(nnx.Module):
         """From waveform [batch, samples], lengths int [batch] to [batch, frames, conv_dim]."""
         x = waveform[..., None].astype(self.convolutions[0].kernel[...].dtype)
         for i, convolution in enumerate(self.convolutions):
-            x = convolution(x)
+            x = _convolved(convolution, CONV_STRIDES[i], x)
             if self.conv_norm == "layer":
                 x = self.norms[i](x)
             elif i == 0:
@@ -101,3 +102,21 @@ class FeatureEncoder(nnx.Module):
                 x = self.group_norm(x, valid_positions(x.shape[1], steps))
             x = jax.nn.gelu(x, approximate=False)
         return x
+
+
+def _convolved(convolution: nnx.Conv, stride: int, x: jax.Array) -> jax.Array:
+    """A strided convolution over time, without padding, of x [batch, time, channels]."""
+
+    def with_height_one(x):
+        kernel = convolution.kernel[...]
+        out = jax.lax.conv_general_dilated(
+            x[:, None],
+            kernel[None],
+            (1, stride),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )[:, 0]
+        return out if convolution.bias is None else out + convolution.bias[...][None, None]
+
+    forms = {"one_dimensional": convolution, "two_dimensional": with_height_one}
+    return run_form("front_end", forms, x)

@@ -23,20 +23,26 @@ from daisy_jax.feature_encoder import (
 from daisy_jax.inputs import checked_batch
 from daisy_jax.transformer import PositionalConvolution, TransformerLayer
 
+HIGHEST = jax.lax.Precision.HIGHEST
+
 
 class Head(nnx.Module):
     """HuBERT's own prediction head: a projection and one embedding for each frame label."""
 
     def __init__(self, config: HubertConfig, *, rngs: nnx.Rngs):
-        self.projection = nnx.Linear(config.dim, config.head_dim, rngs=rngs)
+        self.projection = nnx.Linear(config.dim, config.head_dim, precision=HIGHEST, rngs=rngs)
         shape = (config.num_clusters, config.head_dim)
         self.label_embeddings = nnx.Param(nnx.initializers.uniform(1.0)(rngs.params(), shape))
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        """From hidden [..., dim] to scores float32 [..., clusters]: cosine similarity over 0.1."""
-        projected = self.projection(hidden).astype(jnp.float32)
-        embeddings = self.label_embeddings[...].astype(jnp.float32)
-        return _unit(projected) @ _unit(embeddings).T / 0.1
+        """From hidden [..., dim] to scores float32 [..., clusters]: cosine similarity over 0.1.
+
+        Always float32 products at the highest precision, as the branches': labels must not depend
+        on the accelerator.
+        """
+        projected = self.projection(hidden.astype(jnp.float32)).astype(jnp.float32)
+        embeddings = _unit(self.label_embeddings[...].astype(jnp.float32))
+        return jnp.matmul(_unit(projected), embeddings.T, precision=HIGHEST) / 0.1
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -4,15 +4,20 @@ XLA's automatic gradient of a recurrence accumulates the recurrent kernel's grad
 step. It is one matrix product once all steps are known, so the backward pass is written out here.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from daisy_jax.forms import run_form
 
-@jax.custom_vjp
-def recurrence(projected: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
+
+@functools.partial(jax.custom_vjp, nondiff_argnames=("unroll",))
+def recurrence(
+    projected: jax.Array, kernel: jax.Array, mask: jax.Array, unroll: int = 1
+) -> jax.Array:
     """One direction of an LSTM, from inputs that are already projected.
 
     Args:
@@ -21,16 +26,17 @@ def recurrence(projected: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.
       kernel: float [units, 4 * units], recurrent.
       mask: bool [frames, batch]; the valid frames of a sequence lie together. Elsewhere the state
         stays as it is.
+      unroll: steps in one turn of the loop.
 
     Returns:
       float [frames, batch, units], zero where `mask` is false.
 
     Source: Hochreiter and Schmidhuber 1997 with forget gates, in the form that torch.nn.LSTM has.
     """
-    return _scan(projected, kernel, mask, keep=False)[0]
+    return _scan(projected, kernel, mask, unroll, keep=False)[0]
 
 
-def _scan(projected, kernel, mask, keep) -> Any:
+def _scan(projected, kernel, mask, unroll, keep) -> Any:
     """Outputs, and for the gradient (`keep`) cells and gates too, which take time to write."""
     batch, units = projected.shape[1], kernel.shape[0]
     zeros = jnp.zeros_like(projected, shape=(batch, units))
@@ -47,16 +53,16 @@ def _scan(projected, kernel, mask, keep) -> Any:
         kept = (cell, jnp.concatenate([into, forget, new, out], axis=-1)) if keep else None
         return (hidden, cell), (hidden, kept)
 
-    _, (hidden, kept) = jax.lax.scan(step, (zeros, zeros), (projected, mask))
+    _, (hidden, kept) = jax.lax.scan(step, (zeros, zeros), (projected, mask), unroll=unroll)
     return jnp.where(mask[..., None], hidden, 0), kept
 
 
-def _forward(projected, kernel, mask):
-    hidden, (cells, gates) = _scan(projected, kernel, mask, keep=True)
+def _forward(projected, kernel, mask, unroll=1):
+    hidden, (cells, gates) = _scan(projected, kernel, mask, unroll, keep=True)
     return hidden, (kernel, mask, hidden, cells, gates)
 
 
-def _backward(saved, gradient):
+def _backward(unroll, saved, gradient):
     kernel, mask, hidden, cells, gates = saved
     first = jnp.zeros_like(cells[:1])
     # Before the first valid frame the state is zero, as the outputs of the frames there are.
@@ -88,7 +94,7 @@ def _backward(saved, gradient):
 
     zeros = jnp.zeros_like(hidden[0])
     inputs = (gradient, mask, gates, cells, cells_before)
-    _, to_gates = jax.lax.scan(step, (zeros, zeros), inputs, reverse=True)
+    _, to_gates = jax.lax.scan(step, (zeros, zeros), inputs, reverse=True, unroll=unroll)
     to_kernel = jnp.einsum("tbu,tbg->ug", hidden_before, to_gates)
     return to_gates, to_kernel, None
 
@@ -109,13 +115,40 @@ class Direction(nnx.Module):
         self.recurrent_kernel = uniform(units, 4 * units)
         self.bias = uniform(4 * units)
 
-    def __call__(self, x: jax.Array, mask: jax.Array, reverse: bool) -> jax.Array:
-        """From float [frames, batch, inputs] and bool [frames, batch] to [frames, batch, units]."""
-        projected = x @ self.kernel[...] + self.bias[...][None, None]
-        if reverse:
-            projected, mask = projected[::-1], mask[::-1]
-        hidden = recurrence(projected, self.recurrent_kernel[...], mask)
-        return hidden[::-1] if reverse else hidden
+    def project(self, x: jax.Array) -> jax.Array:
+        """From float [frames, batch, inputs] to the gates' inputs, [frames, batch, 4 * units]."""
+        return x @ self.kernel[...] + self.bias[...][None, None]
+
+
+UNROLLED = 4
+"""Steps in one turn of the loop where both directions go together (estimated;
+benchmarks/first_gpu.py decides): between two turns, a GPU's host has to start new kernels."""
+
+
+def both_directions(
+    forward: Direction, backward: Direction, x: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """One bidirectional layer: float [frames, batch, inputs] to [frames, batch, 2 * units].
+
+    `mask` is bool [frames, batch]. The backward direction begins at each sequence's last frame.
+    """
+
+    def in_turn(projected, reversed_projected, mask):
+        there = recurrence(projected, forward.recurrent_kernel[...], mask)
+        back = recurrence(reversed_projected, backward.recurrent_kernel[...], mask[::-1])
+        return there, back
+
+    def together(projected, reversed_projected, mask):
+        kernels = jnp.stack([forward.recurrent_kernel[...], backward.recurrent_kernel[...]])
+        run = jax.vmap(functools.partial(recurrence, unroll=UNROLLED))
+        return tuple(
+            run(jnp.stack([projected, reversed_projected]), kernels, jnp.stack([mask, mask[::-1]]))
+        )
+
+    forms = {"in_turn": in_turn, "together": together}
+    projected = forward.project(x), backward.project(x)[::-1]
+    there, back = run_form("lstm", forms, *projected, mask)
+    return jnp.concatenate([there, back[::-1]], axis=-1)
 
 
 class BidirectionalLstm(nnx.Module):
@@ -147,9 +180,7 @@ class BidirectionalLstm(nnx.Module):
         for number, (forward, backward) in enumerate(zip(self.forward, self.backward, strict=True)):
             if number and key is not None:
                 x = self.drop(x, jax.random.fold_in(key, number))
-            x = jnp.concatenate(
-                [forward(x, mask, reverse=False), backward(x, mask, reverse=True)], axis=-1
-            )
+            x = both_directions(forward, backward, x, mask)
         return jnp.swapaxes(x, 0, 1)
 
     def drop(self, x: jax.Array, key: jax.Array) -> jax.Array:

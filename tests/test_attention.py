@@ -1,5 +1,7 @@
 """Attention against jax.nn's, with padding, in short types, and its gradient."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from helpers import assert_close_to_scale
 
 from daisy_jax import attention
 from daisy_jax.attention import attend
+from daisy_jax.forms import one_form
 
 FRAMES = np.array([17, 5, 1, 0])
 
@@ -32,11 +35,11 @@ def by_hand(query, key, value, mask):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2e-2)])
-@pytest.mark.parametrize("backend", ["cpu", "other"])
-def test_attention_sees_valid_frames_only(monkeypatch, dtype, tolerance, backend):
-    monkeypatch.setattr(attention.jax, "default_backend", lambda: backend)
+@pytest.mark.parametrize("form", ["by_head", "at_once"])
+def test_attention_sees_valid_frames_only(dtype, tolerance, form):
     *arrays, mask = drawn(dtype)
-    actual = attend(*arrays, mask)
+    with one_form("attention", form):
+        actual = attend(*arrays, mask)
     assert actual.dtype == dtype
     assert np.isfinite(np.asarray(actual, np.float32)).all()
     valid = np.asarray(mask)[..., None, None]
@@ -53,9 +56,8 @@ def test_large_scores_do_not_overflow():
     assert np.abs(out).max() <= np.abs(value).max() * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "other"])
-def test_gradient_equals_that_of_jax_nn(monkeypatch, backend):
-    monkeypatch.setattr(attention.jax, "default_backend", lambda: backend)
+@pytest.mark.parametrize("form", ["by_head", "at_once"])
+def test_gradient_equals_that_of_jax_nn(form):
     *arrays, mask = drawn()
 
     def total(function):
@@ -66,29 +68,38 @@ def test_gradient_equals_that_of_jax_nn(monkeypatch, backend):
     def reference(query, key, value):
         return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
 
-    actual = jax.grad(total(lambda *arrays: attend(*arrays, mask)), (0, 1, 2))(*arrays)
+    with one_form("attention", form):
+        actual = jax.grad(total(lambda *arrays: attend(*arrays, mask)), (0, 1, 2))(*arrays)
     wanted = jax.grad(total(reference), (0, 1, 2))(*arrays)
     for one, other in zip(actual, wanted, strict=True):
         assert_close_to_scale(one, other)
 
 
 @pytest.mark.parametrize(
-    ("backend", "kind", "capability", "head_dim", "fused"),
+    ("capabilities", "dtype", "head_dim", "fused"),
     [
-        ("gpu", "NVIDIA H100 80GB HBM3", "9.0", 64, True),
-        ("gpu", "NVIDIA A100-SXM4-80GB", "8.0", 128, True),
-        ("gpu", "NVIDIA A100-SXM4-80GB", "8.0", 160, False),
-        ("gpu", "NVIDIA A100-SXM4-80GB", "8.0", 4, False),
-        ("gpu", "Tesla V100-SXM2-16GB", "7.0", 64, False),
-        ("gpu", "AMD Instinct MI250X", "gfx90a", 64, False),
-        ("tpu", "TPU v4", "", 64, False),
+        (["9.0"], "bfloat16", 64, True),
+        (["8.0", "9.0"], "float16", 128, True),
+        (["8.0"], "float32", 64, False),
+        (["8.0"], "bfloat16", 160, False),
+        (["8.0"], "bfloat16", 4, False),
+        (["7.0"], "float16", 64, False),
+        (["9.0", "7.5"], "bfloat16", 64, False),
+        ([None], "bfloat16", 64, False),
+        (RuntimeError("Unknown backend cuda"), "bfloat16", 64, False),
     ],
 )
-def test_where_fused_attention_is_used(monkeypatch, backend, kind, capability, head_dim, fused):
-    class Device:
-        device_kind = kind
-        compute_capability = capability
+def test_where_the_fused_kernel_is_used(monkeypatch, capabilities, dtype, head_dim, fused):
+    def local_devices(backend):
+        assert backend == "cuda"
+        if isinstance(capabilities, Exception):
+            raise capabilities
+        given = [{} if each is None else {"compute_capability": each} for each in capabilities]
+        return [types.SimpleNamespace(**fields) for fields in given]
 
-    monkeypatch.setattr(attention.jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(attention.jax, "local_devices", lambda: [Device()])
-    assert attention._has_fused_attention(head_dim) is fused
+    traced = []
+    monkeypatch.setattr(attention.jax, "local_devices", local_devices)
+    monkeypatch.setattr(attention, "_fused", lambda *arrays: traced.append(1) or arrays[0])
+    array = jax.ShapeDtypeStruct((2, 4, 3, head_dim), dtype)
+    jax.eval_shape(attend, array, array, array, jax.ShapeDtypeStruct((2, 4), bool))
+    assert bool(traced) is fused

@@ -14,6 +14,7 @@ from reference import reference_of
 from daisy_jax import InputError, encode, layer_loops
 from daisy_jax.audio import frame_count, pad_batch
 from daisy_jax.branches import Branches
+from daisy_jax.forms import one_form
 from daisy_jax.pooling import pool
 from daisy_jax.transformer import TransformerLayer
 
@@ -361,19 +362,8 @@ def test_utterances_that_left_cost_nothing(base_model, counted):
     assert len(seen) >= 4
 
 
-@pytest.mark.parametrize("rows_per_slice", [3, 7])
-def test_slices_of_one_size_are_no_more_than_hold_the_utterances_inside(
-    base_model, counted, monkeypatch, rows_per_slice
-):
-    monkeypatch.setattr(layer_loops, "_slice_sizes", lambda batch, frames: (rows_per_slice,))
-    for threshold in (np.inf, 1.6, 1.1, -np.inf):
-        out, rows, _ = counted(base_model, BATCH, BATCH_LENGTHS, threshold=threshold)
-        inside = (np.asarray(out.exit_layer)[:, None] >= np.arange(1, 5)).sum(axis=0)
-        assert sum(rows) == np.sum(-(-inside // rows_per_slice) * rows_per_slice)
-
-
 def test_single_rows_take_what_does_not_fill_a_slice(base_model, counted, monkeypatch):
-    monkeypatch.setattr(layer_loops, "_slice_sizes", lambda batch, frames: (3, 1))
+    monkeypatch.setattr(layer_loops, "_loop_sizes", lambda batch, frames: (3, 1))
     for threshold in (np.inf, 1.6, 1.1, -np.inf):
         out, rows, branches = counted(base_model, BATCH, BATCH_LENGTHS, threshold=threshold)
         inside = (np.asarray(out.exit_layer)[:, None] >= np.arange(1, 5)).sum(axis=0)
@@ -382,27 +372,79 @@ def test_single_rows_take_what_does_not_fill_a_slice(base_model, counted, monkey
 
 
 def test_slices_hold_short_utterances_together_and_long_ones_alone():
-    assert layer_loops._slice_sizes(16, 99) == (5, 1)
-    assert layer_loops._slice_sizes(3, 99) == (3, 1)
-    assert layer_loops._slice_sizes(16, 499) == (1,)
-    assert layer_loops._slice_sizes(16, 2999) == (1,)
+    assert layer_loops._loop_sizes(16, 99) == (5, 1)
+    assert layer_loops._loop_sizes(3, 99) == (3, 1)
+    assert layer_loops._loop_sizes(16, 499) == (1,)
+    assert layer_loops._loop_sizes(16, 2999) == (1,)
 
 
-@pytest.mark.parametrize("sizes", [(3,), (7,), (3, 1), (7, 1)])
+@pytest.fixture
+def switch(monkeypatch):
+    """One slice a layer, as on GPUs and TPUs, with sizes down to one row."""
+    monkeypatch.setattr(layer_loops, "LEAST_FRAMES", 1)
+    encode_module._compiled.clear_cache()
+    with one_form("layer", "switch"):
+        yield
+    encode_module._compiled.clear_cache()
+
+
+def test_one_slice_a_layer_is_the_smallest_that_holds_the_utterances_inside(
+    base_model, switch, counted
+):
+    assert layer_loops._switch_sizes(7, 28) == (1, 2, 4, 7)
+    for threshold in (np.inf, 1.95, 1.6, 1.1, -np.inf):
+        out, rows, branches = counted(base_model, BATCH, BATCH_LENGTHS, threshold=threshold)
+        inside = (np.asarray(out.exit_layer)[:, None] >= np.arange(1, 5)).sum(axis=0)
+        sizes = [next(size for size in (0, 1, 2, 4, 7) if size >= count) for count in inside]
+        assert sorted(rows) == sorted(size for size in sizes if size)
+        assert branches == sum(sizes)
+
+
+def test_slices_are_halves_of_the_batch_while_they_fill_a_device():
+    assert layer_loops._switch_sizes(16, 499) == (16,)
+    assert layer_loops._switch_sizes(64, 499) == (16, 32, 64)
+    assert layer_loops._switch_sizes(25, 600) == (7, 13, 25)
+    assert layer_loops._switch_sizes(1, 10**6) == (1,)
+
+
+@pytest.mark.parametrize("name", ["base", "large_ffn"])
+def test_results_do_not_depend_on_the_form_of_the_loop(small_models, switch, name):
+    def at_thresholds(allowed):
+        options = {"allowed": np.asarray(ALLOWED[allowed]), **EVERYTHING}
+        return [
+            encode(small_models[name], BATCH, BATCH_LENGTHS, threshold=threshold, **options)
+            for threshold in (np.inf, 1.95, 1.6, 1.1, -np.inf)
+        ]
+
+    switched = [*at_thresholds("everywhere"), *at_thresholds("gap")]
+    encode_module._compiled.clear_cache()
+    with one_form("layer", "loops"):
+        looped = [*at_thresholds("everywhere"), *at_thresholds("gap")]
+    assert len({tuple(out.exit_layer.tolist()) for out in looped}) > 4
+    for out, wanted in zip(switched, looped, strict=True):
+        assert_same(out, wanted)
+
+
+@pytest.mark.parametrize("sizes", [(3, 1), (7, 1)])
 def test_results_do_not_depend_on_the_slices(base_model, monkeypatch, sizes):
-    monkeypatch.setattr(layer_loops, "_slice_sizes", lambda batch, frames: (1,))
+    monkeypatch.setattr(layer_loops, "_loop_sizes", lambda batch, frames: (1,))
     encode_module._compiled.clear_cache()
     one_each = encode(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
-    monkeypatch.setattr(layer_loops, "_slice_sizes", lambda batch, frames: sizes)
+    monkeypatch.setattr(layer_loops, "_loop_sizes", lambda batch, frames: sizes)
     encode_module._compiled.clear_cache()
     out = encode(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
     encode_module._compiled.clear_cache()
-    np.testing.assert_array_equal(out.exit_layer, one_each.exit_layer)
-    np.testing.assert_array_equal(out.forced, one_each.forced)
-    np.testing.assert_allclose(out.entropy, one_each.entropy, rtol=0, atol=1e-5)
-    assert_close_to_scale(out.last_hidden, one_each.last_hidden)
-    assert_close_to_scale(out.hidden_states, one_each.hidden_states)
-    assert_close_to_scale(out.pooled, one_each.pooled)
+    assert_same(out, one_each)
+
+
+def assert_same(out, wanted):
+    """Two `Encoded` of the same batch that may differ by rounding."""
+    np.testing.assert_array_equal(out.exit_layer, wanted.exit_layer)
+    np.testing.assert_array_equal(out.forced, wanted.forced)
+    np.testing.assert_allclose(out.entropy, wanted.entropy, rtol=0, atol=1e-5)
+    assert_close_to_scale(out.last_hidden, wanted.last_hidden)
+    assert_close_to_scale(out.hidden_states, wanted.hidden_states)
+    assert_close_to_scale(out.pooled, wanted.pooled)
 
 
 def test_branches_of_layers_that_are_not_allowed_are_not_evaluated(base_model, counted):

@@ -1,0 +1,70 @@
+"""Which form of a computation runs on which platform: the one table, and what reads it.
+
+Some steps of the model are written in more than one form. The forms give the same result up to
+rounding (tests hold them together on a CPU, where all of them run); which is fastest depends on the
+platform. The platform is the one that a program is lowered for, so that a model on the CPU of a
+process with a GPU gets the CPU's forms, and a program exported for a GPU gets the GPU's.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+ELSEWHERE = "elsewhere"
+"""The row of all platforms that the table does not name."""
+
+FORMS: dict[str, dict[str, str]] = {
+    # A CPU keeps the scores of one head in its cache. NVIDIA's fused kernel never stores scores;
+    # where it does not run (`attention.attend` knows), all heads are computed at once.
+    "attention": {"cpu": "by_head", "cuda": "fused", ELSEWHERE: "at_once"},
+    # XLA's grouped convolution is eight times faster than products on a CPU (measured). GPUs and
+    # TPUs have no good kernel for 16 groups of 48 channels and 128 taps (estimated).
+    "positional_convolution": {"cpu": "convolution", ELSEWHERE: "blocks"},
+    # Below Hopper, XLA keeps the channels last only in convolutions of 16-bit numbers over two
+    # dimensions; with one, it transposes every array twice (read in its layout assignment).
+    "front_end": {"cuda": "two_dimensional", ELSEWHERE: "one_dimensional"},
+    # A float32 product at the highest precision misses the matrix units of GPUs and TPUs; three
+    # products of bfloat16 parts are as exact and fit them (estimated). CPUs compute in float32.
+    "branch": {"cpu": "float32", ELSEWHERE: "three_parts"},
+    # A loop or a condition whose end depends on data makes a GPU wait for the host; a CPU does not
+    # mind, and gains from slices that fit exactly (measured on a CPU, estimated elsewhere).
+    "layer": {"cpu": "loops", ELSEWHERE: "switch"},
+    # A step of a recurrence is too small for a GPU, so that two directions in one step take half
+    # the time (estimated); a CPU is kept busy by one.
+    "lstm": {"cpu": "in_turn", ELSEWHERE: "together"},
+}
+"""For each step with several forms: platform, as JAX names it while lowering, to form.
+
+"measured": benchmarks/README.md has the figure. "estimated": benchmarks/first_gpu.py decides.
+"""
+
+
+def run_form(step: str, forms: dict[str, Callable[..., Any]], *arguments: Any) -> Any:
+    """Runs the form of a step that the table has for the platform.
+
+    Args:
+      step: a row of `FORMS`.
+      forms: functions of the same arguments, by the names that the table uses.
+      *arguments: pytrees of arrays; what does not depend on them may be closed over.
+    """
+    row = FORMS[step]
+    if len(set(row.values())) == 1:
+        return forms[row[ELSEWHERE]](*arguments)
+    named = {platform: forms[form] for platform, form in row.items() if platform != ELSEWHERE}
+    return jax.lax.platform_dependent(*arguments, default=forms[row[ELSEWHERE]], **named)
+
+
+@contextlib.contextmanager
+def one_form(step: str, form: str) -> Iterator[None]:
+    """Runs one form of a step on every platform, for tests and benchmarks.
+
+    Programs that are traced inside keep it; jitted functions that were traced outside keep theirs.
+    """
+    before = FORMS[step]
+    FORMS[step] = dict.fromkeys(before, form)
+    try:
+        yield
+    finally:
+        FORMS[step] = before
