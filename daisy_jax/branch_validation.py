@@ -13,6 +13,7 @@ from daisy_jax.data.batches import WholeBatches, read_labels, read_whole
 from daisy_jax.data.corpus import Corpus
 from daisy_jax.data.labels import FrameLabels
 from daisy_jax.data.loading import Batch, batches
+from daisy_jax.devices import fetched_behind
 from daisy_jax.errors import InputError
 from daisy_jax.hubert import Hubert
 
@@ -55,11 +56,12 @@ class Validation:
         Raises:
           InputError: there is none.
         """
-        found = [
+        started = (
             self._scores(branches, self._trunk, **parallel.place(batch))
             for batch in batches(self._read, 0, self._count, workers=0)
-        ]
-        joined = [np.concatenate(part) for part in zip(*jax.device_get(found), strict=True)]
+        )
+        found = zip(*fetched_behind(started), strict=True)
+        joined = [np.concatenate(part) for part in found]
         scores = BranchScores(*joined)
         valid = scores.frames > 0
         if not np.any(valid):

@@ -17,6 +17,7 @@ from flax import nnx
 from daisy_jax import audio, parallel
 from daisy_jax.data.batches import WholeBatches
 from daisy_jax.data.loading import Batch, batches
+from daisy_jax.devices import fetched_behind
 from daisy_jax.encode import encode_taps
 from daisy_jax.exits import ExitRule
 from daisy_jax.hubert import Hubert
@@ -181,11 +182,11 @@ class Evaluator:
             width = audio.padded_width(crops[0].samples)
             return data.read(crops, width, exits, parallel.local_rows(len(crops)))
 
-        count = len(self._draw)
-        for number, batch in enumerate(progress(count)(batches(read, 0, count, workers=0))):
-            placed = parallel.place(batch)
-            arguments = (params, data.upstream, rule.threshold, rule.allowed, placed)
-            loss, outputs, frames, layers, forced = jax.device_get(self._run(*arguments))
+        count, arguments = len(self._draw), (params, data.upstream, rule.threshold, rule.allowed)
+        placed = map(parallel.place, batches(read, 0, count, workers=0))
+        started = (self._run(*arguments, batch) for batch in placed)
+        for number, results in enumerate(progress(count)(fetched_behind(started))):
+            loss, outputs, frames, layers, forced = results
             there = int(np.sum(frames > 0))
             losses.append((float(loss) * there, there))
             for row, crop in enumerate(self._draw(number)):

@@ -7,7 +7,6 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +25,7 @@ from daisy_jax.data.feature_shards import (
 )
 from daisy_jax.data.feature_store import FeatureStore
 from daisy_jax.data.loading import Batch, batches
+from daisy_jax.devices import fetched_behind
 from daisy_jax.errors import InputError
 from daisy_jax.hubert import Hubert
 
@@ -127,9 +127,9 @@ class Extractor:
 
         features: dict[str, np.ndarray] = {}
         rows: dict[int, Row] = {}
-        for position, batch in enumerate(batches(read, 0, len(draw), workers=0)):
-            placed: Any = parallel.place(batch)
-            found = jax.device_get(self._run(self._model, placed["waveform"], placed["lengths"]))
+        placed = map(parallel.place, batches(read, 0, len(draw), workers=0))
+        started = (self._run(self._model, at["waveform"], at["lengths"]) for at in placed)
+        for position, found in enumerate(fetched_behind(started)):
             for row, crop in enumerate(draw(position)):
                 if not crop.samples:
                     continue  # fills the batch

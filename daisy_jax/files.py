@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from daisy_jax import audio
+from daisy_jax.data.loading import reader_threads
+from daisy_jax.devices import platform_of
 from daisy_jax.encode import Encoded, encode
 from daisy_jax.errors import InputError
 from daisy_jax.hubert import Hubert
@@ -19,13 +21,11 @@ from daisy_jax.hubert import Hubert
 WINDOW = 64
 """Files in work at a time: sorted into batches, given back in input order."""
 READ_AHEAD = 32
-"""Files read while others are computed."""
-READERS = 2
-"""Threads that read."""
+"""Files read while others are computed; several for each of the `reader_threads`."""
 AT_ONCE = 2
 """Batches on the device at a time: one fills the gaps of the other."""
 BATCH_SECONDS = {"cpu": 10}
-"""Audio of one batch, padding included, by backend: as much as fills the device."""
+"""Audio of one batch, padding included, by platform: as much as fills the device."""
 BATCH_SECONDS_ELSEWHERE = 160
 MAX_SECONDS = 60.0
 """Longer files are refused unless told otherwise: attention takes the square of their length."""
@@ -111,6 +111,7 @@ def _results(
     # What a caller sets by `with` holds for its own thread only.
     settings: Any = jax.config
     precision, place = settings.jax_default_matmul_precision, settings.jax_default_device
+    seconds = BATCH_SECONDS.get(platform_of(model), BATCH_SECONDS_ELSEWHERE)
 
     def run(batch: np.ndarray, lengths: np.ndarray) -> Encoded:
         with jax.default_matmul_precision(precision), jax.default_device(place):
@@ -119,7 +120,7 @@ def _results(
     def start(width: int) -> None:
         members = waiting.pop(width)
         waveforms = [member.clip.waveform for member in members]
-        batch, lengths = audio.pad_batch(waveforms, width, _rows(width))
+        batch, lengths = audio.pad_batch(waveforms, width, _rows(width, seconds))
         running.append((members, device.submit(run, batch, lengths)))
 
     def finish() -> None:
@@ -135,7 +136,7 @@ def _results(
             width = audio.padded_width(len(clip.waveform))
             members = waiting.setdefault(width, [])
             members.append(_Member(number, path, clip))
-            if len(members) == _rows(width):
+            if len(members) == _rows(width, seconds):
                 start(width)
         if number - first + 1 >= WINDOW and first not in done:
             # The oldest has waited long enough; its batch goes as it is, if it has not gone.
@@ -164,9 +165,8 @@ class _Member(NamedTuple):
     clip: audio.Clip
 
 
-def _rows(width: int) -> int:
-    """Rows of every batch of a width."""
-    seconds = BATCH_SECONDS.get(jax.default_backend(), BATCH_SECONDS_ELSEWHERE)
+def _rows(width: int, seconds: float) -> int:
+    """Rows of every batch of a width, with up to so many seconds of audio."""
     # A batch that needs more than a quarter of the window would seldom fill.
     return min(max(1, int(seconds * audio.SAMPLE_RATE // width)), WINDOW // 4)
 
@@ -176,7 +176,7 @@ def _clips(
 ) -> Generator[tuple[str, audio.Clip | str]]:
     """Each path with its audio, or with the reason why there is none; read ahead in threads."""
     remaining = iter(paths)
-    readers = concurrent.futures.ThreadPoolExecutor(READERS)
+    readers = concurrent.futures.ThreadPoolExecutor(reader_threads())
 
     def submit(count: int) -> Iterator:
         for path in itertools.islice(remaining, count):

@@ -12,7 +12,8 @@ import pathlib
 
 import tyro
 
-from daisy_jax.terminal import Accelerator, progress_bar, run_command, use_accelerator
+from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.terminal import progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +35,13 @@ def main() -> None:
     use_accelerator(config.accelerator)
 
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from daisy_jax import audio
     from daisy_jax.checkpoints import load
     from daisy_jax.data.corpus import open_corpus
     from daisy_jax.data.targets import mfcc, nearest_centroid
+    from daisy_jax.devices import fetched_behind
     from daisy_jax.hubert import block_features, embed, label_frames, last_block
     from daisy_jax.pretraining import span_mask
 
@@ -59,24 +60,29 @@ def main() -> None:
         embedded = embed(model, waveform, lengths, masked)
         return label_frames(model, last_block(model, embedded), embedded.frame_mask)
 
-    hits = {"masked": [0, 0], "unmasked": [0, 0], "without mask": [0, 0]}
-    for index in progress_bar("predicting")(range(len(corpus.names))):
+    def start(index: int):
         waveform = corpus.read(index, 0, int(corpus.lengths[index]))
         batch = audio.batch_of_one(waveform)
         frames = audio.frame_count(len(waveform))
         width = audio.frame_count(batch[0].shape[1])
-        labels = nearest_centroid(features(waveform), centroids)
         rng = np.random.default_rng([config.seed, index])
         mask = span_mask(np.asarray([frames]), width, rng)
-        right = np.asarray(predict(*batch, mask))[0, :frames] == labels
-        plain = np.asarray(predict(*batch, jnp.zeros_like(mask)))[0, :frames] == labels
+        return waveform, mask, predict(*batch, mask), predict(*batch, np.zeros_like(mask))
+
+    count = len(corpus.names)
+    hits = {"masked": [0, 0], "unmasked": [0, 0], "without mask": [0, 0]}
+    bar = progress_bar("predicting", count)
+    for waveform, mask, right, plain in bar(fetched_behind(map(start, range(count)))):
+        frames = audio.frame_count(len(waveform))
+        labels = nearest_centroid(features(waveform), centroids)
+        right, plain = (predicted[0, :frames] == labels for predicted in (right, plain))
         mask = mask[0, :frames]
         for name, counted in (("masked", right[mask]), ("unmasked", right[~mask])):
             hits[name][0] += int(counted.sum())
             hits[name][1] += len(counted)
         hits["without mask"][0] += int(plain.sum())
         hits["without mask"][1] += frames
-    print(f"{len(corpus.names)} utterances of {config.data}, {len(centroids)} clusters")
+    print(f"{count} utterances of {config.data}, {len(centroids)} clusters")
     for name, (right, total) in hits.items():
         print(f"accuracy, {name}: {right / total:.3f} of {total} frames")
 

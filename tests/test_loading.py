@@ -1,15 +1,19 @@
 """Batches that are read ahead: the same ones in the same order, whoever reads them."""
 
 import functools
+import os
 import pickle
+import threading
 
 import numpy as np
 import pytest
 import sounds
+from made_models import made_model
 
+from daisy_jax import files
 from daisy_jax.data.batches import Augmentation, EpochBatches, crop_width, read_crops
 from daisy_jax.data.corpus import open_corpus
-from daisy_jax.data.loading import batches
+from daisy_jax.data.loading import batches, reader_threads
 from daisy_jax.data.prepared import prepare
 from daisy_jax.errors import InputError
 
@@ -72,3 +76,52 @@ def test_a_prepared_corpus_goes_to_a_process_without_its_samples(folder, tmp_pat
     assert len(pickled) < 1_000 < corpus.lengths.sum()
     again = pickle.loads(pickled)
     np.testing.assert_array_equal(again.read(3, 320, 800), corpus.read(3, 320, 800))
+
+
+# ---- threads ----
+
+
+def play_cores(monkeypatch, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads"), [(1, 2), (2, 2), (4, 2), (5, 2), (6, 3), (12, 6), (16, 8), (192, 8)]
+)
+def test_half_of_the_cores_read(monkeypatch, cores, threads):
+    play_cores(monkeypatch, cores)
+    assert reader_threads() == threads
+    assert 2 * threads <= files.READ_AHEAD
+
+
+def test_cores_are_counted_where_there_is_no_affinity(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for count, threads in ((None, 2), (10, 5)):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        assert reader_threads() == threads
+
+
+def test_all_threads_read_batches_at_once(monkeypatch):
+    play_cores(monkeypatch, 16)
+    together = threading.Barrier(8, timeout=60)
+
+    def waits_for_seven_others(number):
+        together.wait()
+        return {"number": np.int32(number)}
+
+    found = batches(waits_for_seven_others, 0, 16, 0)
+    assert [int(batch["number"]) for batch in found] == list(range(16))
+
+
+def test_all_threads_read_files_at_once(monkeypatch):
+    play_cores(monkeypatch, 16)
+    together = threading.Barrier(8, timeout=60)
+
+    def waits_for_seven_others(path, max_seconds):
+        together.wait()
+        return f"{path} is no file"
+
+    monkeypatch.setattr(files, "_read", waits_for_seven_others)
+    paths = [str(number) for number in range(16)]
+    results = list(files.encode_files(made_model(), paths))
+    assert [result.error for result in results] == [f"{path} is no file" for path in paths]

@@ -1,5 +1,6 @@
 """Reading training batches ahead, in threads or in processes of their own."""
 
+import os
 import signal
 from collections.abc import Callable, Generator
 from typing import Any
@@ -7,10 +8,18 @@ from typing import Any
 Batch = dict[str, Any]
 """Numpy arrays by name, or more such dictionaries."""
 
-THREADS = 2
-"""Batches that are read at a time where there are no worker processes."""
 AHEAD = 4
-"""Batches that are ready before they are wanted."""
+"""Batches that are read before they are wanted, at least."""
+
+
+def reader_threads() -> int:
+    """Threads that read and decode sound: half of the cores that this process may use, 2 to 8.
+
+    The other half computes, or feeds the accelerator; each thread has a batch or file in memory.
+    """
+    told = hasattr(os, "sched_getaffinity")  # not by macOS and Windows
+    cores = len(os.sched_getaffinity(0)) if told else os.cpu_count() or 1
+    return min(max(cores // 2, 2), 8)
 
 
 def batches(read: Callable[[int], Batch], first: int, stop: int, workers: int) -> Generator[Batch]:
@@ -29,7 +38,10 @@ def batches(read: Callable[[int], Batch], first: int, stop: int, workers: int) -
     import grain
 
     source = grain.MapDataset.range(first, stop).map(read)
-    options = grain.ReadOptions(num_threads=1 if workers else THREADS, prefetch_buffer_size=AHEAD)
+    threads = 1 if workers else reader_threads()
+    # All threads read, and two batches are ready; Grain counts both.
+    ahead = max(AHEAD, threads + 2)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     dataset = source.to_iter_dataset(options)
     if workers:
         # Grain's processes ask for absl's flags, which only absl's own programs parse.

@@ -1,0 +1,188 @@
+"""Every loop over batches starts the next one before it fetches the last; nothing else changes."""
+
+import itertools
+import pathlib
+import runpy
+import sys
+import types
+
+import jax
+import made_corpora
+import numpy as np
+import pytest
+import sounds
+from made_models import SMALL, made_model
+
+import daisy_jax
+from daisy_jax import audio, calibration, extraction, hubert, parallel
+from daisy_jax.branch_validation import Validation
+from daisy_jax.checkpoints import save
+from daisy_jax.contents import Layers
+from daisy_jax.data.corpus import open_corpus
+from daisy_jax.data.labels import LabelFolder
+from daisy_jax.downstream import Evaluator, new_params
+from daisy_jax.exits import fixed_layer
+from daisy_jax.extraction import Extractor
+from daisy_jax.task_data import open_examples, with_features
+from daisy_jax.tasks.presets import make_task, read_preset
+
+LABELS = pathlib.Path(__file__).parents[1] / "train" / "labels.py"
+IN_TURN = ["start", "start", "fetch", "start", "fetch", "fetch"]
+"""Three batches, each started before the one before it is fetched."""
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What a loop does in turn, "start" (by `recorded`) and "fetch"."""
+    events, get = [], jax.device_get
+
+    def fetch(tree):
+        events.append("fetch")
+        return get(tree)
+
+    monkeypatch.setattr(jax, "device_get", fetch)
+    return events
+
+
+def recorded(function, events):
+    def start(*arguments, **options):
+        events.append("start")
+        return function(*arguments, **options)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def model():
+    return made_model(seed=3)
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """Twelve utterances to train on: three batches of a row a device."""
+    return made_corpora.voxceleb(tmp_path_factory.mktemp("corpora") / "VoxCeleb1", 4, 5)
+
+
+@pytest.fixture(scope="module")
+def speakers(corpora, model):
+    task = make_task("sid", read_preset("sid", "daisy-tiny"))
+    examples = open_examples(task, "train", str(corpora), pytest.fail)
+    features, options = corpora.parent / "features", {"live": False, "on_error": pytest.fail}
+    return with_features(task, "train", examples, str(corpora), model, features, **options)
+
+
+def test_extraction_starts_the_next_batch_first(speakers, model, monkeypatch, tmp_path, events):
+    monkeypatch.setattr(extraction, "BATCH_SECONDS", 1.0)
+    extractor, corpus = Extractor(model, Layers((0,))), speakers.examples.corpus
+    extractor._run = recorded(extractor._run, events)
+    source = extractor.source("", 1)
+    shard = extractor.shard(tmp_path, 0, corpus, "", source, on_error=pytest.fail)
+    assert len(list(shard)) == 3
+    assert events == IN_TURN
+
+
+def test_an_evaluation_starts_the_next_batch_first(speakers, events):
+    evaluator = Evaluator(speakers, 1.0)
+    evaluator._run = recorded(evaluator._run, events)
+    params = new_params(speakers.task, SMALL.dim, 3, speakers.examples.classes, 0)
+    assert len(evaluator(params, fixed_layer(2, 3)).rows) == 12
+    assert events == IN_TURN
+
+
+def test_a_validation_starts_the_next_batch_first(speakers, model, events):
+    corpus = speakers.examples.corpus
+    validation = Validation(parallel.replicate(model), corpus, None, 16_000, pytest.fail)
+    validation._scores = recorded(validation._scores, events)
+    assert len(validation.scores(parallel.replicate(model.branches)).frames) == 12
+    assert events == IN_TURN
+
+
+def one_after_the_other(count):
+    """Batches that are all the same array, filled again for each."""
+    rows = np.empty((2, 8_000), np.float32)
+    lengths = np.empty(2, np.int32)
+    for number in range(count):
+        rows[0], rows[1] = sounds.syllables(0.5, number), sounds.syllables(0.5, 100 + number)
+        lengths[:] = 4_000 + 200 * number
+        yield rows, lengths
+        rows[:], lengths[:] = 0, 0
+
+
+def test_calibration_starts_the_next_batch_first(model, monkeypatch, events):
+    monkeypatch.setattr(calibration, "encode", recorded(calibration.encode, events))
+    daisy_jax.calibrate(model, one_after_the_other(3))
+    assert events == IN_TURN
+
+
+class Late:
+    """A result of a device that reads its input at the last moment."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self):
+        return self.array.copy()
+
+
+def test_calibration_takes_batches_that_the_caller_fills_again(model, monkeypatch):
+    def slow(model, waveform, lengths, threshold):
+        return types.SimpleNamespace(entropy=Late(waveform[:, :3]), num_frames=Late(lengths))
+
+    monkeypatch.setattr(calibration, "encode", slow)
+    wanted = np.concatenate([rows[:, :3].copy() for rows, _ in one_after_the_other(3)])
+    found = daisy_jax.calibrate(model, one_after_the_other(3)).entropy
+    np.testing.assert_array_equal(found, wanted)
+
+
+def label(monkeypatch, folder, speech, started_by):
+    """Runs train/labels.py on six utterances, two a batch; its exit status.
+
+    `started_by` makes of the jitted function what is called in its place.
+    """
+    jit = jax.jit
+
+    def patched(function, **options):
+        compiled = jit(function, **options)
+        return started_by(compiled) if function is hubert.frame_labels else compiled
+
+    monkeypatch.setattr(jax, "jit", patched)
+    paths = ["--model", folder / "model", "--data", speech, "--output", folder / "labels"]
+    options = ["--batch-seconds", "2.4", "--accelerator=cpu"]
+    monkeypatch.setattr(sys, "argv", [str(LABELS), *map(str, paths), *options])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(LABELS), run_name="__main__")
+    return end.value.code
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    return sounds.speech_folder(tmp_path_factory.mktemp("speech"), 6, (0.6, 1.1))
+
+
+def test_labelling_starts_the_next_batch_first(model, speech, monkeypatch, tmp_path, events):
+    save(model, tmp_path / "model")
+    assert label(monkeypatch, tmp_path, speech, lambda run: recorded(run, events)) == 0
+    assert events == IN_TURN
+    folder, corpus = LabelFolder(tmp_path / "labels"), open_corpus(speech)
+    _, labels = folder.of(corpus, pytest.fail)
+    waveforms = [corpus.read(index, 0, int(length)) for index, length in enumerate(corpus.lengths)]
+    whole = jax.jit(lambda *batch: hubert.frame_labels(model, *batch))(*audio.pad_batch(waveforms))
+    for index, (row, waveform) in enumerate(zip(whole, waveforms, strict=True)):
+        count = audio.frame_count(len(waveform))
+        np.testing.assert_array_equal(labels.read(index, slice(0, count)), row[:count])
+
+
+def test_labels_before_an_error_are_stored(model, speech, monkeypatch, tmp_path):
+    save(model, tmp_path / "model")
+    calls = itertools.count()
+
+    def twice(run):
+        def start(*arguments):
+            if next(calls) == 2:
+                raise OSError("the device is gone")
+            return run(*arguments)
+
+        return start
+
+    assert label(monkeypatch, tmp_path, speech, twice) == 1
+    assert len(LabelFolder(tmp_path / "labels").unlabelled()) == 2
