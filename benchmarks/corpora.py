@@ -20,7 +20,8 @@ import time
 import tyro
 from files import resident_bytes
 
-from daisy_jax.terminal import Accelerator, run_command, use_accelerator
+from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.terminal import run_command
 
 PROGRAM = [sys.executable, "-c", "from daisy_jax.commands.main import main; main()"]
 

@@ -17,7 +17,8 @@ import tempfile
 
 import tyro
 
-from daisy_jax.terminal import Accelerator, run_command, use_accelerator
+from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.terminal import run_command
 from daisy_jax.timing import medians
 
 

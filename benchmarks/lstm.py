@@ -7,12 +7,17 @@ take turns.
 """
 
 import dataclasses
+import pathlib
+import sys
 from typing import Any
 
 import tyro
 
-from daisy_jax.terminal import Accelerator, run_command, use_accelerator
+from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.terminal import run_command
 from daisy_jax.timing import medians
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "eval"))  # for torch_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +39,18 @@ class Config:
     runs: int = 11
     """Measurements of each, in turn, after a warm-up."""
     accelerator: Accelerator = "auto"
-    """Where to compute; torch goes to the same kind."""
+    """Where to compute; torch goes to the same kind, or to the CPU if it has no CUDA."""
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    device = use_accelerator(config.accelerator)
+    device = use_accelerator(config.accelerator, share_memory=True)
 
     import jax
     import jax.numpy as jnp
     import numpy as np
     from flax import nnx
+    from torch_place import torch_place
 
     from daisy_jax.lstm import BidirectionalLstm
 
@@ -62,9 +68,11 @@ def main() -> None:
         "ours, forward": lambda: jax.block_until_ready(forward(lstm, ours)),
         "ours, with gradients": lambda: jax.block_until_ready(backward(lstm, ours)),
     }
-    tasks |= torch_tasks(config, x, lengths, jax.default_backend())
+    place = torch_place()
+    tasks |= torch_tasks(config, x, lengths, place) if place else {}
     times = medians(tasks, config.runs)
-    print(f"{config.layers} x {config.units}, batch {list(x.shape)}, on {device}")
+    beside = f", torch on {place}" if place else ""
+    print(f"{config.layers} x {config.units}, batch {list(x.shape)}, on {device}{beside}")
     for name, seconds in times.items():
         print(f"{name}: {1000 * seconds:.0f} ms")
     for kind in ("forward", "with gradients"):
@@ -72,13 +80,10 @@ def main() -> None:
             print(f"ours / torch, {kind}: {times[f'ours, {kind}'] / times[f'torch, {kind}']:.2f}")
 
 
-def torch_tasks(config: Config, x: Any, lengths: Any, backend: str) -> dict[str, Any]:
-    """The same of torch, on packed sequences; nothing where torch is not installed."""
-    try:
-        import torch
-    except ImportError:
-        return {}
-    place = "cuda" if backend == "gpu" else "cpu"
+def torch_tasks(config: Config, x: Any, lengths: Any, place: str) -> dict[str, Any]:
+    """The same of torch, on packed sequences."""
+    import torch
+
     lstm = torch.nn.LSTM(
         config.inputs, config.units, config.layers, batch_first=True, bidirectional=True
     ).to(place)

@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 import tyro
 
-from daisy_jax.terminal import Accelerator, run_command, use_accelerator
+from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.terminal import run_command
 from daisy_jax.timing import medians
 
 PAPER_STEPS, PAPER_BATCH = 88_000, 32  # section 4
@@ -39,7 +40,7 @@ class Config:
     """Length of each."""
     size: Literal["tiny", "base", "large"] = "base"
     """Architecture."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the trunk computes in."""
     runs: int = 3
     """Measurements of each, in turn, after a warm-up."""
@@ -59,7 +60,7 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    device = use_accelerator(config.accelerator)
+    device = use_accelerator(config.accelerator, dtype=config.dtype)
 
     import jax
     import numpy as np

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import tyro
 
-from daisy_jax.terminal import Accelerator, run_command, use_accelerator
+from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.terminal import run_command
 from daisy_jax.timing import medians
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "eval"))  # for forced_exits
@@ -31,7 +32,7 @@ class Config:
     """Whose heads."""
     size: Literal["tiny", "base", "large"] = "base"
     """The upstream's architecture."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the upstream computes in."""
     batch: int = 4
     """Utterances."""
@@ -47,7 +48,7 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    device = use_accelerator(config.accelerator)
+    device = use_accelerator(config.accelerator, dtype=config.dtype)
 
     import jax
     import numpy as np

@@ -6,11 +6,15 @@ devices hold its rows.
 
 import collections
 import functools
+import glob
 import hashlib
+import itertools
+import os
+import platform
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +57,69 @@ def join_processes(place: str) -> None:
             "HOST:PORT,COUNT,INDEX if no Slurm, MPI, Kubernetes or TPU pod starts them"
         ) from None
     signal.signal(signal.SIGTERM, on_terminate)  # which JAX takes away
+
+
+def warn_of_unused_gpus(place: str) -> None:
+    """Says on stderr, once on each host, if NVIDIA GPUs stay idle; every process has to call it.
+
+    With "auto" JAX gives each process that Slurm or Open MPI starts one GPU, so that one process on
+    a node of eight uses one of them.
+
+    Args:
+      place: as for `join_processes`.
+    """
+    if place != "auto" or not _on_cuda():
+        return
+    name = platform.node()
+    digest = hashlib.sha256(name.encode()).digest()[:3]
+    mine = np.asarray([int.from_bytes(digest), jax.local_device_count()], np.int32)
+    rows = multihost_utils.process_allgather(mine) if jax.process_count() > 1 else mine[None]
+    visible = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), glob.glob("/dev/nvidia[0-9]*"))
+    idle = unused_gpus(visible, rows[:, 0].tolist(), rows[:, 1].tolist(), jax.process_index())
+    if idle:
+        print(
+            f"warning: {idle} of the {visible} GPUs on {name} stay unused; with --processes auto "
+            "each task takes one GPU: start as many tasks on each node as it has GPUs",
+            file=sys.stderr,
+        )
+
+
+def _on_cuda() -> bool:
+    try:
+        return jax.devices("cuda")[0] == jax.devices()[0]
+    except RuntimeError:
+        return False
+
+
+def visible_gpus(setting: str | None, device_files: Sequence[str]) -> int:
+    """How many GPUs of NVIDIA a process may see.
+
+    Args:
+      setting: of CUDA_VISIBLE_DEVICES; None: it is not set, and all are visible.
+      device_files: /dev/nvidia0 and so on.
+    """
+    if setting is None:
+        return len(device_files)
+    entries = (entry.strip() for entry in setting.split(","))
+    # What CUDA does not know ends the list, as -1 and an empty entry do.
+    return len(list(itertools.takewhile(lambda entry: entry not in ("", "-1"), entries)))
+
+
+def unused_gpus(
+    visible: int, hosts: Sequence[int | str], devices: Sequence[int], index: int
+) -> int:
+    """How many GPUs a process has to report as idle: those of its host, if it is the first there.
+
+    Args:
+      visible: how many it may see.
+      hosts: of each process, where it runs.
+      devices: of each process, how many it computes on.
+      index: which process it is.
+    """
+    if hosts.index(hosts[index]) != index:
+        return 0
+    used = sum(count for host, count in zip(hosts, devices, strict=True) if host == hosts[index])
+    return max(visible - used, 0)
 
 
 def is_first() -> bool:

@@ -11,9 +11,9 @@ import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from daisy_jax.accelerator import Accelerator
 from daisy_jax.data.file_list import read_list
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import Accelerator
 
 START_AGAIN = 10
 """Times in a row that workers may die while they load the model."""
@@ -40,7 +40,7 @@ class Worker:
     """An actor: loads the model once, then encodes shard after shard."""
 
     def __init__(self, job: Job):
-        from daisy_jax.terminal import use_accelerator, use_compilation_cache
+        from daisy_jax.accelerator import use_accelerator, use_compilation_cache
 
         use_accelerator(job.accelerator)
         if job.compilation_cache:

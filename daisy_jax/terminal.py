@@ -1,19 +1,16 @@
-"""What every command has in common: one-line errors, exit statuses, progress bars, the device."""
+"""What every command has in common: one-line errors, exit statuses, progress bars."""
 
 import argparse
 import contextlib
 import os
-import platform
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from daisy_jax.errors import InputError
-
-Accelerator = Literal["auto", "cpu", "gpu", "tpu"]
 
 
 class Terminated(BaseException):
@@ -120,52 +117,6 @@ def parse_config(kind: type, presets: dict[str, dict[str, Any]], description: st
     if name not in presets:  # if one was given, it is refused below
         name = next(iter(presets))
     return tyro.cli(kind, description=description, default=kind(preset=name, **presets[name]))
-
-
-def use_accelerator(accelerator: Accelerator, deterministic: bool = False) -> str:
-    """Makes JAX compute on a kind of device; to be called before the first array exists.
-
-    Args:
-      accelerator: the kind; "auto": the best there is.
-      deterministic: GPUs add in the same order each time, which is slower; others always do.
-
-    Returns:
-      The name of the first device.
-
-    Raises:
-      InputError: there is no such device, or JAX came without support for it.
-    """
-    import jax
-
-    if deterministic:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    if accelerator != "auto":
-        jax.config.update("jax_platforms", accelerator)
-    try:
-        return jax.devices()[0].device_kind
-    except RuntimeError as error:
-        wanted = {"gpu": "jax[cuda13]", "tpu": "jax[tpu]"}.get(accelerator, "jax")
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"no {accelerator} for JAX here ({reason}); install {wanted} on a machine that has "
-            "one, or pass --accelerator=cpu"
-        ) from None
-
-
-def use_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs in a folder, so that a later run of the same shapes need not compile.
-
-    Programs of another machine or another JAX may not run here, so that each has a folder of its
-    own inside.
-    """
-    import jax
-
-    place = os.path.join(folder, f"{platform.node() or 'host'}-jax-{jax.__version__}")
-    os.makedirs(place, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", place)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def printable(text: str) -> str:

@@ -18,8 +18,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import Accelerator, leave_out, progress_bar, run_command, use_accelerator
+from daisy_jax.terminal import leave_out, progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,8 @@ from typing import Any, Literal
 
 import tyro
 
-from daisy_jax.terminal import Accelerator, progress_bar, run_command, use_accelerator
+from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.terminal import progress_bar, run_command
 from daisy_jax.timing import medians
 
 RAGGED = (1.2, 2.1, 2.9, 3.4, 4.8, 5.5, 7.0, 8.1, 9.3, 10.2, 11.6, 12.4, 13.3, 14.1, 15.0, 15.8)
@@ -42,7 +43,7 @@ class Config:
     """Larger batches than so many seconds in all are left out."""
     size: Literal["tiny", "base", "large"] = "base"
     """Architecture; transformers is timed for the last two."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the trunk computes in; transformers' too."""
     runs: int = 3
     """Measurements of each task, after a warm-up."""
@@ -58,12 +59,13 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    device = use_accelerator(config.accelerator)
+    device = use_accelerator(config.accelerator, dtype=config.dtype, share_memory=True)
 
     import jax
     import jax.numpy as jnp
     import numpy as np
     from forced_exits import Forced
+    from torch_place import torch_place
 
     import daisy_jax
     from daisy_jax.cost import multiply_adds
@@ -71,7 +73,8 @@ def main() -> None:
 
     forced = Forced(config.size, config.dtype)
     model = forced.model
-    reference = torch_reference(config) if config.reference and config.size != "tiny" else None
+    place = torch_place() if config.reference and config.size != "tiny" else None
+    reference = torch_reference(config, place) if place else None
     rng = np.random.default_rng(0)
     front_end = jax.jit(lambda model, waveform, lengths: embed(model, waveform, lengths).hidden)
     result: dict[str, Any] = {"settings": dataclasses.asdict(config), "versions": versions(device)}
@@ -96,7 +99,11 @@ def main() -> None:
         if rows * seconds <= config.most_audio
     ]
     result["batches"] = []
-    print(f"HuBERT {config.size}, {config.dtype}, on {device}; seconds, medians of {config.runs}\n")
+    beside = f", transformers on {place}" if reference else ""
+    print(
+        f"HuBERT {config.size}, {config.dtype}, on {device}{beside}; seconds, medians of "
+        f"{config.runs}\n"
+    )
     print("| batch | transformers | full depth | ratio | all branches | ratio | exits | / ideal |")
     print("| --- |" + " ---: |" * 7, flush=True)
     for rows, seconds in progress_bar("batches")(cells):
@@ -191,12 +198,11 @@ def main() -> None:
         write(result, pathlib.Path(config.output))
 
 
-def torch_reference(config: Config) -> Callable[[Any], Callable[[], object]] | None:
-    """From a batch to a task that runs transformers' eager HuBERT; None without torch."""
-    import jax
+def torch_reference(config: Config, place: str) -> Callable[[Any], Callable[[], object]] | None:
+    """From a batch to a task that runs transformers' eager HuBERT; None without transformers."""
+    import torch
 
     try:
-        import torch
         import transformers
     except ImportError:
         return None
@@ -207,7 +213,6 @@ def torch_reference(config: Config) -> Callable[[Any], Callable[[], object]] | N
     }
     large |= {"intermediate_size": 4096, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
     fields: dict[str, Any] = large if config.size == "large" else {}
-    place = "cuda" if jax.default_backend() == "gpu" else "cpu"
     dtype = getattr(torch, config.dtype)
     model: Any = transformers.HubertModel(transformers.HubertConfig(**fields)).eval()
     model = model.to(place, dtype)

@@ -141,15 +141,6 @@ def test_a_model_without_a_head_is_refused_in_one_line(prepared, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_accelerator_that_is_not_there_ends_in_one_line(prepared, tmp_path):
-    arguments = ("--data", prepared, "--output", tmp_path / "run", "--accelerator=tpu")
-    done = run("pretrain.py", *arguments)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: no tpu for JAX here (")
-    assert "--accelerator=cpu" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
 def test_branches_leave_bad_files_out_or_end_at_the_first(pretrained, tmp_path):
     corpus = tmp_path / "LibriSpeech"
     sounds.speech_folder(corpus / "train-clean-100", 6, (0.4, 0.9))

@@ -13,16 +13,9 @@ import dataclasses
 import pathlib
 from typing import Literal
 
+from daisy_jax.accelerator import Accelerator, trunk_dtype, use_accelerator
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import (
-    Accelerator,
-    delayed_signals,
-    leave_out,
-    parse_config,
-    progress_bar,
-    run_command,
-    use_accelerator,
-)
+from daisy_jax.terminal import delayed_signals, leave_out, parse_config, progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +63,10 @@ class Config:
     """Decoupled weight decay (HuBERT)."""
     clip: float = 10.0
     """Largest norm of one branch's gradient (HuBERT)."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the frozen trunk computes in; auto: float32 on a CPU, else bfloat16. Branches are
-    float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the frozen trunk computes in; auto: float32 on a CPU, float16 on NVIDIA GPUs before
+    Ampere (V100, T4), else bfloat16. Branches are float32. With float32 all products are, on every
+    accelerator; a GPU's TF32 and a TPU's bfloat16 are not taken in its place."""
     seed: int = 0
     """Of initial weights and batches."""
     save_every: int = 1_000
@@ -89,7 +83,8 @@ class Config:
     """On a GPU, give the same numbers in every run, at some cost; a CPU always does."""
     processes: str = ""
     """To train in several processes, start this command in each: auto under Slurm, MPI, Kubernetes
-    and on TPU pods, or HOST:PORT,COUNT,INDEX with process 0's address."""
+    and on TPU pods, or HOST:PORT,COUNT,INDEX with process 0's address. With auto each task of Slurm
+    or Open MPI takes one GPU: start as many on each node as it has GPUs."""
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "batch_size": 1, "save_every": 1, "log_every": 1, "seed": 0}
@@ -119,7 +114,8 @@ def main() -> None:
     from daisy_jax import parallel  # before the accelerator: processes are joined first
 
     parallel.join_processes(config.processes)
-    device = use_accelerator(config.accelerator, config.deterministic)
+    device = use_accelerator(config.accelerator, config.deterministic, dtype=config.dtype)
+    parallel.warn_of_unused_gpus(config.processes)
 
     import jax
     import numpy as np
@@ -153,9 +149,9 @@ def main() -> None:
     from daisy_jax.run_folder import Run
     from daisy_jax.training import fit, warmup_then_decay
 
-    if config.dtype == "auto":
-        computed = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        config = dataclasses.replace(config, dtype=computed)
+    dtype = trunk_dtype(jax.devices()[0]) if config.dtype == "auto" else config.dtype
+    why = " (no bfloat16 before Ampere)" if (config.dtype, dtype) == ("auto", "float16") else ""
+    config = dataclasses.replace(config, dtype=dtype)
 
     # ---- model ----
     trunk = load(config.model, config.dtype).replace(branches=None, calibration=None)
@@ -174,7 +170,10 @@ def main() -> None:
         if parallel.is_first():
             hours = corpus.lengths.sum() / audio.SAMPLE_RATE / 3600
             what = " ".join([folder, *splits])
-            print(f"{what}: {len(corpus.names)} utterances, {hours:.2f} h; on {device}")
+            print(
+                f"{what}: {len(corpus.names)} utterances, {hours:.2f} h; on {device}, trunk in "
+                f"{dtype}{why}"
+            )
         return stored.of(corpus, on_error) if stored else (corpus, None)
 
     splits = training_splits(config.data, config.splits)

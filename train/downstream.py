@@ -17,14 +17,9 @@ from typing import Any, Literal
 
 import tyro
 
+from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import (
-    Accelerator,
-    given_options,
-    leave_out,
-    run_command,
-    use_accelerator,
-)
+from daisy_jax.terminal import given_options, leave_out, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +70,9 @@ class Config:
     si_sdri), or loss."""
     save_every: int = 0
     """Steps between two checkpoints, and between two validations."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the upstream computes in."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the upstream computes in. With float32 all products are, the head's too; with the others
+    a GPU takes TF32 and a TPU bfloat16 for the head's."""
     seed: int = 0
     """Of initial weights, batches, dropout and augmentation."""
     log_every: int = 50
@@ -90,7 +86,7 @@ class Config:
     deterministic: bool = False
     """On a GPU, give the same numbers in every run, at some cost; a CPU always does."""
     processes: str = ""
-    """To train in several processes, as for train/branches.py."""
+    """To train in several processes, as for train/branches.py: with auto, a task for each GPU."""
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "batch_size": 1, "save_every": 1, "log_every": 1, "seed": 0}
@@ -133,7 +129,8 @@ def main() -> None:
     from daisy_jax import parallel  # before the accelerator: processes are joined first
 
     parallel.join_processes(config.processes)
-    device = use_accelerator(config.accelerator, config.deterministic)
+    device = use_accelerator(config.accelerator, config.deterministic, dtype=config.dtype)
+    parallel.warn_of_unused_gpus(config.processes)
 
     import jax
     import numpy as np

@@ -14,7 +14,8 @@ from typing import Literal
 
 import tyro
 
-from daisy_jax.terminal import Accelerator, leave_out, progress_bar, run_command, use_accelerator
+from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.terminal import leave_out, progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +33,15 @@ class Config:
     everything."""
     batch_seconds: float = 160.0
     """Audio in a batch."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the model computes in."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the model computes in; float32 without TF32, which GPUs take otherwise."""
     accelerator: Accelerator = "auto"
     """Where to compute."""
 
 
 def main() -> int:
     config = tyro.cli(Config, description=__doc__)
-    use_accelerator(config.accelerator)
+    use_accelerator(config.accelerator, dtype=config.dtype)
 
     import jax
     import numpy as np
@@ -52,6 +53,7 @@ def main() -> int:
     from daisy_jax.data.labels import new_label_folder
     from daisy_jax.data.librispeech import VALIDATION, has_split, training_splits
     from daisy_jax.data.loading import Batch, batches
+    from daisy_jax.devices import fetched_behind
     from daisy_jax.errors import InputError
     from daisy_jax.hubert import frame_labels, require_head
 
@@ -86,13 +88,17 @@ def main() -> int:
 
         label = jax.jit(frame_labels)
 
+        def start(batch: Batch) -> Batch:
+            labels = label(model, batch["waveform"], batch["lengths"])
+            return {"labels": labels, "places": batch["places"], "lengths": batch["lengths"]}
+
         def seconds_of(batch: Batch) -> float:
             return float(batch["lengths"].sum()) / audio.SAMPLE_RATE
 
         bar = progress_bar("labelling", len(draw), seconds_of)
-        for batch in bar(batches(read, 0, len(draw), workers=0)):
-            labels = np.asarray(label(model, batch["waveform"], batch["lengths"]))
-            for row, place, length in zip(labels, batch["places"], batch["lengths"], strict=True):
+        for batch in bar(fetched_behind(map(start, batches(read, 0, len(draw), workers=0)))):
+            columns = (batch["labels"], batch["places"], batch["lengths"])
+            for row, place, length in zip(*columns, strict=True):
                 if length:
                     folder.write(int(place), row[: audio.frame_count(int(length))])
                 elif place >= 0:

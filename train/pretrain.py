@@ -14,7 +14,8 @@ import pathlib
 
 import tyro
 
-from daisy_jax.terminal import Accelerator, progress_bar, run_command, use_accelerator
+from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.terminal import progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)

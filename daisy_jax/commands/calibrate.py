@@ -7,9 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.commands.info import entropy_table
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import Accelerator, printable, progress_bar, use_accelerator
+from daisy_jax.terminal import printable, progress_bar
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,17 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
 from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.data.feature_shards import Row, finished_part
 from daisy_jax.data.file_list import FileList, deal, read_list
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import (
-    Accelerator,
-    printable,
-    progress_bar,
-    use_accelerator,
-    use_compilation_cache,
-)
+from daisy_jax.terminal import printable, progress_bar
 
 if TYPE_CHECKING:
     from daisy_jax.hubert import Hubert

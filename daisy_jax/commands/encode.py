@@ -10,18 +10,13 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
+from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
 from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.commands.corpora import Corpora, Setting, content_of, prepare, run_corpus
 from daisy_jax.commands.exit_choice import choose_exits
 from daisy_jax.data.sound_files import expand_folders
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import (
-    Accelerator,
-    printable,
-    progress_bar,
-    use_accelerator,
-    use_compilation_cache,
-)
+from daisy_jax.terminal import printable, progress_bar
 
 HEADER = f"{'seconds':>8} {'frames':>7} {'exit':>5} {'entropy':>8} {'saved':>7}  file"
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import tyro
 
+from daisy_jax.accelerator import use_accelerator
 from daisy_jax.exits import Calibration, exit_threshold
-from daisy_jax.terminal import use_accelerator
 
 RATIOS = (0.7, 0.76, 1.0)  # the paper's
 
