@@ -14,7 +14,7 @@ from daisy_jax.pooling import RunningWeights, normalize
 
 FRAMES_PER_SLICE = 512
 """Frames that fill a CPU in one turn of the inner loop (measured)."""
-LEAST_FRAMES = 4096
+LEAST_FRAMES = 1024
 """Frames below which a GPU or TPU computes a layer hardly faster (estimated;
 benchmarks/first_gpu.py decides)."""
 

@@ -70,11 +70,13 @@ def grouped_convolution_by_blocks(x: jax.Array, kernel: jax.Array, groups: int) 
     blocks = -(-frames // block)
     seen = -(-(taps + block - 1) // block)  # blocks of input that a block of output sees
 
+    # One axis is split or joined at a time: more is too much for a mesh with Explicit axes.
     # [groups, batch, blocks, seen * block * width]: for each block what it sees.
     left, size = taps // 2, (blocks + seen - 1) * block
     x = jnp.pad(x, ((0, 0), (left, size - frames - left), (0, 0)))
-    x = jnp.moveaxis(x.reshape(batch, -1, block, groups, width), 3, 0)
-    x = x.reshape(groups, batch, -1, block * width)
+    x = x.reshape(batch, size // block, block, dim)
+    x = x.reshape(batch, size // block, block, groups, width)
+    x = jnp.moveaxis(x, 3, 0).reshape(groups, batch, size // block, block * width)
     windows = jnp.concatenate([x[:, :, first : first + blocks] for first in range(seen)], axis=-1)
 
     # [groups, seen * block * width, block * width]: frame p of a block sees taps p frames later.
@@ -87,7 +89,8 @@ def grouped_convolution_by_blocks(x: jax.Array, kernel: jax.Array, groups: int) 
 
     out = jnp.einsum("gbni,gio->gbno", windows, matrix)
     out = jnp.moveaxis(out.reshape(groups, batch, blocks, block, width), 0, 3)
-    return out.reshape(batch, blocks * block, dim)[:, :frames]
+    out = out.reshape(batch, blocks, block, dim).reshape(batch, blocks * block, dim)
+    return out[:, :frames]
 
 
 class SelfAttention(nnx.Module):

@@ -401,9 +401,9 @@ def test_one_slice_a_layer_is_the_smallest_that_holds_the_utterances_inside(
 
 
 def test_slices_are_halves_of_the_batch_while_they_fill_a_device():
-    assert layer_loops._switch_sizes(16, 499) == (16,)
-    assert layer_loops._switch_sizes(64, 499) == (16, 32, 64)
-    assert layer_loops._switch_sizes(25, 600) == (7, 13, 25)
+    assert layer_loops._switch_sizes(16, 499) == (4, 8, 16)
+    assert layer_loops._switch_sizes(16, 99) == (16,)
+    assert layer_loops._switch_sizes(25, 600) == (2, 4, 7, 13, 25)
     assert layer_loops._switch_sizes(1, 10**6) == (1,)
 
 

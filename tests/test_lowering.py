@@ -162,6 +162,13 @@ def test_gradients(platform):
         assert (program.text.count("fmhaSoftmaxBackward") > 0) == (platform == "cuda")
 
 
+def test_a_short_trunk_on_the_cpu_of_a_machine_with_a_gpu():
+    """The platform is that of the arrays, not that of the process."""
+    out = jax.jit(lambda model: encode(model, WAVEFORM, LENGTHS, threshold=0.5))(MODEL)
+    assert np.isfinite(np.asarray(out.last_hidden, np.float32)).all()
+    np.testing.assert_array_equal(out.num_frames, frame_count(LENGTHS))
+
+
 # ---------------------------------------------------------------- meshes
 
 
@@ -173,8 +180,10 @@ def test_explicit_meshes(threshold):
     with jax.set_mesh(mesh):
         run = jax.jit(lambda m, w, n: encode(m, w, n, threshold=threshold))
         program = Program("cuda", run, MODEL, waveform, lengths)
+        labels = Program("cuda", frame_labels, MODEL, waveform, lengths)
     assert program.fused == 1  # one row on each device, so one size of slice
     assert program.count("case") == (threshold is not None)
+    assert "@CustomSPMDPartitioning" in labels.text
 
 
 @pytest.mark.parametrize(
