@@ -3,11 +3,11 @@
     python benchmarks/first_gpu.py --accelerator=gpu --output runs/first_gpu.jsonl
     python benchmarks/first_gpu.py --small --accelerator=cpu
 
-Prints a JSON line after each measurement, so that a run that is cut short has not run in vain, and
-in the end one line for each constant that the figures decide, by the rules in gpu_rules.py. Weights
-are random and exits are forced: time does not depend on what the weights say. Compiled programs are
-kept in a folder, so that a second run spends its time on measuring. `--small` takes tiny shapes: it
-shows that everything runs, and its times say nothing.
+Prints JSON lines: what was measured, and what that decides by the rules in gpu_rules.py, at once,
+so that a run that is cut short has not run in vain. Weights are random and exits are forced: time does
+not depend on what the weights say. Compiled programs are kept in a folder, so that a second run
+spends its time on measuring. `--small` takes tiny shapes: it shows that everything runs, and its
+times say nothing.
 """
 
 import dataclasses
@@ -67,20 +67,19 @@ def main() -> None:
     if unknown:
         raise InputError(f"{unknown[0]} is no measurement; there are {', '.join(measurements)}")
     chosen = [name for name in measurements if not config.only or name in config.only]
-    lines = []
     with Lines(config.output) as show:
         show({"measurement": "versions", "device": device, **versions()})
         for name in chosen:
+            lines = []
             for line in measured(name, measurements[name], sizes(config.small, config.runs)):
                 lines.append(line)
                 show(line)
-        # XLA reads its flags once, so that another process measures with them.
-        if not config.only and not config.small:
-            for line in with_flags(config, COMMAND_BUFFERS):
-                lines.append(line)
-                show(line)
-        for decision in decisions(lines):
-            show(decision)
+            for decision in decisions(lines):
+                show(decision)
+            # XLA reads its flags once, so that another process measures with them.
+            if name == "exits" and not config.only and not config.small:
+                for line in with_flags(config, COMMAND_BUFFERS):
+                    show(line)
 
 
 def measured(name: str, measure: Any, shapes: Any) -> Iterator[dict[str, Any]]:
@@ -100,14 +99,18 @@ def with_flags(config: Config, flags: str) -> Iterator[dict[str, Any]]:
     command += ["--accelerator", config.accelerator]
     command += ["--compilation-cache", config.compilation_cache]
     environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=180
+        )
+    except subprocess.SubprocessError as error:
+        said = getattr(error, "stderr", None) or str(error)
+        last = str(said).strip().rpartition("\n")[2]
         yield {"measurement": "exits", "xla_flags": flags, "failed": last[:500]}
+        return
     for text in done.stdout.splitlines():
-        line = json.loads(text)
-        if line.get("measurement") == "exits":
-            yield {**line, "xla_flags": flags}
+        if text.startswith('{"measurement": "exits"'):
+            yield {**json.loads(text), "xla_flags": flags}
 
 
 def versions() -> dict[str, Any]:

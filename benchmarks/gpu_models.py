@@ -16,6 +16,7 @@ from gpu_steps import Line, cast, drawn, error_of
 import daisy_jax
 from daisy_jax import audio, files, layer_loops
 from daisy_jax.branch_training import branch_optimizer, branch_step
+from daisy_jax.forms import one_form
 from daisy_jax.hubert import embed
 
 PAPER_STEPS = 88_000  # section 4
@@ -86,7 +87,7 @@ def measure_full_depth(shapes: Sizes) -> Iterator[Line]:
 
 
 def measure_exits(shapes: Sizes) -> Iterator[Line]:
-    """Exits of mean 6 of 12 with smallest slices of four sizes, against the ideal of this run."""
+    """Exits of mean 6 of 12 in loops and with smallest slices of four sizes, against the ideal."""
     from forced_exits import Forced
 
     forced = Forced(shapes.name, "bfloat16")
@@ -103,24 +104,52 @@ def measure_exits(shapes: Sizes) -> Iterator[Line]:
     def run(model: Any, waveform: Any, threshold: Any) -> Any:
         return daisy_jax.encode(model, waveform, threshold=threshold).last_hidden
 
+    def compiled() -> Any:
+        jax.clear_caches()
+        program = jax.jit(run).lower(forced.model, waveform, threshold).compile()
+        return lambda: program(forced.model, waveform, threshold)
+
+    with one_form("layer", "loops"):
+        tasks["loops"] = compiled()
     before = layer_loops.LEAST_FRAMES
     for least in (512, 1024, 2048, 4096):
         layer_loops.LEAST_FRAMES = least  # which is read while a program is traced
-        jax.clear_caches()
-        compiled = jax.jit(run).lower(forced.model, waveform, threshold).compile()
-        tasks[least] = lambda compiled=compiled: compiled(forced.model, waveform, threshold)
+        with one_form("layer", "switch"):
+            tasks[least] = compiled()
     layer_loops.LEAST_FRAMES = before
     jax.clear_caches()
     times = milliseconds(tasks, shapes)
-    full, front_time = times.pop("full"), times.pop("front")
-    ideal = front_time + (full - front_time) * float(np.mean(exits)) / forced.layers
+    full, front_time, looped = (times.pop(name) for name in ("full", "front", "loops"))
+    # What a row costs in a layer, if it costs the same in every slice.
+    row = (full - front_time) / forced.layers / shapes.rows
+    ideal = front_time + row * sum(exits)
+    yield {"form": "loops", "milliseconds": looped, "over_ideal": round(looped / ideal, 3)}
+    frames = int(audio.frame_count(waveform.shape[1]))
     for least, taken in times.items():
+        computed = rows_computed(exits, slice_sizes(shapes.rows, frames, least), forced.layers)
         yield {
+            "form": "switch",
             "least_frames": least,
             "milliseconds": taken,
             "full_depth_milliseconds": full,
             "over_ideal": round(taken / ideal, 3),
+            # Of what its slices would take if neither their size nor the host cost anything.
+            "over_slices": round(taken / (front_time + row * computed), 3),
         }
+
+
+def slice_sizes(rows: int, frames: int, least: int) -> tuple[int, ...]:
+    """Those of the library, with another smallest one."""
+    before, layer_loops.LEAST_FRAMES = layer_loops.LEAST_FRAMES, least
+    sizes = layer_loops._switch_sizes(rows, frames)
+    layer_loops.LEAST_FRAMES = before
+    return sizes
+
+
+def rows_computed(exits: list[int], sizes: tuple[int, ...], layers: int) -> int:
+    """Rows in the slices of all layers: those inside, and those that fill a slice."""
+    inside = [sum(exit_layer >= layer for exit_layer in exits) for layer in range(1, layers + 1)]
+    return sum(next(size for size in sizes if size >= count) for count in inside if count)
 
 
 def measure_encode_files(shapes: Sizes) -> Iterator[Line]:
@@ -136,7 +165,8 @@ def measure_encode_files(shapes: Sizes) -> Iterator[Line]:
     rng = np.random.default_rng(0)
     before = files.BATCH_SECONDS_ELSEWHERE
     with tempfile.TemporaryDirectory() as folder:
-        paths, seconds = [], shapes.seconds * rng.uniform(0.1, 1.9, shapes.files)
+        # Of two lengths, so that two programs are compiled for each size of a batch.
+        paths, seconds = [], shapes.seconds * rng.choice([0.5, 1.0], shapes.files)
         for number, length in enumerate(seconds):
             samples = 0.1 * rng.standard_normal(round(length * audio.SAMPLE_RATE))
             paths.append(pathlib.Path(folder, f"{number}.wav"))
@@ -175,9 +205,7 @@ def measure_stage1(shapes: Sizes) -> Iterator[Line]:
     one_step()  # the first step's state lies elsewhere, so that it is another program
     taken = milliseconds({"step": one_step}, shapes)["step"]
     hours = taken * PAPER_STEPS / 3_600_000
-    memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     yield {"rows": rows, "seconds": seconds, "milliseconds": taken, "hours_of_88000": hours}
-    yield {"peak_bytes_in_use": memory}
 
 
 def measure_transformers(shapes: Sizes) -> Iterator[Line]:
@@ -202,27 +230,27 @@ def measure_transformers(shapes: Sizes) -> Iterator[Line]:
     samples = round(shapes.seconds * audio.SAMPLE_RATE)
     batch = torch.randn(shapes.rows, samples, device=place, dtype=torch.bfloat16)
 
-    def task(function: Any) -> Any:
-        def run() -> None:
+    wait = torch.cuda.synchronize if place == "cuda" else lambda: None
+
+    def time_of(function: Any) -> float:
+        def run() -> Any:
             with torch.no_grad():
                 function(batch)
-            if place == "cuda":
-                torch.cuda.synchronize()
+            return wait
 
-        return run
+        return milliseconds({"torch": run}, shapes)["torch"]
 
-    tasks = {"eager": task(model)}
-    if not small:
-        tasks["compiled"] = task(torch.compile(model))
-    for name, taken in milliseconds(tasks, shapes).items():
-        yield {"what": name, "place": place, "milliseconds": taken}
+    yield {"what": "eager", "place": place, "milliseconds": time_of(model)}
+    if not small:  # which needs a C compiler, too
+        compiled = time_of(torch.compile(model))
+        yield {"what": "compiled", "place": place, "milliseconds": compiled}
 
 
 MEASUREMENTS = {
     "packaged": measure_packaged,
     "full_depth": measure_full_depth,
     "exits": measure_exits,
-    "encode_files": measure_encode_files,
     "stage1": measure_stage1,
+    "encode_files": measure_encode_files,
     "transformers": measure_transformers,
 }

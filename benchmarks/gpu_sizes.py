@@ -56,14 +56,17 @@ def sizes(small: bool, runs: int) -> Sizes:
     return Sizes(config, "base", 16, 10.0, 30.0, (32, 12.3), lstm, 400, runs, 10)
 
 
-def milliseconds(tasks: dict[str, Callable[[], Any]], shapes: Sizes) -> dict[str, float]:
-    """Median milliseconds of one call of each task, all tasks in turn after a warm-up."""
+def milliseconds(tasks: dict[Any, Callable[[], Any]], shapes: Sizes) -> dict[Any, float]:
+    """Median milliseconds of one call of each task, all tasks in turn after a warm-up.
+
+    What the last call returns is waited for: JAX's arrays, or a function that waits (torch's).
+    """
 
     def repeated(task: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> None:
             for _ in range(shapes.calls):
                 out = task()
-            jax.block_until_ready(out)
+            out() if callable(out) else jax.block_until_ready(out)
 
         return run
 

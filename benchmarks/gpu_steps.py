@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from gpu_sizes import Sizes, milliseconds
 
-from daisy_jax import attention, audio
+from daisy_jax import attention, audio, lstm
 from daisy_jax.branches import Branches
 from daisy_jax.feature_encoder import FeatureEncoder
 from daisy_jax.forms import FORMS, one_form
@@ -72,8 +72,11 @@ def attention_at(shapes: Sizes, seconds: float) -> Iterator[Line]:
     def attended(query: Any, key: Any, value: Any) -> jax.Array:
         return jnp.where(mask[..., None, None], attention.attend(query, key, value, mask), 0)
 
-    exact = in_form("attention", "by_head", attended)(*cast(arrays, jnp.float32))
-    forms = ["at_once", "by_head"] + (["fused"] if attention._fused_kernel_runs() else [])
+    with jax.default_matmul_precision("highest"):
+        whole = cast(arrays, jnp.float32)
+        exact = in_form("attention", "by_head", attended)(*whole)
+        exact_gradients = in_form("attention", "by_head", squares(attended, (0, 1, 2)))(*whole)
+    forms = ["at_once", "fused"] if attention._fused_kernel_runs() else ["at_once"]
     forward = {form: in_form("attention", form, attended) for form in forms}
     backward = {form: in_form("attention", form, squares(attended, (0, 1, 2))) for form in forms}
     times = milliseconds({f: lambda f=f: forward[f](*arrays) for f in forms}, shapes)
@@ -85,7 +88,7 @@ def attention_at(shapes: Sizes, seconds: float) -> Iterator[Line]:
             "seconds": seconds,
             "milliseconds": times[form],
             "gradient_milliseconds": gradient_times[form],
-            "error": error_of(out, exact),
+            "error": max(map(error_of, (out, *gradients), (exact, *exact_gradients))),
             "finite": all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in (out, *gradients)),
         }
 
@@ -190,29 +193,40 @@ def measure_branch(shapes: Sizes) -> Iterator[Line]:
         yield {"form": form, "milliseconds": times[form], "error": error}
 
 
+UNROLLINGS = (1, 4, 8)
+
+
 def measure_lstm(shapes: Sizes) -> Iterator[Line]:
-    """Both directions in turn and together, and torch's."""
+    """Both directions in turn, and together with several unrollings, and torch's; in float32."""
     batch, frames, inputs, units, layers = shapes.lstm
-    lstm = BidirectionalLstm(inputs, units, layers, rngs=nnx.Rngs(0))
+    module = BidirectionalLstm(inputs, units, layers, rngs=nnx.Rngs(0))
     x, mask = drawn(0, batch, frames, inputs), jnp.ones((batch, frames), bool)
 
-    def call(lstm: Any, x: jax.Array) -> jax.Array:
-        return lstm(x, mask)
+    def call(module: Any, x: jax.Array) -> jax.Array:
+        return module(x, mask)
 
-    forms = sorted(set(FORMS["lstm"].values()))
-    forward = {form: in_form("lstm", form, call) for form in forms}
-    backward = {form: in_form("lstm", form, squares(call, (0, 1))) for form in forms}
-    tasks: dict[str, Any] = {f: lambda f=f: forward[f](lstm, x) for f in forms}
-    gradients: dict[str, Any] = {f: lambda f=f: backward[f](lstm, x) for f in forms}
+    tasks: dict[Any, Any] = {}
+    gradients: dict[Any, Any] = {}
+    before = lstm.UNROLLED
+    with jax.default_matmul_precision("highest"):  # as task heads are trained
+        for form in sorted(set(FORMS["lstm"].values())):
+            for unrolled in UNROLLINGS if form == "together" else (1,):
+                lstm.UNROLLED = unrolled  # which is read while a program is traced
+                forward = in_form("lstm", form, call).lower(module, x).compile()
+                backward = in_form("lstm", form, squares(call, (0, 1))).lower(module, x).compile()
+                tasks[form, unrolled] = lambda run=forward: run(module, x)
+                gradients[form, unrolled] = lambda run=backward: run(module, x)
+    lstm.UNROLLED = before
     theirs = torch_lstm(shapes.lstm)
     if theirs:
-        tasks["torch"], gradients["torch"] = theirs
+        tasks["torch", 1], gradients["torch", 1] = theirs
     times, gradient_times = milliseconds(tasks, shapes), milliseconds(gradients, shapes)
-    for form, taken in times.items():
+    for (form, unrolled), taken in times.items():
         yield {
             "form": form,
+            "unrolled": unrolled,
             "milliseconds": taken,
-            "gradient_milliseconds": gradient_times[form],
+            "gradient_milliseconds": gradient_times[form, unrolled],
         }
 
 
@@ -226,21 +240,18 @@ def torch_lstm(sizes: tuple[int, ...]) -> tuple[Callable, Callable] | None:
     import torch
 
     batch, frames, inputs, units, layers = sizes
-    lstm = torch.nn.LSTM(inputs, units, layers, batch_first=True, bidirectional=True).to(place)
+    module = torch.nn.LSTM(inputs, units, layers, batch_first=True, bidirectional=True).to(place)
     x = torch.randn(batch, frames, inputs, device=place, requires_grad=True)
+    wait = torch.cuda.synchronize if place == "cuda" else lambda: None
 
-    def wait() -> None:
-        if place == "cuda":
-            torch.cuda.synchronize()
-
-    def forward() -> None:
+    def forward() -> Any:
         with torch.no_grad():
-            lstm(x)
-        wait()
+            module(x)
+        return wait
 
-    def backward() -> None:
-        lstm(x)[0].square().sum().backward()
-        wait()
+    def backward() -> Any:
+        module(x)[0].square().sum().backward()
+        return wait
 
     return forward, backward
 

@@ -28,7 +28,7 @@ def use_accelerator(
 
     The CPU stays usable beside a GPU or a TPU. Where the model computes in float32, all products
     do: without being asked, JAX takes TF32 on GPUs and bfloat16 on TPUs in the place of float32,
-    which leaves three digits.
+    which leaves three digits. JAX_DEFAULT_MATMUL_PRECISION=default asks for that.
 
     Args:
       accelerator: the kind; "auto": what JAX chooses.
@@ -52,7 +52,8 @@ def use_accelerator(
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     device = _first_device(accelerator)
     computed = trunk_dtype(device) if dtype == "auto" else dtype
-    if computed == "float32":
+    settings: Any = jax.config
+    if computed == "float32" and settings.jax_default_matmul_precision is None:
         jax.config.update("jax_default_matmul_precision", "highest")
     return device.device_kind
 

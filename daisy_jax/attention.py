@@ -1,6 +1,7 @@
 """Scaled dot-product attention in the form that the platform computes fastest."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,29 +52,56 @@ def _average(
     return jnp.einsum("...ts,...sh->...th", weights, value)
 
 
-def _fused(query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.Array) -> jax.Array:
-    """CuDNN's kernel, by which scores are never stored."""
+# JAX's rules for the kernel take for granted that its arguments are batched under vmap, and split
+# over devices, all as one of them is. But a mask may be shared by all rows of a vmap or lie on
+# every device, and many cotangents may be asked about one batch. So arguments are made to depend on
+# the one that decides.
+
+
+def _tied(array: jax.Array, decides: jax.Array, otherwise: Any) -> jax.Array:
+    """The array itself, made to depend on another one, row by row.
+
+    Only where the other's row begins with a NaN is it `otherwise`; nothing there is of use anyhow.
+    """
+    broken = jnp.isnan(decides[:, 0, 0, 0])
+    return jnp.where(jnp.expand_dims(broken, range(1, array.ndim)), otherwise, array)
+
+
+def _kernel(query, key, value, frame_mask):
+    # An even number of frames, which the gradient asks for, and at least one more than there are.
+    frames = query.shape[1]
+    padded = frames + 2 - frames % 2
+    widths = ((0, 0), (0, padded - frames), (0, 0), (0, 0))
     # At least one key, so that a row without frames has numbers too.
     counts = jnp.maximum(jnp.sum(frame_mask, axis=1, dtype=jnp.int32), 1)
-    # The kernel takes for granted that counts are batched and split over devices as queries are,
-    # but a mask may be shared by all rows of a vmap, and may be on every device. So they are made
-    # to depend on the queries: what is not a number has any count.
-    broken = jnp.isnan(query[:, 0, 0, 0])
-    key_counts = jnp.where(broken, 1, counts)
-    query_counts = jnp.where(broken, 1, jnp.int32(query.shape[1]))
-    # An even number of frames, which the gradient asks for.
-    frames = query.shape[1]
-    widths = ((0, 0), (0, frames % 2), (0, 0), (0, 0))
-    query, key, value = (jnp.pad(array, widths) for array in (query, key, value))
     attended = jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        query_seq_lengths=query_counts,
-        key_value_seq_lengths=key_counts,
+        *(jnp.pad(array, widths) for array in (query, key, value)),
+        query_seq_lengths=_tied(jnp.full_like(counts, frames), query, padded),
+        key_value_seq_lengths=_tied(counts, query, padded),
         implementation="cudnn",
     )
     return attended[:, :frames]
+
+
+@jax.custom_vjp
+def _fused(query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.Array) -> jax.Array:
+    """CuDNN's kernel, by which scores are never stored."""
+    return _kernel(query, key, value, frame_mask)
+
+
+def _fused_forward(query, key, value, frame_mask):
+    return _kernel(query, key, value, frame_mask), (query, key, value, frame_mask)
+
+
+def _fused_backward(saved, gradient):
+    *arrays, frame_mask = saved
+    arrays = [_tied(array, gradient, jnp.asarray(jnp.nan, array.dtype)) for array in arrays]
+    # The forward pass is run again: it is a small part of a layer, and less is kept meanwhile.
+    _, pullback = jax.vjp(functools.partial(_kernel, frame_mask=frame_mask), *arrays)
+    return (*pullback(gradient), None)
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
 
 
 def _fused_kernel_runs() -> bool:

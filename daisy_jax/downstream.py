@@ -61,7 +61,7 @@ def batch_features(
         run = parallel.over_rows(own_rows, 3)
         frozen = jax.lax.stop_gradient(upstream)
         arguments = (batch["waveform"], batch["lengths"], threshold)
-        items, *rest = run((frozen, jnp.asarray(allowed)), *arguments)
+        items, *rest = run((frozen, jax.tree.map(jnp.asarray, allowed)), *arguments)
     pooled = pool(items, params["layer_weights"], rest[1])
     return Features(pooled, *rest)
 
@@ -182,7 +182,10 @@ class Evaluator:
             width = audio.padded_width(crops[0].samples)
             return data.read(crops, width, exits, parallel.local_rows(len(crops)))
 
-        count, arguments = len(self._draw), (params, data.upstream, rule.threshold, rule.allowed)
+        count, arguments = (
+            len(self._draw),
+            (params, data.upstream, rule.threshold, rule.allowed_or_all),
+        )
         placed = map(parallel.place, batches(read, 0, count, workers=0))
         started = (self._run(*arguments, batch) for batch in placed)
         for number, results in enumerate(progress(count)(fetched_behind(started))):

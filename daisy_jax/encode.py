@@ -69,7 +69,7 @@ def encode(
         it, else at the deepest allowed one. None: no branch is evaluated, everybody leaves at the
         deepest allowed layer; differentiable in reverse mode.
       allowed: bool [L], where an utterance may leave; None: everywhere. Branches of other layers
-        are not evaluated.
+        are not evaluated (GPUs and TPUs, which that would keep waiting, drop what they say).
       layer_weights: float [L+1], raw scores of item 0 and the layers; makes `pooled`. To train them
         beside exits, pool kept hidden states with `daisy_jax.pooling.pool`, which has a gradient.
       return_hidden_states: whether to keep every layer's output.
@@ -103,6 +103,8 @@ def encode(
         allowed = checked(allowed, "allowed", "a bool array", (num_layers,), np.bool_)
         if has_values(allowed) and not np.any(np.asarray(allowed)):
             raise InputError("allowed is False everywhere; allow at least one layer")
+        if threshold is None and has_values(allowed) and np.asarray(allowed)[-1]:
+            allowed = None  # everybody runs all layers, and no condition is needed
     if layer_weights is not None:
         layer_weights = checked(
             layer_weights, "layer_weights", "a float array", (num_layers + 1,), np.floating

@@ -99,6 +99,14 @@ class ExitRule(NamedTuple):
     """bool [L]."""
 
     @property
+    def allowed_or_all(self) -> np.ndarray | None:
+        """`allowed` for a jitted function; None where everybody runs all layers.
+
+        A jitted function cannot see that, and would ask for each layer.
+        """
+        return None if self.threshold is None and self.allowed[-1] else self.allowed
+
+    @property
     def evaluated(self) -> np.ndarray:
         """Bool [L], the layers whose branches are computed."""
         return self.allowed if self.threshold is not None else np.zeros_like(self.allowed)

@@ -4,8 +4,8 @@
 def torch_place() -> str | None:
     """The device for torch: "cuda" where JAX has a GPU and torch can use it, else "cpu".
 
-    None where torch is not installed. Torch's float32 is float32 afterwards, as ours is: no TF32 in
-    its convolutions and LSTMs.
+    None where torch is not installed. Torch's float32 is float32 afterwards, in its convolutions
+    and LSTMs, too, where it would take TF32.
     """
     import jax
 

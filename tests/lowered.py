@@ -1,10 +1,12 @@
 """Programs as they are lowered for machines that are not here, and what their text says."""
 
 import collections
+import contextlib
 import re
 import types
 
 import jax
+import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo
 from jax._src.interpreters import mlir
 from jaxlib.mlir import ir
@@ -78,9 +80,9 @@ def _computes(case) -> bool:
     return not set(inside) <= {"stablehlo.constant", "stablehlo.return"}
 
 
-def run_fused_on_cpu(seen: list) -> None:
+@contextlib.contextmanager
+def fused_on_cpu(seen: list):
     """Gives the fused kernel a CPU lowering of plain JAX, which notes the shapes it is given."""
-    import jax.numpy as jnp
 
     def attend(query, key, value, bias, query_counts, key_counts, *rest, scale, **settings):
         del bias, rest, settings
@@ -93,8 +95,10 @@ def run_fused_on_cpu(seen: list) -> None:
         weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30))
         return [jnp.einsum("bnts,bsnh->btnh", weights, value).astype(jnp.bfloat16)]
 
-    mlir.register_lowering(
-        fused_attention_stablehlo._dot_product_attention_fwd_p,
-        mlir.lower_fun(attend, multiple_results=True),
-        platform="cpu",
-    )
+    primitive = fused_attention_stablehlo._dot_product_attention_fwd_p
+    rule = mlir.lower_fun(attend, multiple_results=True)
+    mlir.register_lowering(primitive, rule, platform="cpu")
+    try:
+        yield
+    finally:
+        del mlir._platform_specific_lowerings["cpu"][primitive]

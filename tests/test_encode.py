@@ -447,6 +447,16 @@ def assert_same(out, wanted):
     assert_close_to_scale(out.pooled, wanted.pooled)
 
 
+def test_one_slice_serves_all_of_a_vmap(base_model, switch):
+    """Thresholds with which different numbers of utterances are inside, at the same time."""
+    thresholds = jnp.array([np.inf, 1.95, 1.1, -np.inf], jnp.float32)
+    run = lambda one: encode(base_model, BATCH, BATCH_LENGTHS, threshold=one, **EVERYTHING)  # noqa: E731
+    together = jax.jit(jax.vmap(run))(thresholds)
+    for number, threshold in enumerate(thresholds):
+        out = jax.tree.map(lambda field, number=number: field[number], together)
+        assert_same(out, run(threshold))
+
+
 def test_branches_of_layers_that_are_not_allowed_are_not_evaluated(base_model, counted):
     allowed = np.array([False, True, False, True])
     out, rows, branches = counted(

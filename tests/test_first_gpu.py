@@ -11,6 +11,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
+import first_gpu
+import gpu_models
 from gpu_rules import RULES, decisions
 
 ATTENTION = {"measurement": "attention", "seconds": 10.0, "finite": True, "error": 1e-3}
@@ -53,7 +55,8 @@ def test_the_fastest_form_that_is_exact():
         return {
             "measurement": "positional_convolution",
             "form": form,
-            "milliseconds": time,
+            "milliseconds": time / 2,
+            "gradient_milliseconds": time / 2,
             "error": error,
         }
 
@@ -62,9 +65,9 @@ def test_the_fastest_form_that_is_exact():
     assert decided(exact, convolution("blocks", 0.4, 1e-4)) == {
         "positional_convolution": "convolution"
     }
-    # What the library does not have cannot be chosen.
-    assert decided(exact, convolution("two_dimensional", 0.1, 1e-7)) == {
-        "positional_convolution": "convolution"
+    # Today's form stays where another one is not 5 % ahead.
+    assert decided(convolution("blocks", 1.04, 1e-6), convolution("convolution", 1.0, 1e-7)) == {
+        "positional_convolution": "blocks"
     }
 
 
@@ -72,19 +75,54 @@ def test_the_smallest_slice_near_the_best_and_what_is_left_of_the_ideal():
     def exits(least, time, over):
         return {
             "measurement": "exits",
+            "form": "switch",
             "least_frames": least,
             "milliseconds": time,
-            "over_ideal": over,
+            "over_slices": over,
         }
 
     lines = [exits(512, 1.2, 1.3), exits(1024, 1.04, 1.2), exits(2048, 1.0, 1.16)]
     assert decided(*lines) == {
+        "layer": "switch",
         "least_frames": 1024,
-        "host_questions": "exits / ideal is 1.16: more work",
+        "host_questions": "exits / slices is 1.16: more work",
     }
+    loops = {"measurement": "exits", "form": "loops", "milliseconds": 0.9}
+    assert decided(*lines, loops)["layer"] == "loops"
     other_flags = {**exits(512, 0.1, 1.0), "xla_flags": "--flag"}
     failed = {**exits(512, 0.1, 1.0), "failed": "out of memory"}
     assert decided(*lines, other_flags, failed) == decided(*lines)
+
+
+def test_rows_that_slices_compute_in_vain():
+    """16 utterances, by hand: 16, 15 and 13 inside are one slice of 16, and so on."""
+    exits = [2, 3, 3, 4, 4, 5, 5, 6, 6, 6, 7, 7, 8, 8, 10, 12]
+    sizes = gpu_models.slice_sizes(16, 499, 1024)
+    assert sizes == (4, 8, 16)
+    inside = [16, 16, 15, 13, 11, 9, 6, 4, 2, 2, 1, 1]
+    assert sum(inside) == sum(exits) == 96
+    assert gpu_models.rows_computed(exits, sizes, 12) == 6 * 16 + 8 + 5 * 4
+
+
+@pytest.mark.parametrize("failure", [None, "code", "time"])
+def test_exits_with_other_flags_come_from_another_process(monkeypatch, failure):
+    def run(command, env, **options):
+        assert "--only" in command
+        assert env["XLA_FLAGS"].endswith(first_gpu.COMMAND_BUFFERS)
+        if failure == "code":
+            raise subprocess.CalledProcessError(1, command, stderr="first\nunknown flag\n")
+        if failure == "time":
+            raise subprocess.TimeoutExpired(command, 180)
+        lines = 'a warning\n{"measurement": "versions"}\n{"measurement": "exits", "form": "switch"}'
+        return subprocess.CompletedProcess(command, 0, stdout=lines)
+
+    monkeypatch.setattr(first_gpu.subprocess, "run", run)
+    (line,) = first_gpu.with_flags(first_gpu.Config(), first_gpu.COMMAND_BUFFERS)
+    assert line["xla_flags"] == first_gpu.COMMAND_BUFFERS
+    if failure is None:
+        assert line["form"] == "switch"
+    else:
+        assert ("unknown flag" if failure == "code" else "180 seconds") in line["failed"]
 
 
 @pytest.mark.slow
@@ -112,8 +150,8 @@ def test_the_small_run_measures_everything_on_a_cpu(tmp_path):
         "packaged",
         "full_depth",
         "exits",
-        "encode_files",
         "stage1",
+        "encode_files",
         "transformers",
     ]
     # All but the kernel that only a GPU has.

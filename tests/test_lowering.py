@@ -10,7 +10,7 @@ import pytest
 from conftest import SMALL, random_model, speech_like
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from lowered import Program, play_nvidia, run_fused_on_cpu
+from lowered import Program, fused_on_cpu, play_nvidia
 
 from daisy_jax import encode, frame_labels, layer_loops, parallel
 from daisy_jax.audio import frame_count, pad_batch
@@ -146,6 +146,21 @@ def test_full_depth_under_vmap(name):
         assert Program("cuda", lambda _: VMAPPED[name](None), 0).fused == 1
 
 
+@pytest.mark.parametrize("allowed", [[True] * 4, [False, False, False, True]])
+def test_full_depth_by_allowed_layers_asks_nothing_either(allowed):
+    allowed = np.asarray(allowed)
+    assert ExitRule("", None, allowed).allowed_or_all is None
+    program = Program("cuda", lambda m: encode(m, WAVEFORM, LENGTHS, allowed=allowed), MODEL)
+    assert program.count("case") == 0
+
+
+def test_a_static_layer_asks_once_a_layer():
+    allowed = np.asarray([False, False, True, False])
+    assert ExitRule("", None, allowed).allowed_or_all is allowed
+    program = Program("cuda", lambda m: encode(m, WAVEFORM, LENGTHS, allowed=allowed), MODEL)
+    assert (program.count("while"), program.count("case")) == (1, 1)
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_gradients(platform):
     def to_model(model):
@@ -155,7 +170,11 @@ def test_gradients(platform):
         loss = lambda w: total(encode(model, w, LENGTHS))  # noqa: E731
         return jax.vmap(jax.grad(loss))(twice(WAVEFORM))
 
-    for gradient in (to_model, to_waveforms):
+    def to_many_outputs(model):
+        loss = lambda w, weight: weight * total(encode(model, w, LENGTHS))  # noqa: E731
+        return jax.vmap(jax.grad(loss), (None, 0))(WAVEFORM, jnp.arange(2.0))
+
+    for gradient in (to_model, to_waveforms, to_many_outputs):
         program = Program(platform, gradient, MODEL)
         assert program.count("case") == 0
         assert program.count("while") == 2  # there and back
@@ -258,11 +277,18 @@ def test_a_step_of_pretraining(platform):
 # ---------------------------------------------------------------- the fused kernel, played
 
 
-@pytest.mark.parametrize("lengths_on_every_device", [False, True])
-def test_the_fused_kernel_on_one_and_on_four_devices(lengths_on_every_device):
-    """Run through its own batching and partitioning, with a stand-in for the kernel itself."""
+@pytest.fixture
+def kernel_on_cpu():
+    """The shapes that the stand-in for the kernel sees."""
     seen = []
-    run_fused_on_cpu(seen)
+    with fused_on_cpu(seen):
+        yield seen
+
+
+@pytest.mark.parametrize("lengths_on_every_device", [False, True])
+def test_the_fused_kernel_on_one_and_on_four_devices(kernel_on_cpu, lengths_on_every_device):
+    """Run through its own batching and partitioning, with a stand-in for the kernel itself."""
+    seen = kernel_on_cpu
     lengths = (3000, 900, 3000, 0, 1200, 2000, 3000, 700)
     waveform, counts = pad_batch(speech_like(lengths, seed=2))
     arguments = [MODEL.branches, MODEL.replace(branches=None)]
@@ -284,3 +310,23 @@ def test_the_fused_kernel_on_one_and_on_four_devices(lengths_on_every_device):
     assert set(seen) == {(2, 2, 2)}  # each device its own rows, and their counts
     np.testing.assert_allclose(alone, spread, rtol=1e-5)
     np.testing.assert_allclose(alone, plain, rtol=1e-2)  # products in float32 here, bfloat16 there
+
+
+def test_the_fused_kernel_under_vmap(kernel_on_cpu):
+    """With counts of its own for each batch, and with counts that are shared."""
+    two = jnp.stack([WAVEFORM, WAVEFORM[::-1]])
+
+    def run(form, lengths):
+        with one_form("attention", form):
+            axes = (0, 0 if lengths.ndim == 2 else None)
+            encoded = jax.jit(jax.vmap(lambda w, n: encode(MODEL, w, n).last_hidden, axes))
+            return np.asarray(encoded(two, lengths), np.float32)
+
+    for lengths in (np.stack([LENGTHS, LENGTHS[::-1]]), LENGTHS):
+        kernel_on_cpu.clear()
+        fused = run("fused", lengths)
+        assert set(kernel_on_cpu) == {(8, 8, 8)}
+        jax.clear_caches()
+        plain = run("at_once", lengths)
+        assert np.max(np.abs(fused - plain)) < 0.05 * np.max(np.abs(plain))  # bfloat16, 4 layers
+        jax.clear_caches()

@@ -250,7 +250,9 @@ def main() -> None:
     params, _ = fit(
         run,
         (params, jax.jit(optimizer.init)(params)),
-        lambda state, batch: step(state, train.upstream, rule.threshold, rule.allowed, batch),
+        lambda state, batch: step(
+            state, train.upstream, rule.threshold, rule.allowed_or_all, batch
+        ),
         batch,
         steps=config.steps,
         save_every=config.save_every,
