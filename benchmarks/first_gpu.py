@@ -4,10 +4,10 @@
     python benchmarks/first_gpu.py --small --accelerator=cpu
 
 Prints JSON lines: what was measured, and what that decides by the rules in gpu_rules.py, at once,
-so that a run that is cut short has not run in vain. Weights are random and exits are forced: time does
-not depend on what the weights say. Compiled programs are kept in a folder, so that a second run
-spends its time on measuring. `--small` takes tiny shapes: it shows that everything runs, and its
-times say nothing.
+so that a run that is cut short has not run in vain. Weights are random and exits are forced: time
+does not depend on what the weights say. Compiled programs are kept in a folder, so that a second
+run spends its time on measuring. `--small` takes tiny shapes; its times say nothing, it shows that
+everything runs.
 """
 
 import dataclasses
