@@ -20,25 +20,27 @@ FORMS: dict[str, dict[str, str]] = {
     # A CPU keeps the scores of one head in its cache. NVIDIA's fused kernel never stores scores;
     # where it does not run (`attention.attend` knows), all heads are computed at once.
     "attention": {"cpu": "by_head", "cuda": "fused", ELSEWHERE: "at_once"},
-    # XLA's grouped convolution is eight times faster than products on a CPU (measured). GPUs and
-    # TPUs have no good kernel for 16 groups of 48 channels and 128 taps (estimated).
+    # A CPU takes longer for the products, which are larger by their zeros (measured). GPUs and TPUs
+    # have no good kernel for a convolution of 16 groups of 48 channels and 128 taps (estimated).
     "positional_convolution": {"cpu": "convolution", ELSEWHERE: "blocks"},
     # Below Hopper, XLA keeps the channels last only in convolutions of 16-bit numbers over two
     # dimensions; with one, it transposes every array twice (read in its layout assignment).
     "front_end": {"cuda": "two_dimensional", ELSEWHERE: "one_dimensional"},
     # A float32 product at the highest precision misses the matrix units of GPUs and TPUs; three
-    # products of bfloat16 parts are as exact and fit them (estimated). CPUs compute in float32.
+    # products of bfloat16 parts are as exact and fit them (estimated), and cost a CPU more
+    # (measured).
     "branch": {"cpu": "float32", ELSEWHERE: "three_parts"},
     # A loop or a condition whose end depends on data makes a GPU wait for the host; a CPU does not
-    # mind, and gains from slices that fit exactly (measured on a CPU, estimated elsewhere).
+    # mind, and gains from slices that fit exactly (measured there, estimated elsewhere).
     "layer": {"cpu": "loops", ELSEWHERE: "switch"},
     # A step of a recurrence is too small for a GPU, so that two directions in one step take half
-    # the time (estimated); a CPU is kept busy by one.
+    # the time (estimated). On a CPU both forms take about the same (measured).
     "lstm": {"cpu": "in_turn", ELSEWHERE: "together"},
 }
 """For each step with several forms: platform, as JAX names it while lowering, to form.
 
-"measured": benchmarks/README.md has the figure. "estimated": benchmarks/first_gpu.py decides.
+"measured": by benchmarks/forms.py, with figures in benchmarks/README.md. "estimated": nothing has
+measured it; benchmarks/first_gpu.py does.
 """
 
 

@@ -37,6 +37,7 @@ COMMANDS = {
     "benchmarks/corpora.py": ["--count=0", "--no-ray", "--workers=1"],
     "benchmarks/files.py": ["--model=nowhere"],
     "benchmarks/first_gpu.py": ["--only=nowhere"],
+    "benchmarks/forms.py": ["--rows=-1"],
     "benchmarks/lstm.py": ["--batch=-1"],
     "benchmarks/stage1.py": ["--size=tiny"],
     "benchmarks/stage2.py": ["--size=tiny"],
@@ -46,6 +47,7 @@ COMMANDS = {
 }
 """What ends each command right after it has chosen its device: nothing it asks for is there."""
 ENDS = {
+    "benchmarks/forms.py": "at least one",
     "benchmarks/lstm.py": "negative dimensions",
     "benchmarks/corpora.py": "lists no file",  # what the command says that it starts
 }
