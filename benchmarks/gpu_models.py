@@ -69,14 +69,18 @@ def measure_full_depth(shapes: Sizes) -> Iterator[Line]:
 
     forced = Forced(shapes.name, "bfloat16")
     waveform = drawn(0, shapes.rows, round(shapes.seconds * audio.SAMPLE_RATE))
-    allowed = np.ones(forced.layers, bool)
+    allowed = jnp.ones(forced.layers, bool)
+    # Traced: of an array whose values it sees, `encode` takes the conditions out.
+    conditional = jax.jit(
+        lambda model, waveform, allowed: (
+            daisy_jax.encode(model, waveform, allowed=allowed).last_hidden
+        )
+    )
     front = jax.jit(lambda model, waveform, lengths: embed(model, waveform, lengths).hidden)
     lengths = jnp.full(shapes.rows, waveform.shape[1])
     tasks = {
         "no condition": lambda: daisy_jax.encode(forced.model, waveform).last_hidden,
-        "a condition a layer": lambda: (
-            daisy_jax.encode(forced.model, waveform, allowed=allowed).last_hidden
-        ),
+        "a condition a layer": lambda: conditional(forced.model, waveform, allowed),
         "all branches": lambda: (
             daisy_jax.encode(forced.model, waveform, threshold=-np.inf).last_hidden
         ),

@@ -182,10 +182,8 @@ class Evaluator:
             width = audio.padded_width(crops[0].samples)
             return data.read(crops, width, exits, parallel.local_rows(len(crops)))
 
-        count, arguments = (
-            len(self._draw),
-            (params, data.upstream, rule.threshold, rule.allowed_or_all),
-        )
+        count = len(self._draw)
+        arguments = (params, data.upstream, rule.threshold, rule.allowed_or_all)
         placed = map(parallel.place, batches(read, 0, count, workers=0))
         started = (self._run(*arguments, batch) for batch in placed)
         for number, results in enumerate(progress(count)(fetched_behind(started))):
