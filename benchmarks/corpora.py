@@ -21,7 +21,7 @@ import tyro
 from files import resident_bytes
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.terminal import run_command
+from daisy_jax.console.terminal import run_command
 
 PROGRAM = [sys.executable, "-c", "from daisy_jax.commands.main import main; main()"]
 
@@ -113,11 +113,11 @@ def memory(config: Config, folder: pathlib.Path) -> None:
     import soundfile
 
     import daisy_jax
-    from daisy_jax.contents import AtExit
     from daisy_jax.data.file_list import FileList
     from daisy_jax.exits import ExitRule
-    from daisy_jax.extraction import Extractor
-    from daisy_jax.shards import encode_shard
+    from daisy_jax.features.contents import AtExit
+    from daisy_jax.features.extraction import Extractor
+    from daisy_jax.features.shards import encode_shard
 
     if not config.stream:
         return

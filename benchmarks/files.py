@@ -18,7 +18,7 @@ import tempfile
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.terminal import run_command
+from daisy_jax.console.terminal import run_command
 from daisy_jax.timing import medians
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
-from daisy_jax.terminal import run_command
+from daisy_jax.console.terminal import run_command
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "eval"))  # for forced_exits, torch_place
 

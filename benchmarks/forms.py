@@ -1,4 +1,4 @@
-"""All forms of every step, timed side by side: is the table in daisy_jax/forms.py right here?
+"""All forms of every step, timed side by side: is the table in daisy_jax/model/forms.py right here?
 
     python benchmarks/forms.py
 
@@ -16,8 +16,8 @@ from typing import Any
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.console.terminal import run_command
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import run_command
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "eval"))  # for forced_exits
 
@@ -48,7 +48,7 @@ def main() -> None:
     from gpu_steps import in_form
 
     from daisy_jax.devices import platform_of
-    from daisy_jax.forms import ELSEWHERE, FORMS
+    from daisy_jax.model.forms import ELSEWHERE, FORMS
 
     shapes = sizes(False, config.runs)._replace(rows=config.rows, seconds=config.seconds, calls=1)
     platform = platform_of(None)
@@ -80,11 +80,11 @@ def steps(shapes: Any) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
 
     import daisy_jax
     from daisy_jax import audio
-    from daisy_jax.attention import attend
-    from daisy_jax.branches import Branches
-    from daisy_jax.feature_encoder import FeatureEncoder
-    from daisy_jax.lstm import BidirectionalLstm
-    from daisy_jax.transformer import PositionalConvolution
+    from daisy_jax.model.attention import attend
+    from daisy_jax.model.branches import Branches
+    from daisy_jax.model.feature_encoder import FeatureEncoder
+    from daisy_jax.model.transformer import PositionalConvolution
+    from daisy_jax.tasks.lstm import BidirectionalLstm
 
     config, rows = shapes.config, shapes.rows
     samples = round(shapes.seconds * audio.SAMPLE_RATE)

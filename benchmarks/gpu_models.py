@@ -14,10 +14,12 @@ from gpu_sizes import Sizes, milliseconds
 from gpu_steps import Line, cast, drawn, error_of
 
 import daisy_jax
-from daisy_jax import audio, files, layer_loops
-from daisy_jax.branch_training import branch_optimizer, branch_step
-from daisy_jax.forms import one_form
-from daisy_jax.hubert import embed
+from daisy_jax import audio
+from daisy_jax.features import files
+from daisy_jax.model import layer_loops
+from daisy_jax.model.forms import one_form
+from daisy_jax.model.hubert import embed
+from daisy_jax.training.branch_training import branch_optimizer, branch_step
 
 PAPER_STEPS = 88_000  # section 4
 

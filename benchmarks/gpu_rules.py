@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from daisy_jax.forms import ELSEWHERE, FORMS
+from daisy_jax.model.forms import ELSEWHERE, FORMS
 
 FUSED_GAIN, FUSED_ERROR = 1.1, 1e-2
 CONVOLUTION_ERROR = 1e-5

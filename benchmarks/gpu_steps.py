@@ -9,12 +9,14 @@ import numpy as np
 from flax import nnx
 from gpu_sizes import Sizes, milliseconds
 
-from daisy_jax import attention, audio, lstm
-from daisy_jax.branches import Branches
-from daisy_jax.feature_encoder import FeatureEncoder
-from daisy_jax.forms import FORMS, one_form
-from daisy_jax.lstm import BidirectionalLstm
-from daisy_jax.transformer import PositionalConvolution
+from daisy_jax import audio
+from daisy_jax.model import attention
+from daisy_jax.model.branches import Branches
+from daisy_jax.model.feature_encoder import FeatureEncoder
+from daisy_jax.model.forms import FORMS, one_form
+from daisy_jax.model.transformer import PositionalConvolution
+from daisy_jax.tasks import lstm
+from daisy_jax.tasks.lstm import BidirectionalLstm
 
 Line = dict[str, Any]
 

@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.terminal import run_command
+from daisy_jax.console.terminal import run_command
 from daisy_jax.timing import medians
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "eval"))  # for torch_place
@@ -52,7 +52,7 @@ def main() -> None:
     from flax import nnx
     from torch_place import torch_place
 
-    from daisy_jax.lstm import BidirectionalLstm
+    from daisy_jax.tasks.lstm import BidirectionalLstm
 
     rng = np.random.default_rng(0)
     x = rng.standard_normal((config.batch, config.frames, config.inputs)).astype(np.float32)

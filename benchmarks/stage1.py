@@ -22,7 +22,7 @@ from typing import Any, Literal
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.terminal import run_command
+from daisy_jax.console.terminal import run_command
 from daisy_jax.timing import medians
 
 PAPER_STEPS, PAPER_BATCH = 88_000, 32  # section 4
@@ -68,10 +68,10 @@ def main() -> None:
 
     import daisy_jax
     from daisy_jax import audio, parallel
-    from daisy_jax.branch_training import branch_optimizer, branch_step
-    from daisy_jax.branches import Branches
-    from daisy_jax.hubert import embed, last_block
-    from daisy_jax.training import warmup_then_decay
+    from daisy_jax.model.branches import Branches
+    from daisy_jax.model.hubert import embed, last_block
+    from daisy_jax.training.branch_training import branch_optimizer, branch_step
+    from daisy_jax.training.training import warmup_then_decay
 
     configs = {
         "tiny": lambda: dataclasses.replace(daisy_jax.load().config, num_classes=0),

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.terminal import run_command
+from daisy_jax.console.terminal import run_command
 from daisy_jax.timing import medians
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "eval"))  # for forced_exits
@@ -55,8 +55,8 @@ def main() -> None:
     from forced_exits import Forced
 
     from daisy_jax import audio, parallel
-    from daisy_jax.downstream import downstream_step, head_optimizer, new_params
-    from daisy_jax.heads.asr import CHARACTERS
+    from daisy_jax.tasks.downstream import downstream_step, head_optimizer, new_params
+    from daisy_jax.tasks.heads.asr import CHARACTERS
     from daisy_jax.tasks.presets import make_task, read_preset
 
     forced = Forced(config.size, config.dtype)

@@ -8,7 +8,7 @@ The same as `daisy-jax convert`; docs/checkpoints.md lists checkpoints and what 
 import tyro
 
 from daisy_jax.commands.convert import Convert
-from daisy_jax.terminal import run_command
+from daisy_jax.console.terminal import run_command
 
 
 def main() -> None:

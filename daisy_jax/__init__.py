@@ -3,7 +3,6 @@
 from daisy_jax import audio
 from daisy_jax.calibration import calibrate
 from daisy_jax.checkpoints import load, save
-from daisy_jax.config import HubertConfig
 from daisy_jax.cost import multiply_adds
 from daisy_jax.encode import Encoded, encode
 from daisy_jax.errors import InputError
@@ -15,8 +14,9 @@ from daisy_jax.exits import (
     span_threshold,
     threshold_for_budget,
 )
-from daisy_jax.files import FileResult, encode_files
-from daisy_jax.hubert import Hubert, final_norm, frame_labels
+from daisy_jax.features.files import FileResult, encode_files
+from daisy_jax.model.config import HubertConfig
+from daisy_jax.model.hubert import Hubert, final_norm, frame_labels
 
 __version__ = "0.1.0"
 

@@ -10,8 +10,8 @@ from daisy_jax.devices import fetched_behind
 from daisy_jax.encode import encode
 from daisy_jax.errors import InputError
 from daisy_jax.exits import Calibration
-from daisy_jax.hubert import Hubert
-from daisy_jax.inputs import as_array
+from daisy_jax.model.hubert import Hubert
+from daisy_jax.model.inputs import as_array
 
 
 def calibrate(

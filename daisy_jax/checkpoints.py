@@ -21,12 +21,12 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from daisy_jax.config import HubertConfig
+from daisy_jax.console.terminal import delayed_signals
 from daisy_jax.errors import InputError
 from daisy_jax.exits import Calibration
-from daisy_jax.hubert import Hubert
 from daisy_jax.json_files import read_json
-from daisy_jax.terminal import delayed_signals
+from daisy_jax.model.config import HubertConfig
+from daisy_jax.model.hubert import Hubert
 
 FORMAT = "daisy_jax/1"
 PACKAGED = pathlib.Path(__file__).parent / "models" / "daisy-tiny"

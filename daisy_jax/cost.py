@@ -5,9 +5,9 @@ import bisect
 import numpy as np
 
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, frame_count
-from daisy_jax.config import HubertConfig
 from daisy_jax.errors import InputError
 from daisy_jax.exits import exit_layers
+from daisy_jax.model.config import HubertConfig
 
 
 def multiply_adds(

@@ -9,10 +9,10 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from daisy_jax.errors import InputError
-from daisy_jax.hubert import Hubert, embed
-from daisy_jax.inputs import checked, checked_batch, has_values
-from daisy_jax.layer_loops import Keep, deepest_layer, early_exit, full_depth
-from daisy_jax.pooling import normalize, running_weights
+from daisy_jax.model.hubert import Hubert, embed
+from daisy_jax.model.inputs import checked, checked_batch, has_values
+from daisy_jax.model.layer_loops import Keep, deepest_layer, early_exit, full_depth
+from daisy_jax.model.pooling import normalize, running_weights
 
 
 class Encoded(NamedTuple):
@@ -71,7 +71,7 @@ def encode(
       allowed: bool [L], where an utterance may leave; None: everywhere. Branches of other layers
         are not evaluated (GPUs and TPUs, which that would keep waiting, drop what they say).
       layer_weights: float [L+1], raw scores of item 0 and the layers; makes `pooled`. To train them
-        beside exits, pool kept hidden states with `daisy_jax.pooling.pool`, which has a gradient.
+        beside exits, pool kept hidden states with `daisy_jax.model.pooling.pool`, which has a gradient.
       return_hidden_states: whether to keep every layer's output.
 
     Returns:

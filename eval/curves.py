@@ -12,9 +12,9 @@ from typing import Any
 
 import tyro
 
+from daisy_jax.console.terminal import run_command
 from daisy_jax.errors import InputError
-from daisy_jax.metrics_log import METRICS, read_metrics
-from daisy_jax.terminal import run_command
+from daisy_jax.training.metrics_log import METRICS, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.console.terminal import leave_out, progress_bar, run_command
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import leave_out, progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +92,14 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     from daisy_jax.audio import SAMPLE_RATE
     from daisy_jax.checkpoints import load
     from daisy_jax.data.corpus import corpus_name
-    from daisy_jax.downstream import Evaluator
-    from daisy_jax.evaluation import best_layers, label_oracle, summary, upstream_seconds
-    from daisy_jax.extraction import model_digest
-    from daisy_jax.lexicon_decoding import lexicon_decoder
-    from daisy_jax.task_data import open_examples, with_features
+    from daisy_jax.features.extraction import model_digest
     from daisy_jax.tasks.asr import Asr
+    from daisy_jax.tasks.downstream import Evaluator
+    from daisy_jax.tasks.evaluation import best_layers, label_oracle, summary, upstream_seconds
+    from daisy_jax.tasks.lexicon_decoding import lexicon_decoder
     from daisy_jax.tasks.presets import make_task
-    from daisy_jax.trained_heads import load_head
+    from daisy_jax.tasks.task_data import open_examples, with_features
+    from daisy_jax.tasks.trained_heads import load_head
 
     if not (run / "config.json").is_file():
         raise InputError(f"{run}: no run of train/downstream.py there (no config.json)")
@@ -193,8 +193,8 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
 
 def chosen_rules(head: Any, data: Any, model_config: Any, config: Config) -> list[Any]:
     """What a user can do: the rule of training, spans, other ratios and layers, equal compute."""
-    from daisy_jax.evaluation import Choice, at_ratio, equal_compute, spans
     from daisy_jax.exits import fixed_layer
+    from daisy_jax.tasks.evaluation import Choice, at_ratio, equal_compute, spans
 
     layers = model_config.num_layers
     found = [Choice(head.rule.name, head.rule)]

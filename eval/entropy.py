@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.terminal import leave_out, progress_bar, run_command
+from daisy_jax.console.terminal import leave_out, progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,8 +23,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.console.terminal import leave_out, progress_bar, run_command
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import leave_out, progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Measuring:
 
     def __call__(self, corpus: Any, kind: str, snr: float | None, root: str) -> Any:
         """A condition."""
-        from daisy_jax.noise_study import measure
+        from daisy_jax.study.noise_study import measure
 
         return measure(
             self._model,

@@ -8,7 +8,7 @@ from pages import ranges, table
 
 from daisy_jax.data.noisy_files import read_log
 from daisy_jax.errors import InputError
-from daisy_jax.level_errors import (
+from daisy_jax.study.level_errors import (
     Estimate,
     LevelSums,
     difference,

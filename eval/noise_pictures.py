@@ -6,7 +6,7 @@ import numpy as np
 from noise_asr import AsrSection, draw_asr
 from noise_report import Study
 
-from daisy_jax.noise_study import Condition
+from daisy_jax.study.noise_study import Condition
 
 
 def pictures(study: Study, asr: AsrSection, folder: pathlib.Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ import numpy as np
 from pages import ranges, table
 
 from daisy_jax.exits import ExitRule
-from daisy_jax.noise_study import (
+from daisy_jax.study.noise_study import (
     FALLING,
     LABELS_LOST,
     MOST_FIRST,

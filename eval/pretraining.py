@@ -13,7 +13,7 @@ import pathlib
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.terminal import progress_bar, run_command
+from daisy_jax.console.terminal import progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +40,10 @@ def main() -> None:
     from daisy_jax import audio
     from daisy_jax.checkpoints import load
     from daisy_jax.data.corpus import open_corpus
-    from daisy_jax.data.targets import mfcc, nearest_centroid
     from daisy_jax.devices import fetched_behind
-    from daisy_jax.hubert import block_features, embed, label_frames, last_block
-    from daisy_jax.pretraining import span_mask
+    from daisy_jax.model.hubert import block_features, embed, label_frames, last_block
+    from daisy_jax.training.pretraining import span_mask
+    from daisy_jax.training.targets import mfcc, nearest_centroid
 
     folder = pathlib.Path(config.run)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))

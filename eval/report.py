@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from daisy_jax.console.terminal import run_command
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import run_command
 
 PAPER = pathlib.Path(__file__).with_name("table1.json")
 TITLES = {
@@ -237,7 +237,7 @@ def difference(
     """A row's measure minus that of another run's own rule, on the utterances of both."""
     import numpy as np
 
-    from daisy_jax.metrics import paired_interval
+    from daisy_jax.tasks.metrics import paired_interval
 
     def by_id(result: dict[str, Any], rule: str) -> dict[str, tuple[float, float]]:
         found = {}

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.terminal import progress_bar, run_command
+from daisy_jax.console.terminal import progress_bar, run_command
 from daisy_jax.timing import medians
 
 RAGGED = (1.2, 2.1, 2.9, 3.4, 4.8, 5.5, 7.0, 8.1, 9.3, 10.2, 11.6, 12.4, 13.3, 14.1, 15.0, 15.8)
@@ -69,7 +69,7 @@ def main() -> None:
 
     import daisy_jax
     from daisy_jax.cost import multiply_adds
-    from daisy_jax.hubert import embed
+    from daisy_jax.model.hubert import embed
 
     forced = Forced(config.size, config.dtype)
     model = forced.model

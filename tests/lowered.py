@@ -11,7 +11,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 from jax._src.interpreters import mlir
 from jaxlib.mlir import ir
 
-from daisy_jax import attention
+from daisy_jax.model import attention
 
 
 def play_nvidia(monkeypatch) -> None:

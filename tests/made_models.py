@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from daisy_jax.checkpoints import abstract_model, named_leaves
-from daisy_jax.config import HubertConfig
 from daisy_jax.exits import Calibration
-from daisy_jax.hubert import Hubert
+from daisy_jax.model.config import HubertConfig
+from daisy_jax.model.hubert import Hubert
 
 SMALL = HubertConfig(
     num_layers=3,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from helpers import assert_close_to_scale
 
-from daisy_jax import attention
-from daisy_jax.attention import attend
-from daisy_jax.forms import one_form
+from daisy_jax.model import attention
+from daisy_jax.model.attention import attend
+from daisy_jax.model.forms import one_form
 
 FRAMES = np.array([17, 5, 1, 0])
 

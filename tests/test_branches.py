@@ -8,7 +8,7 @@ import scipy.stats
 from flax import nnx
 from scipy.special import softmax
 
-from daisy_jax.branches import Branches, branch_loss, frame_mean, utterance_entropy
+from daisy_jax.model.branches import Branches, branch_loss, frame_mean, utterance_entropy
 
 RNG = np.random.default_rng(0)
 LOGITS = (3 * RNG.standard_normal((4, 9, 11))).astype(np.float32)

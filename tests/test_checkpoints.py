@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 import daisy_jax
 from daisy_jax import checkpoints
 from daisy_jax.checkpoints import named_leaves
-from daisy_jax.config import HubertConfig
 from daisy_jax.errors import InputError
 from daisy_jax.exits import Calibration
+from daisy_jax.model.config import HubertConfig
 
 CONFIG = HubertConfig(
     num_layers=2,

@@ -13,8 +13,8 @@ from flax import nnx
 from daisy_jax import Hubert, HubertConfig, InputError, multiply_adds
 from daisy_jax.cost import threshold_for_cost
 from daisy_jax.exits import exit_layers
-from daisy_jax.forms import ELSEWHERE, FORMS, one_form
-from daisy_jax.hubert import embed
+from daisy_jax.model.forms import ELSEWHERE, FORMS, one_form
+from daisy_jax.model.hubert import embed
 
 BASE = HubertConfig.base(num_classes=500)
 

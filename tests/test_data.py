@@ -24,8 +24,8 @@ from daisy_jax.data.librispeech import has_split, training_splits
 from daisy_jax.data.noise import draw_noise, mix
 from daisy_jax.data.prepared import prepare
 from daisy_jax.data.sound_files import sound_files
-from daisy_jax.data.targets import cluster_targets, mfcc
 from daisy_jax.errors import InputError
+from daisy_jax.training.targets import cluster_targets, mfcc
 
 
 class Arrays:

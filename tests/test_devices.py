@@ -12,8 +12,9 @@ from helpers import assert_close_to_scale
 from made_models import made_model
 
 import daisy_jax
-from daisy_jax import devices, files, parallel
+from daisy_jax import devices, parallel
 from daisy_jax.devices import fetched_behind, platform_of
+from daisy_jax.features import files
 
 
 class Computing:

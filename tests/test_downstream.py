@@ -11,19 +11,20 @@ import pytest
 from made_models import SMALL, made_model
 
 import daisy_jax
-from daisy_jax import audio, downstream, parallel
-from daisy_jax.contents import Labels, Layers
+from daisy_jax import audio, parallel
 from daisy_jax.data.batches import Crop
 from daisy_jax.data.file_list import read_list
-from daisy_jax.downstream import Evaluator, new_params
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule, fixed_layer
-from daisy_jax.extraction import Extractor
-from daisy_jax.pooling import pool
-from daisy_jax.shards import encode_shard
-from daisy_jax.task_data import TaskData, open_examples, with_features
+from daisy_jax.features.contents import Labels, Layers
+from daisy_jax.features.extraction import Extractor
+from daisy_jax.features.shards import encode_shard
+from daisy_jax.model.pooling import pool
+from daisy_jax.tasks import downstream
+from daisy_jax.tasks.downstream import Evaluator, new_params
 from daisy_jax.tasks.presets import make_task, read_preset
-from daisy_jax.trained_heads import TrainedHead, count_exits, load_head, save_head
+from daisy_jax.tasks.task_data import TaskData, open_examples, with_features
+from daisy_jax.tasks.trained_heads import TrainedHead, count_exits, load_head, save_head
 
 LAYERS = SMALL.num_layers
 EVERYWHERE = np.ones(LAYERS, bool)

@@ -11,12 +11,13 @@ from conftest import SMALL, random_model, speech_like
 from helpers import assert_close_to_scale
 from reference import reference_of
 
-from daisy_jax import InputError, encode, layer_loops
+from daisy_jax import InputError, encode
 from daisy_jax.audio import frame_count, pad_batch
-from daisy_jax.branches import Branches
-from daisy_jax.forms import one_form
-from daisy_jax.pooling import pool
-from daisy_jax.transformer import TransformerLayer
+from daisy_jax.model import layer_loops
+from daisy_jax.model.branches import Branches
+from daisy_jax.model.forms import one_form
+from daisy_jax.model.pooling import pool
+from daisy_jax.model.transformer import TransformerLayer
 
 encode_module = sys.modules["daisy_jax.encode"]  # in the package, the function hides its module
 

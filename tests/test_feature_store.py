@@ -15,15 +15,15 @@ import sounds
 from made_models import SMALL, made_model
 
 import daisy_jax
-from daisy_jax import audio, extraction
-from daisy_jax.contents import Layers
-from daisy_jax.data import feature_shards
+from daisy_jax import audio
 from daisy_jax.data.corpus import Selection, open_corpus
-from daisy_jax.data.feature_shards import part_file, plan_shards, shard_file
-from daisy_jax.data.feature_store import FeatureStore
 from daisy_jax.encode import encode_taps
 from daisy_jax.errors import InputError
-from daisy_jax.extraction import make_store, model_digest
+from daisy_jax.features import extraction, feature_shards
+from daisy_jax.features.contents import Layers
+from daisy_jax.features.extraction import make_store, model_digest
+from daisy_jax.features.feature_shards import part_file, plan_shards, shard_file
+from daisy_jax.features.feature_store import FeatureStore
 
 ITEMS = range(SMALL.num_layers + 1)
 
@@ -211,7 +211,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_computed(
 FULL_DISK = """
 import resource, sys
 import numpy as np
-from daisy_jax.data.feature_shards import Row, write_shard
+from daisy_jax.features.feature_shards import Row, write_shard
 import pathlib
 folder = pathlib.Path(sys.argv[1])
 row = Row("a", "a", 0, 400, 1, 1, True, [1.0], [1.0], None)

@@ -14,17 +14,19 @@ import sounds
 from made_models import SMALL, made_model
 
 import daisy_jax
-from daisy_jax import audio, calibration, extraction, hubert, parallel
-from daisy_jax.branch_validation import Validation
+from daisy_jax import audio, calibration, parallel
 from daisy_jax.checkpoints import save
-from daisy_jax.contents import Layers
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.labels import LabelFolder
-from daisy_jax.downstream import Evaluator, new_params
 from daisy_jax.exits import fixed_layer
-from daisy_jax.extraction import Extractor
-from daisy_jax.task_data import open_examples, with_features
+from daisy_jax.features import extraction
+from daisy_jax.features.contents import Layers
+from daisy_jax.features.extraction import Extractor
+from daisy_jax.model import hubert
+from daisy_jax.tasks.downstream import Evaluator, new_params
 from daisy_jax.tasks.presets import make_task, read_preset
+from daisy_jax.tasks.task_data import open_examples, with_features
+from daisy_jax.training.branch_validation import Validation
 
 LABELS = pathlib.Path(__file__).parents[1] / "train" / "labels.py"
 IN_TURN = ["start", "start", "fetch", "start", "fetch", "fetch"]

@@ -11,8 +11,8 @@ from helpers import assert_close_to_scale
 from made_models import made_model
 
 import daisy_jax
-from daisy_jax import files
 from daisy_jax.errors import InputError
+from daisy_jax.features import files
 
 
 def padded(waveform: np.ndarray, seconds: int) -> tuple[np.ndarray, np.ndarray]:

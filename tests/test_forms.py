@@ -12,13 +12,14 @@ from conftest import CONFIGS, speech_like
 from flax import nnx
 from helpers import assert_close_to_scale
 
-from daisy_jax import HubertConfig, encode, forms, layer_loops
+from daisy_jax import HubertConfig, encode
 from daisy_jax.audio import pad_batch
-from daisy_jax.branches import Branches
-from daisy_jax.feature_encoder import FeatureEncoder
-from daisy_jax.forms import FORMS, one_form, run_form
-from daisy_jax.lstm import BidirectionalLstm
-from daisy_jax.transformer import PositionalConvolution
+from daisy_jax.model import forms, layer_loops
+from daisy_jax.model.branches import Branches
+from daisy_jax.model.feature_encoder import FeatureEncoder
+from daisy_jax.model.forms import FORMS, one_form, run_form
+from daisy_jax.model.transformer import PositionalConvolution
+from daisy_jax.tasks.lstm import BidirectionalLstm
 
 RNG = np.random.default_rng(0)
 

@@ -22,7 +22,7 @@ from daisy_jax import (
     frame_labels,
 )
 from daisy_jax.audio import frame_count, pad_batch
-from daisy_jax.hubert import block_features, embed
+from daisy_jax.model.hubert import block_features, embed
 
 LENGTHS = (3000, 400, 0, 2500, 399)
 WAVEFORMS = speech_like(LENGTHS, seed=9)

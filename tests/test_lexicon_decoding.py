@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from daisy_jax.errors import InputError
-from daisy_jax.heads.asr import CHARACTERS
-from daisy_jax.lexicon_decoding import lexicon_decoder, read_lexicon
+from daisy_jax.tasks.heads.asr import CHARACTERS
+from daisy_jax.tasks.lexicon_decoding import lexicon_decoder, read_lexicon
 
 pytest.importorskip("flashlight.lib.text")
 

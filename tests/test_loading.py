@@ -10,12 +10,12 @@ import pytest
 import sounds
 from made_models import made_model
 
-from daisy_jax import files
 from daisy_jax.data.batches import Augmentation, EpochBatches, crop_width, read_crops
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.loading import batches, reader_threads
 from daisy_jax.data.prepared import prepare
 from daisy_jax.errors import InputError
+from daisy_jax.features import files
 
 
 def read(corpus, draw, number):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from daisy_jax.losses import best_permutation, ctc_loss
+from daisy_jax.tasks.losses import best_permutation, ctc_loss
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,17 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from lowered import Program, fused_on_cpu, play_nvidia
 
-from daisy_jax import encode, frame_labels, layer_loops, parallel
+from daisy_jax import encode, frame_labels, parallel
 from daisy_jax.audio import frame_count, pad_batch
-from daisy_jax.branch_training import branch_optimizer, branch_step, branches_loss
-from daisy_jax.contents import AtExit, Layers
-from daisy_jax.downstream import downstream_step, head_optimizer, new_params
 from daisy_jax.exits import ExitRule
-from daisy_jax.forms import one_form
-from daisy_jax.heads.asr import CHARACTERS
-from daisy_jax.pretraining import masked_prediction_loss
+from daisy_jax.features.contents import AtExit, Layers
+from daisy_jax.model import layer_loops
+from daisy_jax.model.forms import one_form
+from daisy_jax.tasks.downstream import downstream_step, head_optimizer, new_params
+from daisy_jax.tasks.heads.asr import CHARACTERS
 from daisy_jax.tasks.presets import make_task, read_preset
+from daisy_jax.training.branch_training import branch_optimizer, branch_step, branches_loss
+from daisy_jax.training.pretraining import masked_prediction_loss
 
 CONFIG = dataclasses.replace(SMALL, num_heads=4)  # eight channels a head, as cuDNN's kernel wants
 WAVEFORM, LENGTHS = pad_batch(speech_like((3000, 400, 2500, 0), seed=1))

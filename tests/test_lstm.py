@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from daisy_jax.lstm import BidirectionalLstm, recurrence
+from daisy_jax.tasks.lstm import BidirectionalLstm, recurrence
 
 LENGTHS = (17, 9, 1, 13)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import sounds
 
-from daisy_jax import metrics
-from daisy_jax.metrics import (
+from daisy_jax.tasks import metrics
+from daisy_jax.tasks.metrics import (
     bootstrap_interval,
     paired_interval,
     short_time_intelligibility,

@@ -22,8 +22,8 @@ from daisy_jax.data.noisy import CLEAN, NoisyCorpus, draw_noises
 from daisy_jax.data.noisy_files import Mixture, read_log, write_log
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
-from daisy_jax.level_errors import difference, level_sums, level_values
-from daisy_jax.noise_study import (
+from daisy_jax.study.level_errors import difference, level_sums, level_values
+from daisy_jax.study.noise_study import (
     Condition,
     check,
     later_than_clean,
@@ -291,7 +291,7 @@ def test_a_second_study_needs_no_upstream(there, monkeypatch, capsys, tmp_path):
     def refuse(*arguments, **options):
         raise AssertionError("the upstream was run again")
 
-    monkeypatch.setattr("daisy_jax.contents.Layers.__call__", refuse)
+    monkeypatch.setattr("daisy_jax.features.contents.Layers.__call__", refuse)
     arguments = ["--musan", there / "MUSAN", "--kinds", "noise", "--snrs", 0, 10]
     assert noise_script(there, monkeypatch, *arguments, "--ratios", 0.3, 0.9) == 0
     assert "### Ratio 0.3" in capsys.readouterr().out

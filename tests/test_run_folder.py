@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from daisy_jax import parallel
+from daisy_jax.console.terminal import Terminated
 from daisy_jax.errors import InputError
-from daisy_jax.run_folder import Run
-from daisy_jax.terminal import Terminated
-from daisy_jax.training import fit
+from daisy_jax.training.run_folder import Run
+from daisy_jax.training.training import fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +144,9 @@ FULL_DISK = """
     import numpy as np
     from test_run_folder import Config, new_state
     from daisy_jax import parallel
-    from daisy_jax.run_folder import Run
-    from daisy_jax.terminal import run_command
-    from daisy_jax.training import fit
+    from daisy_jax.training.run_folder import Run
+    from daisy_jax.console.terminal import run_command
+    from daisy_jax.training.training import fit
 
     def main():
         def step(state, batch):

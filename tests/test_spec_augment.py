@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from daisy_jax.spec_augment import SpecAugment, spans
+from daisy_jax.tasks.spec_augment import SpecAugment, spans
 
 MASKS = SpecAugment(warp=0, channel_masks=2, channel_width=5, time_masks=2, time_width=9)
 

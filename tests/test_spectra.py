@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from daisy_jax.spectra import Stft
+from daisy_jax.tasks.spectra import Stft
 
 SETTINGS = [Stft(512, 512, 320), Stft(512, 400, 160), Stft(1024, 1024, 320)]
 LENGTHS = (8_000, 3_217, 5_120, 700)

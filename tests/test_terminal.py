@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from daisy_jax.terminal import as_table, delayed_signals, progress_bar, run_command
+from daisy_jax.console.terminal import as_table, delayed_signals, progress_bar, run_command
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,9 @@ def test_the_progress_bar_tells_how_much_audio_passes_in_a_second(monkeypatch, c
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
     monkeypatch.setenv("COLUMNS", "200")
     clock = itertools.count().__next__
-    monkeypatch.setattr("daisy_jax.terminal.time", types.SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(
+        "daisy_jax.console.terminal.time", types.SimpleNamespace(perf_counter=clock)
+    )
     bar = progress_bar("encoding", 3, lambda seconds: seconds)
     assert list(bar(iter([10.0, 20.0, 30.0]))) == [10.0, 20.0, 30.0]
     assert "20 times real time" in capsys.readouterr().err

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from made_models import made_model
 
 import daisy_jax
-from daisy_jax.branch_training import branch_scores, branches_loss, clip_each_branch
-from daisy_jax.branches import Branches
+from daisy_jax.console.terminal import Terminated
 from daisy_jax.errors import InputError
-from daisy_jax.hubert import embed, final_norm, frame_labels, last_block, tapped_layers
-from daisy_jax.pretraining import masked_prediction_loss, span_mask
-from daisy_jax.run_folder import Run
-from daisy_jax.terminal import Terminated
-from daisy_jax.training import fit, warmup_then_decay
+from daisy_jax.model.branches import Branches
+from daisy_jax.model.hubert import embed, final_norm, frame_labels, last_block, tapped_layers
+from daisy_jax.training.branch_training import branch_scores, branches_loss, clip_each_branch
+from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
+from daisy_jax.training.run_folder import Run
+from daisy_jax.training.training import fit, warmup_then_decay
 
 # ---- losses against numpy in float64 ----
 

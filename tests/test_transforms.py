@@ -16,7 +16,7 @@ from reference import Reference, parameters
 
 from daisy_jax import encode, exit_threshold, frame_labels
 from daisy_jax.audio import frame_count, pad_batch
-from daisy_jax.pooling import pool, running_weights
+from daisy_jax.model.pooling import pool, running_weights
 
 encode_module = sys.modules["daisy_jax.encode"]
 

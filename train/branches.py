@@ -14,8 +14,14 @@ import pathlib
 from typing import Literal
 
 from daisy_jax.accelerator import Accelerator, trunk_dtype, use_accelerator
+from daisy_jax.console.terminal import (
+    delayed_signals,
+    leave_out,
+    parse_config,
+    progress_bar,
+    run_command,
+)
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import delayed_signals, leave_out, parse_config, progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +128,6 @@ def main() -> None:
     from flax import nnx
 
     from daisy_jax import audio
-    from daisy_jax.branch_training import branch_optimizer, branch_step
-    from daisy_jax.branch_validation import Validation
-    from daisy_jax.branches import Branches
     from daisy_jax.checkpoints import load, save
     from daisy_jax.data.batches import (
         Augmentation,
@@ -145,9 +148,12 @@ def main() -> None:
     from daisy_jax.data.librispeech import VALIDATION, has_split, training_splits
     from daisy_jax.data.loading import Batch
     from daisy_jax.exits import Calibration
-    from daisy_jax.hubert import require_head
-    from daisy_jax.run_folder import Run
-    from daisy_jax.training import fit, warmup_then_decay
+    from daisy_jax.model.branches import Branches
+    from daisy_jax.model.hubert import require_head
+    from daisy_jax.training.branch_training import branch_optimizer, branch_step
+    from daisy_jax.training.branch_validation import Validation
+    from daisy_jax.training.run_folder import Run
+    from daisy_jax.training.training import fit, warmup_then_decay
 
     dtype = trunk_dtype(jax.devices()[0]) if config.dtype == "auto" else config.dtype
     why = " (no bfloat16 before Ampere)" if (config.dtype, dtype) == ("auto", "float16") else ""

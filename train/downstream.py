@@ -18,8 +18,8 @@ from typing import Any, Literal
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.console.terminal import given_options, leave_out, run_command
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import given_options, leave_out, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,20 +140,20 @@ def main() -> None:
     from daisy_jax.data.batches import EpochBatches, crop_width
     from daisy_jax.data.corpus import corpus_name, raise_error
     from daisy_jax.data.loading import Batch
-    from daisy_jax.downstream import (
+    from daisy_jax.exits import ExitRule, exit_threshold, fixed_layer
+    from daisy_jax.features.extraction import model_digest
+    from daisy_jax.tasks.downstream import (
         Evaluator,
         downstream_step,
         head_optimizer,
         new_params,
     )
-    from daisy_jax.exits import ExitRule, exit_threshold, fixed_layer
-    from daisy_jax.extraction import model_digest
-    from daisy_jax.run_folder import Run
-    from daisy_jax.task_data import open_examples, with_features
     from daisy_jax.tasks.presets import make_task, read_preset
     from daisy_jax.tasks.task import LONGEST_SECONDS, fingerprint_of
-    from daisy_jax.trained_heads import TrainedHead, count_exits, save_head
-    from daisy_jax.training import fit
+    from daisy_jax.tasks.task_data import open_examples, with_features
+    from daisy_jax.tasks.trained_heads import TrainedHead, count_exits, save_head
+    from daisy_jax.training.run_folder import Run
+    from daisy_jax.training.training import fit
 
     if config.ratio is None and config.layer is None and not config.full:
         config = dataclasses.replace(config, ratio=0.7)

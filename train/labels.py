@@ -15,7 +15,7 @@ from typing import Literal
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.terminal import leave_out, progress_bar, run_command
+from daisy_jax.console.terminal import leave_out, progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def main() -> int:
     from daisy_jax.data.loading import Batch, batches
     from daisy_jax.devices import fetched_behind
     from daisy_jax.errors import InputError
-    from daisy_jax.hubert import frame_labels, require_head
+    from daisy_jax.model.hubert import frame_labels, require_head
 
     model = load(config.model, config.dtype)
     require_head(model)

@@ -17,7 +17,7 @@ from typing import Literal
 
 import tyro
 
-from daisy_jax.terminal import leave_out, progress_bar, run_command
+from daisy_jax.console.terminal import leave_out, progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Annotated
 
 import tyro
 
+from daisy_jax.console.terminal import progress_bar, run_command
 from daisy_jax.data.prepared import prepare
-from daisy_jax.terminal import progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pathlib
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.terminal import progress_bar, run_command
+from daisy_jax.console.terminal import progress_bar, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,16 +96,16 @@ def main() -> None:
 
     from daisy_jax import audio
     from daisy_jax.checkpoints import load, save
-    from daisy_jax.config import HubertConfig
     from daisy_jax.data.batches import Augmentation, draw_by_duration, read_crops, read_labels
     from daisy_jax.data.corpus import open_corpus
     from daisy_jax.data.labels import labels_in_order
     from daisy_jax.data.loading import Batch
-    from daisy_jax.data.targets import cluster_targets, mfcc
-    from daisy_jax.hubert import Head, Hubert, block_features
-    from daisy_jax.pretraining import masked_prediction_loss, span_mask
-    from daisy_jax.run_folder import Run
-    from daisy_jax.training import fit, loss_and_accuracy, warmup_then_decay
+    from daisy_jax.model.config import HubertConfig
+    from daisy_jax.model.hubert import Head, Hubert, block_features
+    from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
+    from daisy_jax.training.run_folder import Run
+    from daisy_jax.training.targets import cluster_targets, mfcc
+    from daisy_jax.training.training import fit, loss_and_accuracy, warmup_then_decay
 
     # ---- data ----
     corpus = open_corpus(config.data)

@@ -9,8 +9,8 @@ import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.commands.info import entropy_table
+from daisy_jax.console.terminal import printable, progress_bar
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import printable, progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Calibrate:
         from daisy_jax.checkpoints import load, save_calibration
         from daisy_jax.data.sound_files import expand_folders
         from daisy_jax.exits import Calibration
-        from daisy_jax.files import encode_files
+        from daisy_jax.features.files import encode_files
 
         model = load(self.model)
         if model.branches is None:

@@ -12,13 +12,13 @@ import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
 from daisy_jax.audio import SAMPLE_RATE
-from daisy_jax.data.feature_shards import Row, finished_part
+from daisy_jax.console.terminal import printable, progress_bar
 from daisy_jax.data.file_list import FileList, deal, read_list
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import printable, progress_bar
+from daisy_jax.features.feature_shards import Row, finished_part
 
 if TYPE_CHECKING:
-    from daisy_jax.hubert import Hubert
+    from daisy_jax.model.hubert import Hubert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def prepare(
     if exits not in ([], ["--layer"]) and options.store == "units":
         raise InputError("--store units leaves at --layer; leave the other exit options out")
     if options.ray:  # before JAX, whose threads do not bear the fork of Ray's start
-        from daisy_jax.ray_shards import join_ray
+        from daisy_jax.features.ray_shards import join_ray
 
         join_ray(accelerator, options.workers or 1)
     # Ray's workers hold the accelerators; this process only looks at what is there.
@@ -121,7 +121,7 @@ def content_of(options: Corpora, model: "Hubert", rule: Any, layer: int | None) 
       rule: a function that gives the exit rule, for contents that leave.
       layer: of --layer.
     """
-    from daisy_jax.contents import AtExit, Labels, Layers, Units
+    from daisy_jax.features.contents import AtExit, Labels, Layers, Units
 
     if options.store == "layers":
         return Layers(options.layers or tuple(range(model.config.num_layers + 1)))
@@ -133,8 +133,8 @@ def content_of(options: Corpora, model: "Hubert", rule: Any, layer: int | None) 
         return Units(read_centroids(options.centroids), layer)
     if options.store == "exit":
         return AtExit(rule())
-    from daisy_jax.extraction import model_digest
-    from daisy_jax.trained_heads import load_head
+    from daisy_jax.features.extraction import model_digest
+    from daisy_jax.tasks.trained_heads import load_head
 
     head = load_head(options.head)
     if head.upstream != model_digest(model):
@@ -158,8 +158,8 @@ def read_centroids(path: str) -> np.ndarray:
 
 def run_corpus(options: Corpora, model: "Hubert", setting: Setting) -> int:
     """Encodes the shards that are not there yet, and says what there is; 1 if a file failed."""
-    from daisy_jax.extraction import Extractor
-    from daisy_jax.shards import shard_size, shard_source
+    from daisy_jax.features.extraction import Extractor
+    from daisy_jax.features.shards import shard_size, shard_source
 
     files = read_list(options.manifest)
     if files.repeated:
@@ -219,7 +219,7 @@ def in_this_process(
     count: int,
 ) -> Iterator[tuple[int, list[Row]]]:
     """Encodes shard after shard; yields its number and its rows."""
-    from daisy_jax.shards import encode_shard
+    from daisy_jax.features.shards import encode_shard
 
     for number in numbers:
         rows = encode_shard(
@@ -250,8 +250,8 @@ def with_ray(
     count: int,
 ) -> Iterator[tuple[int, list[Row]]]:
     """First the shards that are there, then the others as Ray finishes them."""
-    from daisy_jax.ray_shards import Job, encode_with_ray
-    from daisy_jax.shards import finished_shard
+    from daisy_jax.features.ray_shards import Job, encode_with_ray
+    from daisy_jax.features.shards import finished_shard
 
     missing = []
     for number in numbers:

@@ -14,9 +14,9 @@ from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_
 from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.commands.corpora import Corpora, Setting, content_of, prepare, run_corpus
 from daisy_jax.commands.exit_choice import choose_exits
+from daisy_jax.console.terminal import printable, progress_bar
 from daisy_jax.data.sound_files import expand_folders
 from daisy_jax.errors import InputError
-from daisy_jax.terminal import printable, progress_bar
 
 HEADER = f"{'seconds':>8} {'frames':>7} {'exit':>5} {'entropy':>8} {'saved':>7}  file"
 
@@ -80,7 +80,7 @@ class Encode:
             use_compilation_cache(self.compilation_cache)
         from daisy_jax.checkpoints import load
         from daisy_jax.cost import multiply_adds
-        from daisy_jax.files import encode_files
+        from daisy_jax.features.files import encode_files
 
         model = load(self.model or None)
         num_layers = model.config.num_layers

@@ -8,7 +8,7 @@ from daisy_jax.commands.calibrate import Calibrate
 from daisy_jax.commands.convert import Convert
 from daisy_jax.commands.encode import Encode
 from daisy_jax.commands.info import Info
-from daisy_jax.terminal import run_command
+from daisy_jax.console.terminal import run_command
 
 Command = (
     Annotated[Encode, tyro.conf.subcommand("encode")]

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, SAMPLE_RATE
-from daisy_jax.config import HubertConfig
 from daisy_jax.conversions.torch_files import StandIn
 from daisy_jax.errors import InputError
+from daisy_jax.model.config import HubertConfig
 
 SIZES = {
     "encoder_layers": ("num_layers", 12),

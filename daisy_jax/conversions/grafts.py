@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from daisy_jax.config import HubertConfig
 from daisy_jax.conversions.rules import Source, make_parameters
 from daisy_jax.errors import InputError
+from daisy_jax.model.config import HubertConfig
 
 FIELDS = {"head": ("num_clusters", "head_dim"), "branches": ("num_classes", "tap", "item0")}
 """The fields of a config that belong to a part; the others are the trunk's."""

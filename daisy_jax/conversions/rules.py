@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from daisy_jax.checkpoints import abstract_model, named_leaves
-from daisy_jax.config import HubertConfig
 from daisy_jax.errors import InputError
+from daisy_jax.model.config import HubertConfig
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 STACKED = ("layers.", "branches.")  # parameters with a leading axis of transformer layers

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, SAMPLE_RATE
-from daisy_jax.config import HubertConfig
 from daisy_jax.conversions.rules import Source
 from daisy_jax.conversions.trunk import (
     TRANSFORMERS,
@@ -19,6 +18,7 @@ from daisy_jax.conversions.trunk import (
 )
 from daisy_jax.conversions.weight_files import read_json, read_weights
 from daisy_jax.errors import InputError
+from daisy_jax.model.config import HubertConfig
 
 CONFIG = "config.json"
 PREFIX = "hubert."  # of the trunk inside models with a downstream head

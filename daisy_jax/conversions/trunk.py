@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from daisy_jax.audio import CONV_KERNELS
-from daisy_jax.config import HubertConfig
 from daisy_jax.conversions.rules import TRANSPOSED, WEIGHT_NORM, Rule, Transform
 from daisy_jax.errors import InputError
+from daisy_jax.model.config import HubertConfig
 
 WEIGHT_NORM_NAMES = (
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),

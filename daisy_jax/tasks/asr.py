@@ -10,7 +10,7 @@ from flax import nnx
 from daisy_jax import audio
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.librispeech import transcripts
-from daisy_jax.heads.asr import (
+from daisy_jax.tasks.heads.asr import (
     CHARACTERS,
     AsrHead,
     AsrSettings,
@@ -18,8 +18,8 @@ from daisy_jax.heads.asr import (
     greedy_text,
     spell,
 )
-from daisy_jax.metrics import word_errors
-from daisy_jax.spec_augment import SpecAugment
+from daisy_jax.tasks.metrics import word_errors
+from daisy_jax.tasks.spec_augment import SpecAugment
 from daisy_jax.tasks.task import Examples, Measure, Measured, TaskSettings
 
 WIDEST_TEXT = 64

@@ -7,9 +7,9 @@ import numpy as np
 from flax import nnx
 
 from daisy_jax.data.mixtures import open_libri2mix, open_voicebank
-from daisy_jax.heads.masks import MaskHead, MaskSettings, mask_loss, separate
-from daisy_jax.metrics import short_time_intelligibility, si_sdr_improvement, wideband_pesq
-from daisy_jax.spectra import Stft
+from daisy_jax.tasks.heads.masks import MaskHead, MaskSettings, mask_loss, separate
+from daisy_jax.tasks.metrics import short_time_intelligibility, si_sdr_improvement, wideband_pesq
+from daisy_jax.tasks.spectra import Stft
 from daisy_jax.tasks.task import Examples, Measure, Measured, TaskSettings, part_of, the_one
 
 

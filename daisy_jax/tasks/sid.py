@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from daisy_jax.data.voxceleb import open_voxceleb
-from daisy_jax.heads.sid import SidHead, SidSettings, sid_loss
+from daisy_jax.tasks.heads.sid import SidHead, SidSettings, sid_loss
 from daisy_jax.tasks.task import Examples, Measure, Measured, TaskSettings, the_one
 
 

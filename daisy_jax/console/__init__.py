@@ -1,0 +1,1 @@
+"""What a person sees: errors in one line, signals, progress, the choice of a device."""

@@ -1,0 +1,1 @@
+"""The model over many recordings, and the one home of stored arrays."""

@@ -1,0 +1,142 @@
+"""Shards of a list of files, encoded by Ray's workers.
+
+Ray Data hands out the numbers of the shards that are missing to a pool of actors, each of which
+holds the model. As a shard is whole or not there, a killed worker's shard is handed out again, and
+a killed driver goes on where it was when it is started again.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from daisy_jax.accelerator import Accelerator
+from daisy_jax.data.file_list import read_list
+from daisy_jax.errors import InputError
+
+START_AGAIN = 10
+"""Times in a row that workers may die while they load the model."""
+
+
+class Job(NamedTuple):
+    """What a worker has to know; it reads everything else itself. Paths are absolute."""
+
+    manifest: str
+    model: str
+    """A folder that every worker sees; empty: the packaged model."""
+    content: Any
+    shards: int
+    """How many there are."""
+    output: str
+    npy: bool
+    max_seconds: float
+    accelerator: Accelerator
+    compilation_cache: str
+    retry: bool
+
+
+class Worker:
+    """An actor: loads the model once, then encodes shard after shard."""
+
+    def __init__(self, job: Job):
+        from daisy_jax.accelerator import use_accelerator, use_compilation_cache
+
+        use_accelerator(job.accelerator)
+        if job.compilation_cache:
+            use_compilation_cache(job.compilation_cache)
+        from daisy_jax.checkpoints import load
+        from daisy_jax.features.extraction import Extractor
+
+        self._job, self._files = job, read_list(job.manifest)
+        self._extractor = Extractor(load(job.model or None), job.content)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Encodes the shards of a batch; "error" says why one could not be, or is empty."""
+        from daisy_jax.features.shards import encode_shard
+
+        job, errors = self._job, []
+        for number in batch["shard"]:
+            try:
+                encode_shard(
+                    self._extractor,
+                    self._files,
+                    int(number),
+                    job.shards,
+                    job.output,
+                    npy=job.npy,
+                    max_seconds=job.max_seconds,
+                    retry=job.retry,
+                )
+                errors.append("")
+            except (InputError, OSError) as error:
+                errors.append(str(error))
+        return {"shard": batch["shard"], "error": errors}
+
+
+def join_ray(accelerator: Accelerator, workers: int) -> None:
+    """Joins the cluster that RAY_ADDRESS names, or starts one on this machine.
+
+    Raises:
+      InputError: there are fewer GPUs than workers that need one.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    ray.init(
+        include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    signal.signal(signal.SIGTERM, on_terminate)  # which Ray takes away
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if accelerator == "gpu" and gpus < workers:
+        raise InputError(
+            f"{workers} workers with a GPU each, and Ray has {gpus} GPUs; lower --workers, or pass "
+            "--accelerator=cpu"
+        )
+
+
+def encode_with_ray(job: Job, missing: list[int], workers: int) -> Iterator[int]:
+    """Encodes shards with a pool of actors; yields each shard's number when it is there.
+
+    Where there are GPUs, and the accelerator is "auto" or "gpu", each actor has one.
+
+    Raises:
+      InputError: shards could not be encoded; all others are there.
+    """
+    import ray
+    import ray.data
+    from ray.exceptions import RayError
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_consecutive_actor_init_deaths = START_AGAIN
+    gpus = ray.cluster_resources().get("GPU", 0) if job.accelerator in ("auto", "gpu") else 0
+    numbers = [{"shard": number} for number in missing]
+    failed = []
+    try:
+        found = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+            Worker,
+            batch_size=1,
+            fn_constructor_args=(job,),
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(numbers))),
+            num_gpus=1 if gpus else None,
+        )
+        for row in found.iter_rows():
+            if row["error"]:
+                failed.append(f"shard {row['shard']}: {row['error']}")
+            else:
+                yield int(row["shard"])
+    except RayError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(cause).strip().splitlines()[-1]
+        raise InputError(f"Ray's workers failed ({reason}); finished shards are kept") from None
+    finally:
+        ray.shutdown()
+    if failed:
+        raise InputError(f"{len(failed)} shards could not be encoded; {failed[0]}")

@@ -1,0 +1,1 @@
+"""The network; nothing above this room is needed to read it."""

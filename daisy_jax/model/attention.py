@@ -1,0 +1,115 @@
+"""Scaled dot-product attention in the form that the platform computes fastest."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from daisy_jax.model.forms import run_form
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.Array) -> jax.Array:
+    """Attention in which no frame looks at padding; softmax in float32.
+
+    Args:
+      query: [batch, frames, heads, head_dim], as key and value.
+      key: what a query is compared with.
+      value: what is averaged.
+      frame_mask: bool [batch, frames], true on valid frames. Padded frames get garbage.
+
+    Returns:
+      [batch, frames, heads, head_dim].
+    """
+    head_dim = query.shape[-1]
+    short = query.dtype in (jnp.bfloat16, jnp.float16)
+    fused = short and head_dim % 8 == 0 and head_dim <= 128 and _fused_kernel_runs()
+    forms = {"by_head": _by_head, "at_once": _at_once, "fused": _fused if fused else _at_once}
+    return run_form("attention", forms, query, key, value, frame_mask)
+
+
+def _by_head(query, key, value, frame_mask):
+    """The scores of one head stay in the cache."""
+    heads_first = tuple(jnp.moveaxis(array, 2, 0) for array in (query, key, value))
+    one_head = functools.partial(_average, frame_mask=frame_mask[:, None, :])
+    return jnp.moveaxis(jax.lax.map(lambda head: one_head(*head), heads_first), 0, 2)
+
+
+def _at_once(query, key, value, frame_mask):
+    """One product for all heads."""
+    query, key, value = (jnp.moveaxis(array, 2, 1) for array in (query, key, value))
+    return jnp.moveaxis(_average(query, key, value, frame_mask[:, None, None, :]), 1, 2)
+
+
+def _average(
+    query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.Array
+) -> jax.Array:
+    """Values averaged by softmax(query . key); each array is [..., frames, head_dim]."""
+    query = query * query.shape[-1] ** -0.5
+    scores = jnp.einsum("...th,...sh->...ts", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(frame_mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores).astype(value.dtype)
+    return jnp.einsum("...ts,...sh->...th", weights, value)
+
+
+# JAX's rules for the kernel take for granted that its arguments are batched under vmap, and split
+# over devices, all as one of them is. But a mask may be shared by all rows of a vmap or lie on
+# every device, and many cotangents may be asked about one batch. So arguments are made to depend on
+# the one that decides.
+
+
+def _tied(array: jax.Array, decides: jax.Array, otherwise: Any) -> jax.Array:
+    """The array itself, made to depend on another one, row by row.
+
+    Only where the other's row begins with a NaN is it `otherwise`; nothing there is of use anyhow.
+    """
+    broken = jnp.isnan(decides[:, 0, 0, 0])
+    return jnp.where(jnp.expand_dims(broken, range(1, array.ndim)), otherwise, array)
+
+
+def _kernel(query, key, value, frame_mask):
+    # An even number of frames, which the gradient asks for, and at least one more than there are.
+    frames = query.shape[1]
+    padded = frames + 2 - frames % 2
+    widths = ((0, 0), (0, padded - frames), (0, 0), (0, 0))
+    # At least one key, so that a row without frames has numbers too.
+    counts = jnp.maximum(jnp.sum(frame_mask, axis=1, dtype=jnp.int32), 1)
+    attended = jax.nn.dot_product_attention(
+        *(jnp.pad(array, widths) for array in (query, key, value)),
+        query_seq_lengths=_tied(jnp.full_like(counts, frames), query, padded),
+        key_value_seq_lengths=_tied(counts, query, padded),
+        implementation="cudnn",
+    )
+    return attended[:, :frames]
+
+
+@jax.custom_vjp
+def _fused(query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.Array) -> jax.Array:
+    """CuDNN's kernel, by which scores are never stored."""
+    return _kernel(query, key, value, frame_mask)
+
+
+def _fused_forward(query, key, value, frame_mask):
+    return _kernel(query, key, value, frame_mask), (query, key, value, frame_mask)
+
+
+def _fused_backward(saved, gradient):
+    *arrays, frame_mask = saved
+    arrays = [_tied(array, gradient, jnp.asarray(jnp.nan, array.dtype)) for array in arrays]
+    # The forward pass is run again: it is a small part of a layer, and less is kept meanwhile.
+    _, pullback = jax.vjp(functools.partial(_kernel, frame_mask=frame_mask), *arrays)
+    return (*pullback(gradient), None)
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+def _fused_kernel_runs() -> bool:
+    """Whether this process has NVIDIA GPUs of compute capability 8.0 or more, and no others."""
+    try:
+        devices = jax.local_devices(backend="cuda")
+    except RuntimeError:  # none at all
+        return False
+    # A device that plays a GPU has no compute capability.
+    capabilities = [getattr(device, "compute_capability", "0.0") for device in devices]
+    return all(int(capability.split(".")[0]) >= 8 for capability in capabilities)

@@ -1,0 +1,223 @@
+"""The model: front end, projection, stacked transformer layers, and two kinds of classifiers."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from daisy_jax import audio
+from daisy_jax.errors import InputError
+from daisy_jax.exits import Calibration
+from daisy_jax.model.branches import Branches
+from daisy_jax.model.config import HubertConfig
+from daisy_jax.model.feature_encoder import (
+    FeatureEncoder,
+    layer_norm,
+    normalize_waveform,
+    valid_positions,
+)
+from daisy_jax.model.inputs import checked_batch
+from daisy_jax.model.transformer import PositionalConvolution, TransformerLayer
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Head(nnx.Module):
+    """HuBERT's own prediction head: a projection and one embedding for each frame label."""
+
+    def __init__(self, config: HubertConfig, *, rngs: nnx.Rngs):
+        self.projection = nnx.Linear(config.dim, config.head_dim, precision=HIGHEST, rngs=rngs)
+        shape = (config.num_clusters, config.head_dim)
+        self.label_embeddings = nnx.Param(nnx.initializers.uniform(1.0)(rngs.params(), shape))
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """From hidden [..., dim] to scores float32 [..., clusters]: cosine similarity over 0.1.
+
+        Always float32 products at the highest precision, as the branches': labels must not depend
+        on the accelerator.
+        """
+        projected = self.projection(hidden.astype(jnp.float32)).astype(jnp.float32)
+        embeddings = _unit(self.label_embeddings[...].astype(jnp.float32))
+        return jnp.matmul(_unit(projected), embeddings.T, precision=HIGHEST) / 0.1
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16))
+
+
+class Hubert(nnx.Module):
+    """HuBERT with optional prediction head and early-exit branches.
+
+    An immutable pytree: pass it through `jax.jit`, `jax.vmap` and the like as it is. `layers` holds
+    all transformer layers stacked along a leading axis. Parts that a model lacks are None.
+    """
+
+    def __init__(self, config: HubertConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.feature_encoder = FeatureEncoder(config, rngs=rngs)
+        self.feature_norm = layer_norm(config.conv_dim, rngs)
+        self.feature_projection = nnx.Linear(config.conv_dim, config.dim, rngs=rngs)
+        self.mask_embedding = nnx.Param(nnx.initializers.uniform(1.0)(rngs.params(), (config.dim,)))
+        self.positional_convolution = PositionalConvolution(config, rngs=rngs)
+        self.encoder_norm = layer_norm(config.dim, rngs)
+        self.layers = nnx.vmap(lambda layer_rngs: TransformerLayer(config, rngs=layer_rngs))(
+            rngs.split(config.num_layers)
+        )
+        self.head = nnx.data(Head(config, rngs=rngs) if config.num_clusters else None)
+        self.branches = nnx.data(
+            Branches(config.num_layers, config.dim, config.num_classes, rngs=rngs)
+            if config.num_classes
+            else None
+        )
+        self.calibration: Calibration | None = None
+
+    def replace(self, **parts: Any) -> Self:
+        """A copy with some of its attributes exchanged; everything else is shared."""
+        changed = copy.copy(self)
+        for name, part in parts.items():
+            if name not in vars(self):
+                raise AttributeError(f"a Hubert has no part named {name!r}")
+            setattr(changed, name, nnx.data(part) if name in ("head", "branches") else part)
+        return changed
+
+
+class Embedded(NamedTuple):
+    """What enters the transformer."""
+
+    projected: jax.Array
+    """[batch, frames, dim], projected front-end features, zero on padded frames."""
+    hidden: jax.Array
+    """[batch, frames, dim], the first layer's input, zero on padded frames."""
+    frame_mask: jax.Array
+    """bool [batch, frames], true on valid frames."""
+
+
+def embed(
+    model: Hubert, waveform: jax.Array, lengths: jax.Array, masked: jax.Array | None = None
+) -> Embedded:
+    """Everything in front of the first transformer layer.
+
+    Args:
+      model: any HuBERT.
+      waveform: float [batch, samples], 16 kHz; what lies behind `lengths` is ignored.
+      lengths: int [batch], true sample counts.
+      masked: bool [batch, frames], frames that are replaced by the mask embedding (pretraining).
+    """
+    lengths = jnp.minimum(jnp.asarray(lengths, jnp.int32), waveform.shape[1])
+    if model.config.normalize_input:
+        waveform = normalize_waveform(waveform, lengths)
+    else:
+        waveform = jnp.where(valid_positions(waveform.shape[1], lengths), waveform, 0)
+    features = model.feature_encoder(waveform, lengths)
+    frame_mask = valid_positions(features.shape[1], audio.frame_count(lengths))
+    # Zero padding here, so that the positional convolution sees what it sees at a true end.
+    projected = model.feature_projection(model.feature_norm(features))
+    projected = jnp.where(frame_mask[..., None], projected, 0)
+    hidden = projected
+    if masked is not None:
+        masked = (masked & frame_mask)[..., None]
+        embedding = model.mask_embedding[...].astype(hidden.dtype)[None, None]
+        hidden = jnp.where(masked, embedding, hidden)
+    hidden = model.positional_convolution(hidden)
+    if not model.config.norm_first:
+        hidden = model.encoder_norm(hidden)
+    return Embedded(projected, jnp.where(frame_mask[..., None], hidden, 0), frame_mask)
+
+
+def final_norm(model: Hubert, hidden: jax.Array) -> jax.Array:
+    """The final LayerNorm of pre-LN models on the last block's output; others are left as they are.
+
+    Padded frames of pre-LN models become the norm's bias.
+    """
+    return model.encoder_norm(hidden) if model.config.norm_first else hidden
+
+
+def last_block(model: Hubert, embedded: Embedded) -> jax.Array:
+    """The last block's output [batch, frames, dim], garbage on padded frames. Differentiable."""
+
+    def one_layer(hidden, layer):
+        return layer(hidden, embedded.frame_mask)[0], None
+
+    return jax.lax.scan(one_layer, embedded.hidden, model.layers)[0]
+
+
+def tapped_layers(model: Hubert, embedded: Embedded) -> tuple[jax.Array, jax.Array]:
+    """All layers, and what branches look at.
+
+    Returns:
+      the last block's output [batch, frames, dim], and the tap of every layer
+      [L, batch, frames, dim]; garbage on padded frames.
+    """
+
+    def one_layer(hidden, layer):
+        block, ffn = layer(hidden, embedded.frame_mask)
+        return block, ffn if model.config.tap == "ffn" else block
+
+    return jax.lax.scan(one_layer, embedded.hidden, model.layers)
+
+
+def label_frames(model: Hubert, last: jax.Array, frame_mask: jax.Array) -> jax.Array:
+    """Labels from the last block's output: int32 [batch, frames], -1 on padded frames."""
+    scores = require_head(model)(final_norm(model, last))
+    return jnp.where(frame_mask, jnp.argmax(scores, axis=-1).astype(jnp.int32), -1)
+
+
+def require_head(model: Hubert) -> Head:
+    """The prediction head; an InputError that names the ways out if the model has none."""
+    if model.head is None:
+        raise InputError(
+            "this model has no HuBERT prediction head, so it cannot label frames; convert it again "
+            "with --head-from and a fairseq or s3prl checkpoint of the same model, which has one; "
+            "or train on stored labels (train/labels.py, then --labels)"
+        )
+    return model.head
+
+
+def frame_labels(
+    model: Hubert,
+    waveform: Any,
+    lengths: Any = None,
+) -> jax.Array:
+    """HuBERT's own label of each frame: the best-scoring cluster on unmasked input.
+
+    Args:
+      model: a model with HuBERT's prediction head.
+      waveform: float [batch, samples], 16 kHz.
+      lengths: int [batch], true sample counts; None: all full.
+
+    Returns:
+      int32 [batch, frames], clusters from 0; -1 on padded frames.
+
+    Raises:
+      InputError: the model has no prediction head, or an argument is of the wrong shape or type.
+
+    Paper: section 3.1, "running HuBERT and taking the argmax from the last linear layer".
+    """
+    require_head(model)
+    waveform, lengths = checked_batch(waveform, lengths)
+    embedded = embed(model, waveform, lengths)
+    return label_frames(model, last_block(model, embedded), embedded.frame_mask)
+
+
+def block_features(model: Hubert, layer: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from one waveform, float [samples], to layer `layer`'s output [frames, dim].
+
+    For use on the host; waveforms are padded to whole seconds, so that few shapes are compiled.
+    """
+    if not 1 <= layer <= model.config.num_layers:
+        raise InputError(f"layer {layer} of a model with {model.config.num_layers} layers")
+    shallow = model.replace(layers=jax.tree.map(lambda leaf: leaf[:layer], model.layers))
+
+    @jax.jit
+    def run(model: Hubert, waveform: jax.Array, lengths: jax.Array) -> jax.Array:
+        return last_block(model, embed(model, waveform, lengths))[0]
+
+    def features(waveform: np.ndarray) -> np.ndarray:
+        hidden = run(shallow, *audio.batch_of_one(waveform))
+        return np.asarray(hidden)[: audio.frame_count(len(waveform))]
+
+    return features

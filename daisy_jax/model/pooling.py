@@ -1,0 +1,69 @@
+"""Eq. 4: LayerNorm on every hidden state up to the exit, and a weighted sum of them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from daisy_jax.model.feature_encoder import EPSILON
+
+
+def normalize(hidden: jax.Array) -> jax.Array:
+    """LayerNorm without scale and bias over the last axis, in float32: that of eq. (4)."""
+    hidden = hidden.astype(jnp.float32)
+    deviation = hidden - jnp.mean(hidden, axis=-1, keepdims=True)
+    variance = jnp.mean(deviation * deviation, axis=-1, keepdims=True)
+    return deviation * jax.lax.rsqrt(variance + EPSILON)
+
+
+class RunningWeights(NamedTuple):
+    """Softmax weights of items 0..L that can be applied one item after the other.
+
+    After item k the running sum is `keep[k] * sum + add[k] * item`, which is the softmax over items
+    0..k alone: what an exit at layer k needs, whatever comes behind it.
+    """
+
+    keep: jax.Array
+    """float32 [L+1]"""
+    add: jax.Array
+    """float32 [L+1]"""
+
+
+def running_weights(layer_weights: jax.Array) -> RunningWeights:
+    """From raw scores, float [L+1]. A score of -inf leaves its item out."""
+    items = jnp.arange(len(layer_weights))
+    shares = prefix_softmax(layer_weights, items)  # [exits, items]
+    add = jnp.diagonal(shares)
+    return RunningWeights(jnp.sum(jnp.tril(shares, -1), axis=-1), add)
+
+
+def prefix_softmax(layer_weights: jax.Array, exit_layer: jax.Array) -> jax.Array:
+    """Softmax over items 0..exit of each row: scores [L+1], exits int [rows] -> [rows, L+1].
+
+    Zero behind the exit and where a score is -inf, all zero where nothing is left; values and
+    gradients stay finite.
+    """
+    scores = jnp.broadcast_to(
+        layer_weights.astype(jnp.float32)[None], (len(exit_layer), len(layer_weights))
+    )
+    used = jnp.arange(len(layer_weights))[None] <= exit_layer[:, None]
+    return jax.nn.softmax(scores, where=used & ~jnp.isneginf(scores))
+
+
+def pool(hidden_states: jax.Array, layer_weights: jax.Array, exit_layer: jax.Array) -> jax.Array:
+    """Weighted sum of stored hidden states up to each utterance's exit: features for one head.
+
+    Args:
+      hidden_states: float [batch, L+1, frames, dim]; item 0 is the first one.
+      layer_weights: float [L+1], raw scores; softmax over the entries up to the exit.
+      exit_layer: int [batch], 0..L.
+
+    Returns:
+      float32 [batch, frames, dim]. Differentiable in `layer_weights`, one executable for all exits.
+
+    Paper: eq. (4), section 3.2, with the authors' softmax and item 0.
+    """
+    weights = prefix_softmax(layer_weights, exit_layer)
+    return jnp.einsum(
+        "bl,bltd->btd", weights, normalize(hidden_states), precision=jax.lax.Precision.HIGHEST
+    )

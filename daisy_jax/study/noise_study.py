@@ -1,0 +1,262 @@
+"""Who leaves where under which condition: numbers from stored entropies.
+
+Paper: sections 4.2 and 4.3, figures 2, 4 and 5.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from daisy_jax.cost import multiply_adds
+from daisy_jax.data.corpus import Corpus, corpus_name
+from daisy_jax.data.noisy import CLEAN, label
+from daisy_jax.errors import InputError
+from daisy_jax.exits import ExitRule
+from daisy_jax.features.extraction import make_store, store_digest
+from daisy_jax.model.config import HubertConfig
+from daisy_jax.model.hubert import Hubert
+from daisy_jax.tasks.metrics import RESAMPLES, middle
+
+FALLING = -0.9
+"""Largest rank correlation of mean entropy and depth that counts as falling."""
+MOST_FORCED = 0.5
+MOST_FIRST = 0.5
+"""Largest shares of utterances that leave forced, and at the first layer."""
+FEWEST = 5
+"""Utterances that an interval needs."""
+LABELS_LOST = 0.05
+"""Largest loss, against clean speech, of frames that have the last layer's label."""
+
+
+class Condition(NamedTuple):
+    """One data set, or one noisy version of it."""
+
+    kind: str
+    """What was done to the speech: "clean", "noise", the name of a user's folder."""
+    snr: float | None
+    """dB; infinite for clean speech, None where there is none to speak of."""
+    names: list[str]
+    """Utterances, below the folder."""
+    samples: np.ndarray
+    """int [utterances]."""
+    entropy: np.ndarray
+    """float32 [utterances, L], nats."""
+    agreement: np.ndarray
+    """float32 [utterances, L], share of the frames that have the last layer's label."""
+
+    @property
+    def title(self) -> str:
+        """What the condition is called."""
+        if self.snr is None or self.snr == CLEAN:
+            return self.kind
+        return f"{self.kind} {label(self.snr)}"
+
+    @property
+    def level(self) -> str:
+        """What it is called beside others of its kind."""
+        return self.kind if self.snr is None else label(self.snr)
+
+    @property
+    def ids(self) -> list[str]:
+        """By which versions of an utterance find each other: file names, where all differ.
+
+        Else paths; both without endings.
+        """
+        paths = [pathlib.PurePath(name).with_suffix("") for name in self.names]
+        stems = [path.name for path in paths]
+        return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+
+
+def measure(
+    model: Hubert,
+    corpus: Corpus,
+    kind: str,
+    snr: float | None,
+    *,
+    root: str,
+    stores: pathlib.Path,
+    on_error: Callable[[str], None],
+    progress: Callable[[int], Callable[[Iterable], Iterable]] = lambda count: iter,
+) -> Condition:
+    """Entropies and labels at every layer, out of the cache or by one pass of the upstream.
+
+    Args:
+      model: with branches.
+      corpus: utterances.
+      kind: what to call the condition.
+      snr: its signal-to-noise ratio, dB, if it has one.
+      root: the corpus' folder.
+      stores: where caches are; this one's folder is named after the model, the utterances and the
+        samples of some of them, so that another version of the same files has another.
+      on_error: called with one line for each utterance that is left out, now or when the cache was
+        made.
+      progress: from a number of batches to what wraps them.
+
+    Raises:
+      InputError: the model has no branches, or no utterance can be read.
+    """
+    if model.branches is None:
+        raise InputError("this model has no branches; train them with train/branches.py")
+    store = make_store(
+        stores / f"{corpus_name(root)}-{store_digest(model, corpus)}",
+        model,
+        corpus,
+        root,
+        (),
+        on_error=on_error,
+        say=lambda line: None,
+        progress=progress,
+    )
+    for error in store.errors.values():
+        on_error(error)
+    rows = [row for row in store.rows if row.frames]
+    if not rows:
+        raise InputError(f"{root}: no utterance can be read")
+    return Condition(
+        kind,
+        snr,
+        [row.id for row in rows],
+        np.asarray([row.samples for row in rows]),
+        np.asarray([row.entropy for row in rows], np.float32),
+        np.asarray([row.agreement for row in rows], np.float32),
+    )
+
+
+def spread(condition: Condition, rule: ExitRule, config: HubertConfig) -> dict[str, Any]:
+    """Where a condition's utterances leave under a rule, and what that costs and keeps."""
+    exits, forced = rule.exits(condition.entropy)
+    none = np.zeros(config.num_layers, bool)
+    full = multiply_adds(config, condition.samples, config.num_layers, none).sum()
+    spent = multiply_adds(config, condition.samples, exits, rule.evaluated).sum()
+    return {
+        "utterances": len(exits),
+        "mean": float(exits.mean()),
+        "standard_deviation": float(exits.std()),
+        "min": int(exits.min()),
+        "max": int(exits.max()),
+        "forced": float(forced.mean()),
+        "multiply_adds_saved": float(1 - spent / full),
+        "final_labels": final_labels(condition, exits),
+        "exit_layers": exits.tolist(),
+    }
+
+
+def final_labels(condition: Condition, exits: np.ndarray) -> float:
+    """Share of the frames that have the last layer's label at the exits, mean over utterances."""
+    return float(condition.agreement[np.arange(len(exits)), exits - 1].mean())
+
+
+class Later(NamedTuple):
+    """How much later a condition leaves than clean speech."""
+
+    value: float
+    """Difference of the mean exit layers."""
+    low: float
+    high: float
+    """Ends of the 95 % interval; NaN for fewer than `FEWEST` utterances."""
+    pairs: int
+    """Utterances that were compared with their own clean version; 0: the sets were compared."""
+
+
+def later_than_clean(clean: Condition, other: Condition, rule: ExitRule) -> Later:
+    """Mean exit layer minus clean speech's, with a bootstrap interval over utterances.
+
+    Where at least half of the condition's utterances are versions of clean ones (of one name, and
+    of durations within a tenth), these are compared in pairs, and the others are left out. Else the
+    two sets are drawn apart.
+    """
+    ours, theirs = rule.exits(other.entropy)[0], rule.exits(clean.entropy)[0]
+    places = {id: place for place, id in enumerate(clean.ids)}
+    pairs = []
+    for place, id in enumerate(other.ids):
+        twin = places.get(id)
+        if twin is not None and abs(other.samples[place] / clean.samples[twin] - 1) <= 0.1:
+            pairs.append((place, twin))
+    rng = np.random.default_rng(0)
+    if 2 * len(pairs) >= len(ours):
+        apart = np.asarray([ours[place] - theirs[twin] for place, twin in pairs])
+        drawn = apart[rng.integers(len(apart), size=(RESAMPLES, len(apart)))].mean(axis=1)
+        return Later(float(apart.mean()), *_ends(drawn, len(apart)), len(pairs))
+    sides = [side[rng.integers(len(side), size=(RESAMPLES, len(side)))] for side in (ours, theirs)]
+    drawn = sides[0].mean(axis=1) - sides[1].mean(axis=1)
+    value = float(ours.mean() - theirs.mean())
+    return Later(value, *_ends(drawn, min(len(ours), len(theirs))), 0)
+
+
+def _ends(drawn: np.ndarray, utterances: int) -> tuple[float, float]:
+    """A bootstrap over a handful of utterances would look surer than it is."""
+    return middle(drawn, 0.95) if utterances >= FEWEST else (float("nan"), float("nan"))
+
+
+def snr_correlation(levels: list[Condition], rule: ExitRule) -> tuple[float, float, float]:
+    """Spearman's rank correlation of SNR and exit layer, and the ends of its 95 % interval.
+
+    Below zero if noisier speech leaves later; NaN if everybody leaves at one layer, or if there are
+    fewer than `FEWEST` utterances for an interval. The interval is a bootstrap over utterances,
+    each drawn with all its levels.
+
+    Args:
+      levels: versions of the same utterances with different ratios, clean speech included.
+      rule: where they leave.
+    """
+    common = sorted(set.intersection(*(set(level.names) for level in levels)))
+    if not common:
+        return float("nan"), float("nan"), float("nan")
+    exits = np.empty((len(common), len(levels)))
+    for column, level in enumerate(levels):
+        by_name = dict(zip(level.names, rule.exits(level.entropy)[0], strict=True))
+        exits[:, column] = [by_name[name] for name in common]
+    snrs = np.tile([level.snr for level in levels if level.snr is not None], len(common))
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(common), size=(RESAMPLES, len(common)))
+    values = np.asarray([rank_correlation(snrs, exits[chosen].ravel()) for chosen in drawn])
+    return rank_correlation(snrs, exits.ravel()), *_ends(values, len(common))
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's, equal values sharing their mean rank; NaN if one side is constant.
+
+    Unlike scipy's spearmanr it takes infinite values and warns of nothing.
+    """
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(side) for side in (first, second)]
+    if min(np.ptp(side) for side in ranks) == 0:
+        return float("nan")
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+class Checks(NamedTuple):
+    """Whether a model leaves sensibly under a condition; each of them by the limits above."""
+
+    falls: float
+    """Rank correlation of mean entropy and depth."""
+    forced: float
+    """Share of utterances that no threshold let go."""
+    first: float
+    """Share of utterances that leave at the first layer."""
+    lost: float
+    """Frames with the last layer's label at the exit: clean speech's share minus this one's."""
+
+    @property
+    def problems(self) -> list[str]:
+        """What is not as it should be; none: the model leaves sensibly."""
+        found = {
+            "entropy does not fall with depth": not self.falls <= FALLING,
+            "most are forced out": self.forced > MOST_FORCED,
+            "most leave at the first layer": self.first > MOST_FIRST,
+            "labels are less settled at the exit than on clean speech": self.lost > LABELS_LOST,
+        }
+        return [text for text, holds in found.items() if holds]
+
+
+def check(clean: Condition, other: Condition, rule: ExitRule) -> Checks:
+    """Looks at one condition."""
+    exits, forced = rule.exits(other.entropy)
+    layers = np.arange(1, other.entropy.shape[1] + 1)
+    on_clean = final_labels(clean, rule.exits(clean.entropy)[0])
+    falls = rank_correlation(layers, other.entropy.mean(axis=0, dtype=np.float64))
+    lost = on_clean - final_labels(other, exits)
+    return Checks(falls, float(forced.mean()), float(np.mean(exits == 1)), lost)

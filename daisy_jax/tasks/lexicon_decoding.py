@@ -1,0 +1,133 @@
+"""Decoding with a lexicon, and with a word language model where there is one.
+
+Source: flashlight's beam search (Pratap et al. 2019), through the package flashlight-text.
+"""
+
+import math
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from daisy_jax.errors import InputError
+from daisy_jax.tasks.heads.asr import CHARACTERS
+
+WORD_END = CHARACTERS.index("|")
+
+
+def read_lexicon(path: str | pathlib.Path) -> dict[str, list[int]]:
+    """Words and their spelling: a line a word, `WORD W O R D |`; the spelling may be left out.
+
+    Raises:
+      InputError: the file is missing, or a spelling has a character that the heads have not.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such lexicon; give a file with a word a line")
+    places = {character: place for place, character in enumerate(CHARACTERS)}
+    words: dict[str, list[int]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        word, *spelling = line.upper().split() or [""]
+        if not word:
+            continue
+        letters = spelling or [*word, "|"]
+        unknown = [letter for letter in letters if letter not in places]
+        if unknown:
+            raise InputError(f"{path}:{number}: {unknown[0]!r} is none of the heads' characters")
+        words[word] = [places[letter] for letter in letters]
+    if not words:
+        raise InputError(f"{path}: holds no word; give a file with a word a line")
+    return words
+
+
+def lexicon_decoder(
+    lexicon: str | pathlib.Path,
+    language_model: str | pathlib.Path = "",
+    *,
+    beam: int = 50,
+    lm_weight: float = 2.0,
+    word_score: float = -1.0,
+) -> Callable[[np.ndarray], str]:
+    """A beam search over the words of a lexicon.
+
+    Args:
+      lexicon: as `read_lexicon` takes it.
+      language_model: a KenLM file (ARPA or binary) over upper-case words; empty: all words are
+        equally likely. Needs the package kenlm.
+      beam: hypotheses that are kept.
+      lm_weight: of the language model's log probability.
+      word_score: added for each word.
+
+    Returns:
+      A function from log probabilities, float [frames, 32], to the text.
+
+    Raises:
+      InputError: a file is missing or not as it should be.
+    """
+    from flashlight.lib.text.decoder import (
+        CriterionType,
+        LexiconDecoder,
+        LexiconDecoderOptions,
+        SmearingMode,
+        Trie,
+        ZeroLM,
+    )
+
+    words = read_lexicon(lexicon)
+    names = list(words)
+    if language_model:
+        lm, word_places = _language_model(language_model, names)
+    else:
+        lm, word_places = ZeroLM(), {name: place for place, name in enumerate(names)}
+    trie = Trie(len(CHARACTERS), WORD_END)
+    start = lm.start(False)
+    for name, spelling in words.items():
+        _, score = lm.score(start, word_places[name])
+        trie.insert(spelling, word_places[name], score)
+    trie.smear(SmearingMode.MAX)
+    options = LexiconDecoderOptions(
+        beam_size=beam,
+        beam_size_token=len(CHARACTERS),
+        beam_threshold=50.0,
+        lm_weight=lm_weight if language_model else 0.0,
+        word_score=word_score,
+        unk_score=-math.inf,
+        sil_score=0.0,
+        log_add=False,
+        criterion_type=CriterionType.CTC,
+    )
+    decoder = LexiconDecoder(options, trie, lm, WORD_END, 0, -1, [], False)
+    by_place = {place: name for name, place in word_places.items()}
+
+    def decode(log_probs: np.ndarray) -> str:
+        emissions = np.ascontiguousarray(log_probs, np.float32).copy()
+        # What ends an utterance is spoken by nobody: to the search it is one more blank.
+        end = CHARACTERS.index("</s>")
+        emissions[:, 0] = np.logaddexp(emissions[:, 0], emissions[:, end])
+        frames, classes = emissions.shape
+        found = decoder.decode(emissions.ctypes.data, frames, classes)
+        if not found:
+            return ""
+        return " ".join(by_place[place] for place in found[0].words if place in by_place)
+
+    return decode
+
+
+def _language_model(path: str | pathlib.Path, names: list[str]):
+    """Flashlight's KenLM, and the words' places in it."""
+    import importlib.util
+
+    from flashlight.lib.text.decoder.kenlm import KenLM
+    from flashlight.lib.text.dictionary import Dictionary
+
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"{path}: no such language model; give a KenLM file")
+    if importlib.util.find_spec("kenlm") is None:
+        raise InputError(
+            "a language model needs the package kenlm, which pip builds with a C++ compiler and "
+            "CMake: pip install kenlm"
+        )
+    dictionary = Dictionary([*names, "<unk>"])
+    dictionary.set_default_index(dictionary.get_index("<unk>"))
+    places = {name: dictionary.get_index(name) for name in names}
+    return KenLM(str(path), dictionary), places

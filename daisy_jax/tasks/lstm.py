@@ -1,0 +1,191 @@
+"""Bidirectional LSTMs for downstream heads, on batches of sequences of different length.
+
+XLA's automatic gradient of a recurrence accumulates the recurrent kernel's gradient step by
+step. It is one matrix product once all steps are known, so the backward pass is written out here.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from daisy_jax.model.forms import run_form
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnames=("unroll",))
+def recurrence(
+    projected: jax.Array, kernel: jax.Array, mask: jax.Array, unroll: int = 1
+) -> jax.Array:
+    """One direction of an LSTM, from inputs that are already projected.
+
+    Args:
+      projected: float [frames, batch, 4 * units], input products and biases of the input, forget,
+        cell and output gates.
+      kernel: float [units, 4 * units], recurrent.
+      mask: bool [frames, batch]; the valid frames of a sequence lie together. Elsewhere the state
+        stays as it is.
+      unroll: steps in one turn of the loop.
+
+    Returns:
+      float [frames, batch, units], zero where `mask` is false.
+
+    Source: Hochreiter and Schmidhuber 1997 with forget gates, in the form that torch.nn.LSTM has.
+    """
+    return _scan(projected, kernel, mask, unroll, keep=False)[0]
+
+
+def _scan(projected, kernel, mask, unroll, keep) -> Any:
+    """Outputs, and for the gradient (`keep`) cells and gates too, which take time to write."""
+    batch, units = projected.shape[1], kernel.shape[0]
+    zeros = jnp.zeros_like(projected, shape=(batch, units))
+
+    def step(state, inputs):
+        hidden, cell = state
+        added, valid = inputs
+        gates = added + hidden @ kernel
+        into, forget, _, out = jnp.split(jax.nn.sigmoid(gates), 4, axis=-1)
+        new = jnp.tanh(gates[:, 2 * units : 3 * units])
+        valid = valid[:, None]
+        cell = jnp.where(valid, forget * cell + into * new, cell)
+        hidden = jnp.where(valid, out * jnp.tanh(cell), hidden)
+        kept = (cell, jnp.concatenate([into, forget, new, out], axis=-1)) if keep else None
+        return (hidden, cell), (hidden, kept)
+
+    _, (hidden, kept) = jax.lax.scan(step, (zeros, zeros), (projected, mask), unroll=unroll)
+    return jnp.where(mask[..., None], hidden, 0), kept
+
+
+def _forward(projected, kernel, mask, unroll=1):
+    hidden, (cells, gates) = _scan(projected, kernel, mask, unroll, keep=True)
+    return hidden, (kernel, mask, hidden, cells, gates)
+
+
+def _backward(unroll, saved, gradient):
+    kernel, mask, hidden, cells, gates = saved
+    first = jnp.zeros_like(cells[:1])
+    # Before the first valid frame the state is zero, as the outputs of the frames there are.
+    hidden_before = jnp.concatenate([first, hidden[:-1]])
+    cells_before = jnp.concatenate([first, cells[:-1]])
+
+    def step(state, inputs):
+        from_hidden, from_cell = state
+        gradient, valid, gates, cell, cell_before = inputs
+        into, forget, new, out = jnp.split(gates, 4, axis=-1)
+        valid = valid[:, None]
+        to_hidden = jnp.where(valid, gradient + from_hidden, 0)
+        squashed = jnp.tanh(cell)
+        to_cell = jnp.where(valid, from_cell + to_hidden * out * (1 - squashed**2), 0)
+        to_gates = jnp.concatenate(
+            [
+                to_cell * new * into * (1 - into),
+                to_cell * cell_before * forget * (1 - forget),
+                to_cell * into * (1 - new**2),
+                to_hidden * squashed * out * (1 - out),
+            ],
+            axis=-1,
+        )
+        before = (
+            jnp.where(valid, to_gates @ kernel.T, from_hidden),
+            jnp.where(valid, to_cell * forget, from_cell),
+        )
+        return before, to_gates
+
+    zeros = jnp.zeros_like(hidden[0])
+    inputs = (gradient, mask, gates, cells, cells_before)
+    _, to_gates = jax.lax.scan(step, (zeros, zeros), inputs, reverse=True, unroll=unroll)
+    to_kernel = jnp.einsum("tbu,tbg->ug", hidden_before, to_gates)
+    return to_gates, to_kernel, None
+
+
+recurrence.defvjp(_forward, _backward)
+
+
+class Direction(nnx.Module):
+    """The parameters of one direction of one layer, gates in the order of torch."""
+
+    def __init__(self, inputs: int, units: int, *, rngs: nnx.Rngs):
+        bound = 1 / jnp.sqrt(units)
+
+        def uniform(*shape: int) -> nnx.Param:
+            return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+
+        self.kernel = uniform(inputs, 4 * units)
+        self.recurrent_kernel = uniform(units, 4 * units)
+        self.bias = uniform(4 * units)
+
+    def project(self, x: jax.Array) -> jax.Array:
+        """From float [frames, batch, inputs] to the gates' inputs, [frames, batch, 4 * units]."""
+        return x @ self.kernel[...] + self.bias[...][None, None]
+
+
+UNROLLED = 4
+"""Steps in one turn of the loop where both directions go together (estimated;
+benchmarks/first_gpu.py decides): between two turns, a GPU's host has to start new kernels."""
+
+
+def both_directions(
+    forward: Direction, backward: Direction, x: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """One bidirectional layer: float [frames, batch, inputs] to [frames, batch, 2 * units].
+
+    `mask` is bool [frames, batch]. The backward direction begins at each sequence's last frame.
+    """
+
+    def in_turn(projected, reversed_projected, mask):
+        there = recurrence(projected, forward.recurrent_kernel[...], mask)
+        back = recurrence(reversed_projected, backward.recurrent_kernel[...], mask[::-1])
+        return there, back
+
+    def together(projected, reversed_projected, mask):
+        kernels = jnp.stack([forward.recurrent_kernel[...], backward.recurrent_kernel[...]])
+        run = jax.vmap(functools.partial(recurrence, unroll=UNROLLED))
+        return tuple(
+            run(jnp.stack([projected, reversed_projected]), kernels, jnp.stack([mask, mask[::-1]]))
+        )
+
+    forms = {"in_turn": in_turn, "together": together}
+    projected = forward.project(x), backward.project(x)[::-1]
+    there, back = run_form("lstm", forms, *projected, mask)
+    return jnp.concatenate([there, back[::-1]], axis=-1)
+
+
+class BidirectionalLstm(nnx.Module):
+    """A stack of bidirectional LSTM layers with dropout between them, as torch.nn.LSTM.
+
+    Every sequence ends where its mask does: the backward direction begins there.
+    """
+
+    def __init__(
+        self, inputs: int, units: int, layers: int, dropout: float = 0.0, *, rngs: nnx.Rngs
+    ):
+        widths = [inputs] + [2 * units] * (layers - 1)
+        self.forward = nnx.List([Direction(width, units, rngs=rngs) for width in widths])
+        self.backward = nnx.List([Direction(width, units, rngs=rngs) for width in widths])
+        self.dropout = dropout
+
+    def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Runs all layers.
+
+        Args:
+          x: float [batch, frames, inputs].
+          mask: bool [batch, frames], true on the first frames of each sequence.
+          key: of dropout; None: no dropout.
+
+        Returns:
+          float [batch, frames, 2 * units], zero on padded frames.
+        """
+        x, mask = jnp.swapaxes(x, 0, 1), mask.T
+        for number, (forward, backward) in enumerate(zip(self.forward, self.backward, strict=True)):
+            if number and key is not None:
+                x = self.drop(x, jax.random.fold_in(key, number))
+            x = both_directions(forward, backward, x, mask)
+        return jnp.swapaxes(x, 0, 1)
+
+    def drop(self, x: jax.Array, key: jax.Array) -> jax.Array:
+        """Dropout as it is between the layers."""
+        if not self.dropout:
+            return x
+        keep = 1 - self.dropout
+        return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0)

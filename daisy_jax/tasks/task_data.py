@@ -1,0 +1,164 @@
+"""A task's data with its features, made where they are not there yet."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from daisy_jax import audio, parallel
+from daisy_jax.console.terminal import progress_bar
+from daisy_jax.data.batches import Augmentation, Crop, read_crops
+from daisy_jax.data.corpus import corpus_name
+from daisy_jax.errors import InputError
+from daisy_jax.features.extraction import make_store, model_source, store_digest
+from daisy_jax.features.feature_shards import MANIFEST
+from daisy_jax.features.feature_store import FeatureStore
+from daisy_jax.model.hubert import Hubert
+from daisy_jax.tasks.task import Examples, Task, part_of, usable_lengths
+
+
+class TaskData:
+    """One part of a task's corpus with its features, stored or to be computed."""
+
+    def __init__(
+        self,
+        task: Task,
+        examples: Examples,
+        store: FeatureStore,
+        upstream: Hubert | None,
+        on_error: Callable[[str], None],
+    ):
+        """With `upstream`, features are computed when they are needed, else taken from the store.
+
+        Utterances that could not be read when the store was made are left out.
+        """
+        corpus, self._places = store.of(examples.corpus)
+        kept = {name: place for place, name in enumerate(examples.corpus.names)}
+        indices = np.asarray([kept[name] for name in corpus.names], np.int64)
+        self.task, self.examples = task, part_of(examples, indices)
+        self.lengths = self.examples.corpus.lengths
+        rows = [store.rows[place] for place in self._places]
+        self.entropy = np.asarray([row.entropy for row in rows], np.float32)
+        """float32 [utterances, L], nats."""
+        self.agreement = np.asarray([row.agreement for row in rows], np.float32)
+        """float32 [utterances, L], share of the frames that are labelled as in the end."""
+        self.upstream = upstream
+        self._store, self._on_error = store, on_error
+        if upstream is None and store.items != list(range(len(store.items))):
+            raise InputError(f"{store.folder}: holds some layers alone; store all of them")
+        if upstream is None and not store.items:
+            raise InputError(f"{store.folder}: holds entropies alone; compute the features instead")
+
+    def read(
+        self, crops: list[Crop], width: int, exits: tuple[np.ndarray, np.ndarray], rows: slice
+    ) -> dict[str, Any]:
+        """Some rows of a batch: features or waveforms, and targets.
+
+        Args:
+          crops: all rows.
+          width: of the batch, samples.
+          exits: exit layers, int [utterances], and who was forced out, bool [utterances].
+          rows: those that are wanted.
+        """
+        mine = crops[rows]
+        batch: dict[str, Any] = {}
+        if self.upstream is None:
+            frames = int(audio.frame_count(width))
+            count = np.asarray([audio.frame_count(crop.samples) for crop in mine], np.int32)
+            shape = (len(mine), len(self._store.items), frames, self._store.dim)
+            batch["items"] = np.zeros(shape, np.float16)
+            for row, crop in enumerate(mine):
+                if crop.samples:
+                    used = slice(0, int(exits[0][crop.index]) + 1)  # what lies behind weighs 0
+                    place = int(self._places[crop.index])
+                    found = self._store.read(place, crop.frames, used)
+                    batch["items"][row, used, : count[row]] = found
+            batch["num_frames"] = count
+            there = [crop.samples > 0 for crop in mine]
+            places = [crop.index for crop in mine]
+            batch["exit_layer"] = np.where(there, exits[0][places], 0).astype(np.int32)
+            batch["forced"] = there & exits[1][places]
+        else:
+            nothing_is_drawn = np.random.default_rng(0)
+            batch["waveform"], batch["lengths"] = read_crops(
+                self.examples.corpus,
+                crops,
+                width,
+                Augmentation(),
+                nothing_is_drawn,
+                self._on_error,
+                rows,
+            )
+        return batch | {"targets": self.task.targets(self.examples, crops, rows, width)}
+
+
+def open_examples(task: Task, part: str, folder: str, on_error: Callable[[str], None]) -> Examples:
+    """One part of a task's corpus, "train", "dev" or "test".
+
+    Raises:
+      InputError: a part of the corpus is missing, or not as it should be.
+    """
+    examples = task.open(folder, part, on_error, progress_bar(f"measuring {part}"))
+    return usable_lengths(examples, on_error)
+
+
+def with_features(
+    task: Task,
+    part: str,
+    examples: Examples,
+    folder: str,
+    upstream: Hubert,
+    features: pathlib.Path,
+    *,
+    live: bool,
+    on_error: Callable[[str], None],
+) -> TaskData:
+    """Adds features, which are made where they are not there yet.
+
+    Args:
+      task: the task.
+      part: what `examples` are of it.
+      examples: from `open_examples`.
+      folder: the corpus.
+      upstream: the model.
+      features: where stores are; this one's folder is named after corpus, part and model. Or a
+        finished store of all parts, from `daisy-jax encode --store layers`.
+      live: whether features are computed when they are needed; entropies alone are stored then.
+      on_error: called with one line for each utterance that is left out.
+
+    Raises:
+      InputError: the store is not as it should be, or the disk has no room for it.
+      OSError: the store cannot be written.
+    """
+    everywhere = parallel.replicate(upstream) if live else None
+    if (features / MANIFEST).is_dir():
+        store = FeatureStore(features)
+        require_layers_of(store, upstream)
+        return TaskData(task, examples, store, everywhere, on_error)
+    # Another model, type or selection of utterances has a store of its own.
+    chosen = "-".join(getattr(task.settings, part)).replace("/", "-")
+    digest = store_digest(upstream, examples.corpus)
+    name = f"{corpus_name(folder)}-{part}-{chosen}-{digest}"
+    store = make_store(
+        features / (f"{name}-entropies" if live else name),
+        upstream,
+        examples.corpus,
+        folder,
+        () if live else range(upstream.config.num_layers + 1),
+        on_error=on_error,
+        progress=lambda count: progress_bar(f"features of {part}", count),
+    )
+    return TaskData(task, examples, store, everywhere, on_error)
+
+
+def require_layers_of(store: FeatureStore, upstream: Hubert) -> None:
+    """Refuses a store of another model, or one that does not hold layers."""
+    wanted = model_source(upstream)
+    wrong = [name for name, value in wanted.items() if store.source.get(name) != value]
+    if wrong or not all(isinstance(item, int) for item in store.items):
+        held = f"{', '.join(wrong)} of another model" if wrong else ", ".join(map(str, store.items))
+        raise InputError(
+            f"{store.folder}: holds {held}; give a store that daisy-jax encode --store layers made "
+            "with this model"
+        )

@@ -1,0 +1,153 @@
+"""Folders of trained heads: `model.safetensors`, `config.json` and `exits.json`."""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from daisy_jax.checkpoints import CONFIG, TENSORS, fill, named_leaves, read_tensors, write_folder
+from daisy_jax.errors import InputError
+from daisy_jax.exits import ExitRule
+from daisy_jax.json_files import read_json
+from daisy_jax.tasks.downstream import Params, new_params
+from daisy_jax.tasks.presets import make_task, settings_of
+from daisy_jax.tasks.task import Task
+
+FORMAT = "daisy_jax_head/1"
+KEYS = (
+    "task",
+    "preset",
+    "settings",
+    "classes",
+    "dim",
+    "upstream",
+    "dataset",
+    "mean_entropy",
+    "rule",
+)
+EXITS, EXITS_FORMAT = "exits.json", "daisy_jax_exits/1"
+
+
+class TrainedHead(NamedTuple):
+    """A head, and all that evaluation has to know of its training."""
+
+    task: Task
+    params: Params
+    preset: str
+    classes: tuple[str, ...]
+    upstream: str
+    """Digest of the model it was trained on."""
+    dataset: str
+    """What it was trained on, and what eq. (3) was computed of."""
+    mean_entropy: np.ndarray
+    """float32 [L], nats, over the training set; empty without branches."""
+    rule: ExitRule
+    """Where utterances left in training."""
+    exits: dict[str, Any]
+    """The content of exits.json."""
+
+
+def count_exits(exit_layer: np.ndarray, forced: np.ndarray, num_layers: int) -> dict[str, Any]:
+    """What exits.json says: how many utterances of the training set left where.
+
+    Args:
+      exit_layer: int [utterances], from 1.
+      forced: bool [utterances], who left because no threshold was met.
+      num_layers: L.
+
+    Returns:
+      "exit_counts" and "forced_counts", L numbers each (the first include the second), and the
+      mean, smallest and largest exit layer.
+
+    Paper: section 3.2, r_k, mu, k_min and k_max.
+    """
+    layers = np.arange(1, num_layers + 1)
+
+    def counts(chosen: np.ndarray) -> list[int]:
+        return [int(np.sum(chosen == layer)) for layer in layers]
+
+    return {
+        "format": EXITS_FORMAT,
+        "exit_counts": counts(exit_layer),
+        "forced_counts": counts(exit_layer[forced]),
+        "mean": float(np.mean(exit_layer)),
+        "min": int(np.min(exit_layer)),
+        "max": int(np.max(exit_layer)),
+    }
+
+
+def save_head(folder: pathlib.Path, head: TrainedHead) -> None:
+    """Writes a head's folder, all of it or nothing.
+
+    Raises:
+      OSError: it cannot be written; a head that was there before is kept.
+    """
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(head.params).items()}
+    config = {
+        "format": FORMAT,
+        "task": head.task.name,
+        "preset": head.preset,
+        "settings": dataclasses.asdict(head.task.settings),
+        "classes": head.classes,
+        "dim": _dim(head.params),
+        "upstream": head.upstream,
+        "dataset": head.dataset,
+        "mean_entropy": head.mean_entropy.tolist(),
+        "rule": {
+            "name": head.rule.name,
+            "threshold": head.rule.threshold,
+            "allowed": head.rule.allowed.tolist(),
+        },
+    }
+    write_folder(folder, tensors, {CONFIG: config, EXITS: head.exits})
+
+
+def _dim(params: Params) -> int:
+    """Width of the features, as any first layer of a head has it."""
+    head = params["head"]
+    first = head.projection if hasattr(head, "projection") else head.lstm.forward[0]
+    return first.kernel.shape[0]
+
+
+def load_head(path: str | pathlib.Path) -> TrainedHead:
+    """Reads a head's folder.
+
+    Raises:
+      InputError: it is none, or of another version, or cut off.
+    """
+    folder = pathlib.Path(path)
+    for name in (CONFIG, TENSORS, EXITS):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder}: no {name} there; give the head of a train/downstream.py run"
+            )
+    remedy = "train the head again"
+    config, exits = (
+        read_json(folder / CONFIG, FORMAT, remedy),
+        read_json(folder / EXITS, EXITS_FORMAT, remedy),
+    )
+    missing = [key for key in KEYS if key not in config]
+    if missing:
+        raise InputError(f"{folder / CONFIG}: has no {', '.join(missing)}; {remedy}")
+    settings = settings_of(config["settings"], str(folder / CONFIG))
+    task = make_task(config["task"], settings)
+    classes, rule = tuple(config["classes"]), config["rule"]
+    allowed = np.asarray(rule["allowed"], bool)
+    shapes = jax.eval_shape(lambda: new_params(task, config["dim"], len(allowed), classes, 0))
+    try:
+        params = fill(shapes, read_tensors(folder / TENSORS))
+    except InputError as error:
+        raise InputError(f"{folder / TENSORS}: {error}") from None
+    return TrainedHead(
+        task,
+        params,
+        config["preset"],
+        classes,
+        config["upstream"],
+        config["dataset"],
+        np.asarray(config["mean_entropy"], np.float32),
+        ExitRule(rule["name"], rule["threshold"], allowed),
+        exits,
+    )

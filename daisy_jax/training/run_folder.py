@@ -1,0 +1,280 @@
+"""Run folders of the training scripts: configuration, metrics, checkpoints that resume exactly.
+
+A run folder holds `config.json` (settings, and the versions they ran with), `metrics.jsonl` (one
+line a logged step), `checkpoints/` (Orbax; state, settings and versions of each) and, when the
+script has ended, `model/`, a model folder.
+"""
+
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import logging
+import pathlib
+import platform
+import re
+import shutil
+import sys
+from typing import Any
+
+import jax
+
+from daisy_jax import parallel
+from daisy_jax.checkpoints import fill, named_leaves
+from daisy_jax.errors import InputError
+from daisy_jax.json_files import replace_text
+from daisy_jax.training.metrics_log import Metrics, MetricsLog, as_numbers
+
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+# These may differ between a run and its continuation.
+FREE_FIELDS = (
+    "accelerator",
+    "deterministic",
+    "features",
+    "output",
+    "processes",
+    "resume",
+    "strict",
+    "tensorboard",
+    "workers",
+)
+KEPT = 2  # of the latest checkpoints, beside the best
+
+
+class Run:
+    """A run folder, new or to be continued. With several processes, the first one writes.
+
+    `data` says what the run is trained on beyond its settings, and must not change either. The best
+    checkpoint is that with the lowest, or highest, `score` of the validation.
+
+    Raises:
+      InputError: the folder holds a checkpoint and `resume` was not asked for, or something else;
+        or the run's settings or data differ (the differences are printed), also between
+        processes; or there is nothing to resume.
+      OSError: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        config: Any,
+        resume: bool,
+        *,
+        data: dict[str, Any] | None = None,
+        tensorboard: bool = False,
+        score: str = "validation_loss",
+        higher_is_better: bool = False,
+    ):
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+        if tensorboard:
+            importlib.import_module("tensorboardX")  # before anything is written
+        self.folder = folder.resolve()
+        every = dataclasses.asdict(config) | (data or {})
+        every = json.loads(json.dumps(every, default=str))  # as they are read again
+        self.settings = {key: value for key, value in every.items() if key not in FREE_FIELDS}
+        earlier = self._earlier()
+        if resume and earlier is None:
+            raise InputError(f"{folder} holds no run to resume; leave --resume out to start one")
+        if earlier is not None and not resume and any(self.folder.glob(f"{CHECKPOINTS}/[0-9]*")):
+            raise InputError(
+                f"{folder} holds a run; pass --resume to continue it, or another --output"
+            )
+        if earlier is not None and resume:
+            self._compare(earlier)
+        parallel.require_same(json.dumps(self.settings, sort_keys=True), "settings and data")
+        self.settings["versions"] = _versions()
+        if parallel.is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(every | self.settings, indent=2) + "\n"
+            replace_text(self.folder / CONFIG, text)
+        # Orbax logs what it raises too; of that our own line is enough.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+        self._score = score
+
+        def score_of(metrics: dict[str, float]) -> float:
+            return metrics[score]
+
+        best = BestN(
+            get_metric_fn=score_of,
+            reverse=not higher_is_better,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder / CHECKPOINTS,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy([LatestN(KEPT), best]),
+                best_fn=score_of,
+                best_mode="max" if higher_is_better else "min",
+                cleanup_tmp_directories=True,  # of a run that was killed while it saved
+            ),
+        )
+        self._log = None
+        if parallel.is_first():
+            self._log = MetricsLog(self.folder, tensorboard, self._manager.latest_step() or 0)
+
+    def _earlier(self) -> dict[str, Any] | None:
+        """What an earlier run left in `config.json`."""
+        path = self.folder / CONFIG
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON ({error}); give another --output") from None
+        if not isinstance(content, dict) or "versions" not in content:
+            raise InputError(
+                f"{self.folder} holds no run but something else; give another --output"
+            )
+        return content
+
+    def _compare(self, before: dict[str, Any]) -> None:
+        changes = [
+            f"{name} was {before.get(name)!r} and is {self.settings.get(name)!r}"
+            for name in sorted((before.keys() | self.settings.keys()) - {"versions", *FREE_FIELDS})
+            if before.get(name) != self.settings.get(name)
+        ]
+        if changes:
+            raise InputError(f"{self.folder} was started otherwise: {'; '.join(changes)}")
+
+    def restore(self, state: Any) -> tuple[Any, int, list[Metrics]]:
+        """The newest checkpoint: state, step, and the metrics since the last logged step.
+
+        `state` itself, 0 and none if there is no checkpoint.
+
+        Raises:
+          InputError: the disk has no room for the checkpoints to come.
+        """
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        step = self._manager.latest_step() or 0
+        wanted = (KEPT + 2 if step == 0 else 2) * size  # the best, and one that is being written
+        free = shutil.disk_usage(self.folder).free
+        if free < wanted:
+            raise InputError(
+                f"{self.folder}: checkpoints need {wanted / 1e6:.0f} MB, and {free / 1e6:.0f} MB "
+                "are free; make room, or give another --output"
+            )
+        recent = []
+        if step:
+            state, recent = self._read(state, step)
+        if self._log is not None:
+            self._log.cut(step)
+        return state, step, recent
+
+    def _read(self, state: Any, step: int) -> tuple[Any, list[Metrics]]:
+        """The state of one checkpoint, in the place of `state`, and its recent metrics."""
+        import orbax.checkpoint as ocp
+
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            named_leaves(state),
+        )
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(target), config=ocp.args.JsonRestore()
+                ),
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.folder / CHECKPOINTS / str(step)}: not a whole checkpoint "
+                f"({str(error).splitlines()[0]:.80}); remove this folder, and --resume takes the "
+                "one before"
+            ) from error
+        return fill(state, restored["state"]), restored["config"].get("recent", [])
+
+    def best(self, state: Any) -> Any:
+        """The state with the best score; `state`, the last one, if that is it."""
+        self._wait()
+        step = self._manager.best_step()
+        if step in (None, self._manager.latest_step()):
+            return state
+        if parallel.is_first():
+            named = self._score.replace("_", " ")
+            print(f"the {named} was best after step {step}; what was learned then is taken")
+        return self._read(state, step)[0]
+
+    def save(
+        self, state: Any, step: int, recent: list[Metrics], scores: dict[str, Any] | None = None
+    ) -> None:
+        """Writes a checkpoint in the background; others are dropped when it is complete.
+
+        Args:
+          state: a pytree of arrays.
+          step: after which it is the state.
+          recent: metrics that are not logged yet.
+          scores: of the validation; None if there was none.
+
+        Raises:
+          OSError: this checkpoint, or the one before, could not be written. Older ones are whole.
+        """
+        import orbax.checkpoint as ocp
+
+        if self._manager.latest_step() == step:
+            return
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(named_leaves(state)),
+                    config=ocp.args.JsonSave(self.settings | {"recent": as_numbers(recent)}),
+                ),
+                metrics=scores and {self._score: scores[self._score]},
+            )
+        except (OSError, ValueError) as error:
+            raise self._unwritten(error) from error
+
+    def _wait(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: Exception) -> OSError:
+        reason = re.search(r"([^:]*?) *\[os_error_code", str(error))
+        return OSError(
+            f"{self.folder / CHECKPOINTS}: a checkpoint could not be written "
+            f"({reason[1].strip() if reason else str(error).splitlines()[0]}); make room, then "
+            f"--resume goes on after step {self._manager.latest_step() or 0}"
+        )
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        """Appends one line to `metrics.jsonl`.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        if self._log is not None:
+            self._log.append(step, metrics)
+
+    def close(self) -> None:
+        """Waits for checkpoints that are being written.
+
+        Raises:
+          OSError: one could not be written.
+        """
+        try:
+            self._wait()
+        finally:
+            self._manager.close()
+            if self._log is not None:
+                self._log.close()
+
+
+def _versions() -> dict[str, str]:
+    """What a run's numbers may depend on beside its settings."""
+    libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    found = {name: importlib.metadata.version(name) for name in libraries}
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {
+        "python": platform.python_version(),
+        "daisy-jax": sys.modules["daisy_jax"].__version__,
+        **found,
+        "devices": devices,
+        "processes": str(jax.process_count()),
+        "command": " ".join(sys.argv),
+    }
