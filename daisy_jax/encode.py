@@ -71,7 +71,7 @@ def encode(
       allowed: bool [L], where an utterance may leave; None: everywhere. Branches of other layers
         are not evaluated (GPUs and TPUs, which that would keep waiting, drop what they say).
       layer_weights: float [L+1], raw scores of item 0 and the layers; makes `pooled`. To train them
-        beside exits, pool kept hidden states with `daisy_jax.model.pooling.pool`, which has a gradient.
+        beside exits, pool kept hidden states with `model.pooling.pool`, which has a gradient.
       return_hidden_states: whether to keep every layer's output.
 
     Returns:
