@@ -6,12 +6,10 @@ float32, bfloat16 or float16.
 """
 
 import dataclasses
-import errno
 import functools
 import json
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -21,12 +19,11 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from daisy_jax.console.terminal import delayed_signals
 from daisy_jax.errors import InputError
 from daisy_jax.exits import Calibration
-from daisy_jax.json_files import read_json
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.hubert import Hubert
+from daisy_jax.whole_files import read_json, whole_files
 
 FORMAT = "daisy_jax/1"
 PACKAGED = pathlib.Path(__file__).parent / "models" / "daisy-tiny"
@@ -139,27 +136,10 @@ def write_folder(
     Raises:
       OSError: the folder cannot be written; files that were there before are kept then.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    # All are written beside their places first: a full disk leaves neither half a file nor half
-    # of another model.
-    partial = {name: folder / f".{name}.partial" for name in (TENSORS, *contents)}
-    for name in partial:
-        if (folder / name).is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / name))
-    try:
-        save_file(tensors, partial[TENSORS], metadata)
-        for name, content in contents.items():
-            partial[name].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            # safetensors lets the owner alone read
-            shutil.copymode(partial[name], partial[TENSORS])
-        with delayed_signals():  # not between two that belong together
-            for name, written in partial.items():
-                os.replace(written, folder / name)
-    except SafetensorError as error:
-        raise OSError(f"{folder / TENSORS}: cannot be written ({error})") from error
-    finally:
-        for written in partial.values():
-            written.unlink(missing_ok=True)
+    with whole_files(*(folder / name for name in (TENSORS, *contents))) as (weights, *texts):
+        save_file(tensors, weights, metadata)
+        for partial, content in zip(texts, contents.values(), strict=True):
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def refuse_to_overwrite(folder: pathlib.Path, names: tuple[str, ...] = (CONFIG, TENSORS)) -> None:

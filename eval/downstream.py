@@ -263,7 +263,7 @@ def write(folder: pathlib.Path, result: dict[str, Any], rows: list[dict[str, Any
     import pyarrow
     import pyarrow.parquet
 
-    from daisy_jax.json_files import write_json
+    from daisy_jax.whole_files import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "utterances.parquet")

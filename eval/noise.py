@@ -257,7 +257,7 @@ def write(folder: pathlib.Path, study: Any, found: dict[str, Any], mixtures: lis
     import pyarrow.parquet
 
     from daisy_jax.data.noisy_files import LOG, write_log
-    from daisy_jax.json_files import write_json
+    from daisy_jax.whole_files import write_json
 
     write_json(folder / "results.json", found)
     rows = []

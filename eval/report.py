@@ -58,7 +58,7 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if config.output:
-        from daisy_jax.json_files import write_json
+        from daisy_jax.whole_files import write_json
 
         folder = pathlib.Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from daisy_jax import parallel
-from daisy_jax.console.terminal import Terminated
 from daisy_jax.errors import InputError
+from daisy_jax.signals import Terminated
 from daisy_jax.training.run_folder import Run
 from daisy_jax.training.training import fit
 

@@ -7,7 +7,8 @@ import types
 
 import pytest
 
-from daisy_jax.console.terminal import as_table, delayed_signals, progress_bar, run_command
+from daisy_jax.console.terminal import as_table, progress_bar, run_command
+from daisy_jax.signals import delayed_signals
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from made_models import made_model
 
 import daisy_jax
-from daisy_jax.console.terminal import Terminated
 from daisy_jax.errors import InputError
 from daisy_jax.model.branches import Branches
 from daisy_jax.model.hubert import embed, final_norm, frame_labels, last_block, tapped_layers
+from daisy_jax.signals import Terminated
 from daisy_jax.training.branch_training import branch_scores, branches_loss, clip_each_branch
 from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
 from daisy_jax.training.run_folder import Run

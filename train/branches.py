@@ -14,14 +14,9 @@ import pathlib
 from typing import Literal
 
 from daisy_jax.accelerator import Accelerator, trunk_dtype, use_accelerator
-from daisy_jax.console.terminal import (
-    delayed_signals,
-    leave_out,
-    parse_config,
-    progress_bar,
-    run_command,
-)
+from daisy_jax.console.terminal import leave_out, parse_config, progress_bar, run_command
 from daisy_jax.errors import InputError
+from daisy_jax.signals import delayed_signals
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,6 +106,7 @@ def main() -> None:
     from daisy_jax.training.run_folder import Run
     from daisy_jax.training.targets import cluster_targets, mfcc
     from daisy_jax.training.training import fit, loss_and_accuracy, warmup_then_decay
+    from daisy_jax.whole_files import whole_files
 
     # ---- data ----
     corpus = open_corpus(config.data)
@@ -127,9 +128,8 @@ def main() -> None:
         labels, centroids = cluster_targets(
             corpus, features, config.clusters, config.seed, progress=progress_bar("clustering")
         )
-        partial = target_file.with_name("targets.partial.npz")
-        np.savez(partial, labels=labels, centroids=centroids)
-        partial.replace(target_file)
+        with whole_files(target_file) as (partial,), open(partial, "wb") as stream:
+            np.savez(stream, labels=labels, centroids=centroids)
     targets = labels_in_order(corpus, np.load(target_file)["labels"], config.clusters)
 
     # ---- model and optimizer ----

@@ -17,6 +17,7 @@ from daisy_jax.commands.exit_choice import choose_exits
 from daisy_jax.console.terminal import printable, progress_bar
 from daisy_jax.data.sound_files import expand_folders
 from daisy_jax.errors import InputError
+from daisy_jax.whole_files import whole_files
 
 HEADER = f"{'seconds':>8} {'frames':>7} {'exit':>5} {'entropy':>8} {'saved':>7}  file"
 
@@ -224,11 +225,5 @@ def write_features(target: pathlib.Path, result, setting: str) -> None:
     }
     if result.hidden_states is not None:
         arrays["hidden_states"] = result.hidden_states
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with open(partial, "wb") as stream:
-            np.savez(stream, **arrays)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_files(target) as (partial,), open(partial, "wb") as stream:
+        np.savez(stream, **arrays)

@@ -5,17 +5,12 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, NoReturn
 
 from daisy_jax.errors import InputError
-
-
-class Terminated(BaseException):
-    """SIGTERM has come: unwind, so that what is done can be kept."""
-
+from daisy_jax.signals import Terminated
 
 EXTRAS = {
     **dict.fromkeys(("grain", "librosa", "sklearn", "optax", "orbax", "pyarrow"), "train"),
@@ -59,31 +54,6 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         sys.exit(130)
     except Terminated:
         sys.exit(143)
-
-
-@contextlib.contextmanager
-def delayed_signals() -> Iterator[Callable[[], bool]]:
-    """Holds SIGTERM and Ctrl-C back, for work that must not stop half way.
-
-    Yields a function that tells whether one has come; all take effect when the block ends. What is
-    ignored anyway, as Ctrl-C is by a shell script's background jobs, stays ignored.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        yield lambda: False
-        return
-    handlers = {
-        number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    for number in received:
-        signal.raise_signal(number)
 
 
 def as_table(rows: list[tuple[str, str]]) -> str:

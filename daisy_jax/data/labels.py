@@ -16,7 +16,7 @@ import numpy as np
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus, Selection
 from daisy_jax.errors import InputError
-from daisy_jax.json_files import read_json
+from daisy_jax.whole_files import read_json
 
 FORMAT = "daisy_jax_labels/1"
 LABELS, INDEX = "labels.uint16", "index.json"

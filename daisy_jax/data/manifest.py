@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from daisy_jax import audio
+from daisy_jax.whole_files import write_json
 
 FORMAT = "daisy_jax_manifest/2"
 READERS = 8
@@ -98,14 +99,8 @@ def recall(folder: pathlib.Path) -> dict[str, Any]:
 
 def keep(folder: pathlib.Path, content: dict[str, Any]) -> None:
     """Remembers what was found in a folder; where that is not possible, it is found again."""
-    place = _place(folder)
-    partial = place.with_name(f".{place.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"format": FORMAT, **content}), encoding="utf-8")
-        os.replace(partial, place)
-    with contextlib.suppress(OSError):
-        partial.unlink()
+        write_json(_place(folder), {"format": FORMAT, **content})
 
 
 def _place(folder: pathlib.Path) -> pathlib.Path:

@@ -5,7 +5,6 @@ Beside the files, in the clean corpus' layout, lie `mixtures.tsv`, a line a file
 folder is whole.
 """
 
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable
@@ -16,7 +15,7 @@ import numpy as np
 from daisy_jax import audio
 from daisy_jax.data.noisy import CLEAN, NoisyCorpus
 from daisy_jax.errors import InputError
-from daisy_jax.json_files import read_json, replace_text, write_json
+from daisy_jax.whole_files import read_json, whole_files, write_json, write_text
 
 LOG, SETTINGS, FORMAT = "mixtures.tsv", "mixtures.json", "daisy_jax_mixtures/1"
 
@@ -126,23 +125,18 @@ def write_log(folder: pathlib.Path, rows: list[Mixture]) -> None:
         snr = "clean" if row.snr == CLEAN else f"{row.snr:g}"
         scale = "" if row.scale is None else f"{row.scale:.9g}"
         lines.append("\t".join([row.name, row.clean, snr, row.noise, str(row.offset), scale]))
-    replace_text(folder / LOG, "\n".join(lines) + "\n")
+    write_text(folder / LOG, "\n".join(lines) + "\n")
 
 
 def _write(path: pathlib.Path, waveform: np.ndarray) -> None:
     import soundfile
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     samples = audio.as_int16(waveform)
     try:
-        with open(partial, "wb") as stream:
+        with whole_files(path) as (partial,), open(partial, "wb") as stream:
             soundfile.write(stream, samples, audio.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        os.replace(partial, path)
     except soundfile.LibsndfileError as error:
         raise OSError(f"{path}: cannot be written ({error.error_string}); make room") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_log(folder: str | pathlib.Path) -> list[Mixture]:

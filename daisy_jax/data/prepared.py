@@ -14,7 +14,7 @@ import numpy as np
 from daisy_jax import audio
 from daisy_jax.data.sound_files import sound_files
 from daisy_jax.errors import InputError
-from daisy_jax.json_files import read_json
+from daisy_jax.whole_files import read_json, whole_files
 
 FORMAT = "daisy_jax_audio/1"
 SAMPLES, INDEX = "samples.int16", "index.json"
@@ -75,18 +75,18 @@ def prepare(
             raise InputError(f"{folder}: no such folder; give folders of sound files")
     files = [(folder, file) for folder in folders for file in sound_files(folder)]
     output = pathlib.Path(output)
-    output.mkdir(parents=True, exist_ok=True)
     names, lengths = [], []
-    with open(output / SAMPLES, "wb") as stream:
-        for folder, file in progress(files):
-            try:
-                waveform = audio.load(file)
-            except (InputError, OSError) as error:
-                on_error(str(error))
-                continue
-            stream.write(audio.as_int16(waveform).astype("<i2").tobytes())
-            names.append(str(pathlib.Path(folder.name) / file.relative_to(folder)))
-            lengths.append(len(waveform))
-    index = {"format": FORMAT, "names": names, "lengths": lengths}
-    (output / INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
+    with whole_files(output / SAMPLES, output / INDEX) as (samples, index):
+        with open(samples, "wb") as stream:
+            for folder, file in progress(files):
+                try:
+                    waveform = audio.load(file)
+                except (InputError, OSError) as error:
+                    on_error(str(error))
+                    continue
+                stream.write(audio.as_int16(waveform).astype("<i2").tobytes())
+                names.append(str(pathlib.Path(folder.name) / file.relative_to(folder)))
+                lengths.append(len(waveform))
+        content = {"format": FORMAT, "names": names, "lengths": lengths}
+        index.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return len(names)

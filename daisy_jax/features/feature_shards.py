@@ -9,21 +9,16 @@ that its presence says that the shard is whole. What they belong to (model, tap,
 the shard's digest stand in the part's metadata.
 """
 
-import functools
-import hashlib
 import json
-import os
 import pathlib
-import platform
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from daisy_jax import audio
 from daisy_jax.errors import InputError
+from daisy_jax.whole_files import files_digest, whole_files
 
 FORMAT = "daisy_jax_features/2"
 MANIFEST = "manifest"
@@ -105,79 +100,27 @@ def write_shard(
     import pyarrow
     import pyarrow.parquet
 
-    (folder / MANIFEST).mkdir(parents=True, exist_ok=True)
-    shard, part = shard_file(folder, number), part_file(folder, number)
-    partial = _partial(part)
-    kept = dict(source)
+    part, kept = part_file(folder, number), dict(source)
+    files = shard_files(folder, number, rows, source) if features else []
     try:
-        # safetensors writes arrays that are not C-contiguous wrongly, without an error.
-        whole = {name: np.ascontiguousarray(value) for name, value in features.items()}
-        digest = hashlib.sha256()
-        if source.get("layout") == "npy":
-            for row in rows:
-                if row.frames and whole:
-                    value = whole[row.id]
-                    alone = value[0] if len(value) == 1 else value
-                    _replace(npy_file(folder, row.id), digest, functools.partial(_save_npy, alone))
-        elif whole:
-            metadata = {"format": FORMAT}
-            _replace(shard, digest, lambda path: save_file(whole, path, metadata))
-        if whole:
-            kept["sha256"] = digest.hexdigest()
-        table = pyarrow.Table.from_pylist([row._asdict() for row in rows], _schema())
-        metadata = {FORMAT: json.dumps(kept)}
-        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial)
-        os.replace(partial, part)
-    except (SafetensorError, pyarrow.ArrowException, OSError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise OSError(f"{shard}: cannot be written ({why}); make room and start again") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    _sweep(shard)
-    _sweep(part)
-
-
-def _partial(path: pathlib.Path) -> pathlib.Path:
-    """Two runs may make the same store at once: each its own, and what is whole is the same."""
-    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
-
-
-def _sweep(path: pathlib.Path) -> None:
-    """Removes what processes of this machine left that were killed while they wrote this file."""
-    for left in path.parent.glob(f".{path.name}.{platform.node()}-*.partial"):
-        owner = left.name.removesuffix(".partial").rpartition("-")[2]
-        try:
-            os.kill(int(owner), 0)
-        except ProcessLookupError:
-            left.unlink(missing_ok=True)
-        except (ValueError, OSError):
-            pass
-
-
-def _replace(path: pathlib.Path, digest: Any, save: Callable[[pathlib.Path], None]) -> None:
-    """Writes a file, whole or not at all, and adds its bytes to a digest."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        save(partial)
-        os.chmod(partial, mode)  # safetensors' files are the owner's alone
-        _add(partial, digest)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _save_npy(value: np.ndarray, path: pathlib.Path) -> None:
-    with open(path, "wb") as stream:  # np.save would add an ending
-        np.save(stream, value)
-
-
-def _add(path: pathlib.Path, digest: Any) -> None:
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
+        with whole_files(*files, part) as (*partials, table):
+            if source.get("layout") == "npy":
+                for row, partial in zip((row for row in rows if row.frames), partials, strict=True):
+                    value = features[row.id]
+                    with open(partial, "wb") as stream:  # np.save would add an ending
+                        np.save(stream, value[0] if len(value) == 1 else value)
+            elif features:
+                # safetensors writes arrays that are not C-contiguous wrongly, without an error.
+                whole = {name: np.ascontiguousarray(value) for name, value in features.items()}
+                save_file(whole, partials[0], {"format": FORMAT})
+            if features:
+                kept["sha256"] = str(files_digest(partials))
+            written = pyarrow.Table.from_pylist([row._asdict() for row in rows], _schema())
+            metadata = {FORMAT: json.dumps(kept)}
+            pyarrow.parquet.write_table(written.replace_schema_metadata(metadata), table)
+    except (pyarrow.ArrowException, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise OSError(f"{part}: cannot be written ({why}); make room and start again") from error
 
 
 def shard_files(
@@ -187,17 +130,6 @@ def shard_files(
     if source.get("layout") == "npy":
         return [npy_file(folder, row.id) for row in rows if row.frames]
     return [shard_file(folder, number)]
-
-
-def files_digest(paths: list[pathlib.Path]) -> str | None:
-    """SHA-256 of some files, one after the other; None if one is missing."""
-    digest = hashlib.sha256()
-    try:
-        for path in paths:
-            _add(path, digest)
-    except FileNotFoundError:
-        return None
-    return digest.hexdigest()
 
 
 def finished_part(

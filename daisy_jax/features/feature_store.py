@@ -13,13 +13,13 @@ from daisy_jax.data.corpus import Corpus, Selection
 from daisy_jax.errors import InputError
 from daisy_jax.features.feature_shards import (
     MANIFEST,
-    files_digest,
     npy_file,
     part_file,
     read_part,
     shard_file,
     shard_files,
 )
+from daisy_jax.whole_files import files_digest
 
 OPEN_SHARDS = 64
 """That one reader keeps mapped."""

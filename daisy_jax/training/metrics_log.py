@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from daisy_jax.json_files import replace_text
+from daisy_jax.whole_files import write_text
 
 METRICS, TENSORBOARD = "metrics.jsonl", "events"
 
@@ -32,7 +32,7 @@ class MetricsLog:
     def cut(self, step: int) -> None:
         """Drops lines behind `step`, and half a line that a killed run may have left."""
         kept = [line for line in read_metrics(self._path.parent) if line["step"] <= step]
-        replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def append(self, step: int, metrics: dict[str, Any]) -> None:
         """Adds a line: numbers, or lists of numbers.

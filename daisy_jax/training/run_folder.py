@@ -22,8 +22,8 @@ import jax
 from daisy_jax import parallel
 from daisy_jax.checkpoints import fill, named_leaves
 from daisy_jax.errors import InputError
-from daisy_jax.json_files import replace_text
 from daisy_jax.training.metrics_log import Metrics, MetricsLog, as_numbers
+from daisy_jax.whole_files import write_text
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 # These may differ between a run and its continuation.
@@ -88,7 +88,7 @@ class Run:
         if parallel.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(every | self.settings, indent=2) + "\n"
-            replace_text(self.folder / CONFIG, text)
+            write_text(self.folder / CONFIG, text)
         # Orbax logs what it raises too; of that our own line is enough.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
 

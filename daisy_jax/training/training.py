@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from daisy_jax import parallel
-from daisy_jax.console.terminal import Terminated, delayed_signals, training_bar
+from daisy_jax.console.terminal import training_bar
 from daisy_jax.data.loading import Batch, batches
 from daisy_jax.errors import InputError
+from daisy_jax.signals import Terminated, delayed_signals
 from daisy_jax.training.metrics_log import Metrics, as_numbers
 from daisy_jax.training.run_folder import Run
 
