@@ -116,8 +116,7 @@ def memory(config: Config, folder: pathlib.Path) -> None:
     from daisy_jax.data.file_list import FileList
     from daisy_jax.exits import ExitRule
     from daisy_jax.features.contents import AtExit
-    from daisy_jax.features.extraction import Extractor
-    from daisy_jax.features.shards import encode_shard
+    from daisy_jax.features.extract import Extractor, encode_shard
 
     if not config.stream:
         return

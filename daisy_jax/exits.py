@@ -3,7 +3,6 @@
 import bisect
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import logger
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -230,16 +230,13 @@ def span_min_max(exit_counts: np.ndarray) -> np.ndarray:
     return (layers >= used.min()) & (layers <= used.max())
 
 
-def span_rules(
-    exit_counts: np.ndarray, threshold: float, share: float, say: Callable[[str], None]
-) -> list[ExitRule]:
-    """The three spans with one threshold: section 3.3.
+def span_rules(exit_counts: np.ndarray, threshold: float, share: float) -> list[ExitRule]:
+    """The three spans with one threshold: section 3.3. One without a layer is left out.
 
     Args:
       exit_counts: int [L], as for `span_mean`.
       threshold: nats.
       share: of the exits that a layer of the span "threshold" must have.
-      say: called with one line for a span that has no layer and is left out.
     """
     makers = {
         "mean": lambda: span_mean(exit_counts),
@@ -251,7 +248,7 @@ def span_rules(
         try:
             found.append(ExitRule(f"span {name}", threshold, make()))
         except InputError as error:
-            say(f"no row for the span {name}: {error}")
+            logger.warning("no row for the span %s: %s", name, error)
     return found
 
 

@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import logger
 
 
 def join_processes(place: str) -> None:
@@ -44,7 +44,7 @@ def join_processes(place: str) -> None:
             f"processes is {place!r}; it must be auto, or HOST:PORT,COUNT,INDEX with an index below"
             " the count, such as 10.0.0.1:9911,2,0"
         )
-    print(f"waiting for the other processes ({place})", file=sys.stderr)
+    logger.info("waiting for the other processes (%s)", place)
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if parts is None:
@@ -77,10 +77,12 @@ def warn_of_unused_gpus(place: str) -> None:
     visible = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), glob.glob("/dev/nvidia[0-9]*"))
     idle = unused_gpus(visible, rows[:, 0].tolist(), rows[:, 1].tolist(), jax.process_index())
     if idle:
-        print(
-            f"warning: {idle} of the {visible} GPUs on {name} stay unused; with --processes auto "
-            "each task takes one GPU: start as many tasks on each node as it has GPUs",
-            file=sys.stderr,
+        logger.warning(
+            "%d of the %d GPUs on %s stay unused; with --processes auto each task takes one GPU: "
+            "start as many tasks on each node as it has GPUs",
+            idle,
+            visible,
+            name,
         )
 
 

@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.console.terminal import leave_out, progress_bar, run_command
+from daisy_jax.console.terminal import run_command
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import followed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     from daisy_jax.audio import SAMPLE_RATE
     from daisy_jax.checkpoints import load
     from daisy_jax.data.corpus import corpus_name
-    from daisy_jax.features.extraction import model_digest
+    from daisy_jax.features.extract import model_digest
     from daisy_jax.tasks.asr import Asr
     from daisy_jax.tasks.downstream import Evaluator
     from daisy_jax.tasks.evaluation import best_layers, label_oracle, summary, upstream_seconds
@@ -115,14 +116,14 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     digest = model_digest(upstream)
     if digest != head.upstream:
         raise InputError(f"{model_path}: is not the model that {run} was trained on; give --model")
-    folder, task, on_error = config.data or trained["data"], head.task, leave_out()
+    folder, task = config.data or trained["data"], head.task
     if config.splits:
         chosen = dataclasses.replace(task.settings, **{config.part: config.splits})
         task = make_task(task.name, chosen)
     if isinstance(task, Asr) and config.lexicon:
         task.decoder = lexicon_decoder(config.lexicon, config.language_model)
     try:
-        examples = open_examples(task, config.part, folder, on_error)
+        examples = open_examples(task, config.part, folder)
     except InputError as error:
         raise InputError(f"{error} (--splits names other parts, --data another folder)") from None
     if examples.classes != head.classes:
@@ -136,7 +137,6 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         upstream,
         pathlib.Path(config.features or trained["features"]),
         live=live,
-        on_error=on_error,
     )
 
     choices = chosen_rules(head, data, upstream.config, config)
@@ -144,18 +144,17 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     evaluator = Evaluator(data, config.batch_seconds)
     times = None
     if config.timed:
-        bar = progress_bar(f"{run.name}: timing")
         runs = config.timing_runs
-        times = upstream_seconds(upstream, head.params, data, choices, config.timed, runs, bar)
+        times = upstream_seconds(upstream, head.params, data, choices, config.timed, runs)
     if config.oracle and head.rule.threshold is not None:
         if live:
             print("no oracle rows: they need stored features (--cache=layers in training)")
         else:
             choices += [label_oracle(head, data, share) for share in LABEL_SHARES]
-            choices.append(best_layers(head, evaluator, params, progress_bar("layers")))
+            choices.append(best_layers(head, evaluator, params))
 
     found, rows = [], []
-    for choice in progress_bar(f"{run.name}: rules")(choices):
+    for choice in followed(choices, f"{run.name}: rules"):
         evaluation = evaluator(params, choice.rule, choice.exits)
         timed = None
         if times is not None and choice.label in times[1]:
@@ -199,7 +198,7 @@ def chosen_rules(head: Any, data: Any, model_config: Any, config: Config) -> lis
     layers = model_config.num_layers
     found = [Choice(head.rule.name, head.rule)]
     if head.rule.threshold is not None:
-        found += spans(head, config.share, print)
+        found += spans(head, config.share)
     found += [at_ratio(head, ratio) for ratio in config.ratios]
     found += [Choice(f"at layer {n}", fixed_layer(n, layers)) for n in config.layers]
     if head.rule.threshold is not None:

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.console.terminal import leave_out, progress_bar, run_command
+from daisy_jax.console.terminal import run_command
+from daisy_jax.reporting import followed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +55,17 @@ def main() -> None:
         if not name or not folder:
             raise InputError(f"{text!r} is no NAME=FOLDER; give for example clean=SPEECH/dev-clean")
     layers = np.arange(1, model.config.num_layers + 1)
-    on_error = leave_out()
 
     def batches(name: str, corpus: Corpus) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         draw = WholeBatches(corpus.lengths, round(config.batch_seconds * audio.SAMPLE_RATE))
-        for number in progress_bar(name)(range(len(draw))):
-            yield read_whole(corpus, draw(number), on_error)
+        for number in followed(range(len(draw)), name):
+            yield read_whole(corpus, draw(number))
 
     measured: list[dict[str, Any]] = []
     print("| data set | utterances | hours | " + " | ".join(map(str, layers)), end="")
     print(" | slope | r squared |\n| --- |" + " ---: |" * (len(layers) + 4), flush=True)
     for name, _, folder in pairs:
-        corpus = open_corpus(folder, on_error=on_error, progress=progress_bar("measuring files"))
+        corpus = open_corpus(folder)
         calibration = calibrate(model, batches(name, corpus), folder)
         mean = np.asarray(calibration.mean_entropy, np.float64)
         slope, intercept = np.polyfit(layers, mean, 1)

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.console.terminal import leave_out, progress_bar, run_command
+from daisy_jax.console.terminal import run_command
 from daisy_jax.errors import InputError
 
 
@@ -130,13 +130,12 @@ class Measuring:
 
     def __init__(self, model: Any, config: Config):
         self._model, self._stores = model, pathlib.Path(config.entropies)
-        self.on_error = leave_out()
 
     def open(self, folder: str, splits: tuple[str, ...] = ()) -> Any:
         """A corpus."""
         from daisy_jax.data.corpus import open_corpus
 
-        return open_corpus(folder, splits, self.on_error, progress_bar("measuring files"))
+        return open_corpus(folder, splits)
 
     def __call__(self, corpus: Any, kind: str, snr: float | None, root: str) -> Any:
         """A condition."""
@@ -149,8 +148,6 @@ class Measuring:
             snr,
             root=root,
             stores=self._stores,
-            on_error=self.on_error,
-            progress=lambda count: progress_bar(kind, count),
         )
 
 
@@ -216,11 +213,7 @@ def exit_rules(calibration: Any, config: Config) -> dict[float, list[Any]]:
         threshold = float(exit_threshold(calibration.mean_entropy, ratio))
         anywhere = ExitRule("every layer", threshold, np.ones(layers, bool))
         counts = np.bincount(anywhere.exits(calibration.entropy)[0], minlength=layers + 1)[1:]
-
-        def say(line: str, ratio: float = ratio) -> None:
-            print(f"ratio {ratio:g}: {line}")
-
-        rules[ratio] = [anywhere, *span_rules(counts, threshold, config.share, say)]
+        rules[ratio] = [anywhere, *span_rules(counts, threshold, config.share)]
     return rules
 
 
@@ -241,7 +234,7 @@ def noisy_conditions(
         said = unknown_speakers(corpus, noises, speakers)
         if said:
             print(f"{kind}: {said}", file=sys.stderr)
-        draws = draw_noises(corpus, noises, config.seed, speakers, measuring.on_error)
+        draws = draw_noises(corpus, noises, config.seed, speakers)
         kinds[kind] = [clean]
         for snr in sorted(set(config.snrs), reverse=True):
             snrs = np.full(len(corpus.names), snr)

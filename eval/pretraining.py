@@ -13,7 +13,8 @@ import pathlib
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.console.terminal import progress_bar, run_command
+from daisy_jax.console.terminal import run_command
+from daisy_jax.reporting import followed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +72,8 @@ def main() -> None:
 
     count = len(corpus.names)
     hits = {"masked": [0, 0], "unmasked": [0, 0], "without mask": [0, 0]}
-    bar = progress_bar("predicting", count)
-    for waveform, mask, right, plain in bar(fetched_behind(map(start, range(count)))):
+    computed = fetched_behind(map(start, range(count)))
+    for waveform, mask, right, plain in followed(computed, "predicting", count):
         frames = audio.frame_count(len(waveform))
         labels = nearest_centroid(features(waveform), centroids)
         right, plain = (predicted[0, :frames] == labels for predicted in (right, plain))

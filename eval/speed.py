@@ -24,7 +24,8 @@ from typing import Any, Literal
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.console.terminal import progress_bar, run_command
+from daisy_jax.console.terminal import run_command
+from daisy_jax.reporting import followed
 from daisy_jax.timing import medians
 
 RAGGED = (1.2, 2.1, 2.9, 3.4, 4.8, 5.5, 7.0, 8.1, 9.3, 10.2, 11.6, 12.4, 13.3, 14.1, 15.0, 15.8)
@@ -106,7 +107,7 @@ def main() -> None:
     )
     print("| batch | transformers | full depth | ratio | all branches | ratio | exits | / ideal |")
     print("| --- |" + " ---: |" * 7, flush=True)
-    for rows, seconds in progress_bar("batches")(cells):
+    for rows, seconds in followed(cells, "batches"):
         waveform, exits = draw(rows, seconds), forced.spread(rows)
         lengths = jnp.full(rows, waveform.shape[1], jnp.int32)
         tasks = {

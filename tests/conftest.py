@@ -1,12 +1,17 @@
 """Strict JAX for every test, four virtual CPU devices, and small random models."""
 
+import importlib.metadata
+import logging
 import os
 
-# Before jax is imported anywhere: the flag is read once.
+# Before jax is imported anywhere: the flags are read once. Small models spend their time in the
+# compiler; without optimisation it takes a third of the time. Scripts that tests start are compiled
+# as for users, and so are tests that set XLA_FLAGS themselves.
+FLAGS = ["--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have no such flag
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    ).strip()
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 
 import dataclasses
 
@@ -137,3 +142,19 @@ def any_model(request, small_models) -> Hubert:
 @pytest.fixture(scope="session")
 def base_model(small_models) -> Hubert:
     return small_models["base"]
+
+
+@pytest.fixture
+def left_out():
+    """What the library has left out since the test began: its lines, in order."""
+    lines: list[str] = []
+
+    class Collecting(logging.Handler):
+        def emit(self, record):
+            if getattr(record, "left_out", False):
+                lines.append(record.getMessage())
+
+    handler = Collecting()
+    logging.getLogger("daisy_jax").addHandler(handler)
+    yield lines
+    logging.getLogger("daisy_jax").removeHandler(handler)

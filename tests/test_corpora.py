@@ -14,8 +14,8 @@ from made_models import made_model
 
 import daisy_jax
 from daisy_jax.exits import ExitRule
-from daisy_jax.features.extraction import model_digest
-from daisy_jax.features.feature_store import FeatureStore
+from daisy_jax.features.extract import model_digest
+from daisy_jax.features.store import FeatureStore
 from daisy_jax.tasks.downstream import new_params
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.trained_heads import EXITS_FORMAT, TrainedHead, count_exits, save_head

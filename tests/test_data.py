@@ -19,12 +19,13 @@ from daisy_jax.data.batches import (
     read_crops,
 )
 from daisy_jax.data.corpus import fingerprint, open_corpus
-from daisy_jax.data.labels import labels_in_order
+from daisy_jax.data.labels import LabelsInOrder
 from daisy_jax.data.librispeech import has_split, training_splits
 from daisy_jax.data.noise import draw_noise, mix
 from daisy_jax.data.prepared import prepare
 from daisy_jax.data.sound_files import sound_files
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import strictly
 from daisy_jax.training.targets import cluster_targets, mfcc
 
 
@@ -57,7 +58,7 @@ def speech(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(speech, tmp_path_factory):
     output = tmp_path_factory.mktemp("prepared") / "deep" / "out"
-    assert prepare([speech], output, pytest.fail) == 7
+    assert prepare([speech], output) == (7, 0)
     return output
 
 
@@ -102,14 +103,13 @@ def test_resampled_files_have_the_length_that_is_promised(tmp_path):
         assert len(corpus.read(index, 0, int(length))) == length, corpus.names[index]
 
 
-def test_prepare_names_bad_files_and_leaves_them_out(speech, tmp_path):
+def test_prepare_names_bad_files_and_leaves_them_out(speech, tmp_path, left_out):
     bad = sounds.bad_files(tmp_path / "mixed")
     sounds.write(tmp_path / "mixed" / "good.wav", sounds.syllables(0.5))
-    said = []
-    assert prepare([tmp_path / "mixed", speech], tmp_path / "out", said.append) == 8
+    written = prepare([tmp_path / "mixed", speech], tmp_path / "out")
     searched = [path for path in sound_files(tmp_path / "mixed") if path.name != "good.wav"]
-    assert len(said) == len(searched)
-    for path, line in zip(searched, said, strict=True):
+    assert written == (8, len(searched))
+    for path, line in zip(searched, left_out, strict=True):
         assert str(path) in line
         assert bad[path] in line
         assert "\n" not in line
@@ -119,14 +119,14 @@ def test_prepare_names_bad_files_and_leaves_them_out(speech, tmp_path):
 def test_prepare_clips_what_16_bits_cannot_hold(tmp_path):
     loud = np.linspace(-2, 2, 1_000)
     sounds.write(tmp_path / "in" / "loud.wav", loud, subtype="DOUBLE")
-    prepare([tmp_path / "in"], tmp_path / "out", pytest.fail)
+    prepare([tmp_path / "in"], tmp_path / "out")
     read = open_corpus(tmp_path / "out").read(0, 0, 1_000)
     assert np.max(np.abs(read - np.clip(loud, -1, 1 - 2**-15))) <= 2**-16
 
 
 def test_prepare_of_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="gone: no such folder"):
-        prepare([tmp_path / "gone"], tmp_path / "out", pytest.fail)
+        prepare([tmp_path / "gone"], tmp_path / "out")
 
 
 def test_what_is_no_corpus_is_refused_in_one_line(speech, tmp_path):
@@ -164,7 +164,7 @@ def test_a_folder_with_a_bad_file_is_refused_by_its_name(tmp_path, name):
     folder = tmp_path / "corpus"
     sounds.write(folder / "good.wav", sounds.syllables(0.5))
     bad[name].rename(folder / name)
-    with pytest.raises(InputError, match=name) as error:
+    with pytest.raises(InputError, match=name) as error, strictly():
         open_corpus(folder)
     assert "\n" not in str(error.value)
 
@@ -179,12 +179,12 @@ def test_what_is_found_bad_while_training_is_named(tmp_path, name):
         corpus.read(0, 0, int(corpus.lengths[0]))
 
 
-def test_bad_files_are_left_out_if_that_is_wanted(tmp_path):
+def test_bad_files_are_left_out_and_named(tmp_path, left_out):
     folder = tmp_path / "corpus"
     sounds.bad_files(folder)
     sounds.write(folder / "good.wav", sounds.syllables(0.5))
-    said = []
-    corpus = open_corpus(folder, on_error=said.append)
+    corpus = open_corpus(folder)
+    said = list(left_out)
     assert "good.wav" in corpus.names
     assert len(corpus.names) + len(said) == len(sound_files(folder))
     for name in ("text.wav", "empty.wav", "short.wav", "header.wav", "cut.wav", "cut.ogg"):
@@ -193,7 +193,7 @@ def test_bad_files_are_left_out_if_that_is_wanted(tmp_path):
     for name in corpus.names:
         (folder / name).unlink()
     with pytest.raises(InputError, match="sound files can be used"):
-        open_corpus(folder, on_error=said.append)
+        open_corpus(folder)
 
 
 def test_splits_are_folders_by_name(tmp_path):
@@ -347,21 +347,19 @@ def test_crops_of_unequal_seeds_and_epochs_differ():
     assert EpochBatches(lengths, 10, 50_000, 0)(7) == first(7)
 
 
-def test_what_cannot_be_read_is_an_empty_row_and_is_named(tmp_path):
+def test_what_cannot_be_read_is_an_empty_row_and_is_named(tmp_path, left_out):
     bad = {path.name: path for path in sounds.bad_files(tmp_path / "all")}
     sounds.write(tmp_path / "corpus" / "good.wav", sounds.syllables(0.5))
     bad["nan.wav"].rename(tmp_path / "corpus" / "nan.wav")
     corpus = open_corpus(tmp_path / "corpus")
     noises = Arrays(np.ones(500))
     crops = [Crop(index, 0, int(length)) for index, length in enumerate(corpus.lengths)]
-    said = []
-    waveform, lengths = read_crops(
-        corpus, crops, 16_000, Augmentation(noises, 1.0), np.random.default_rng(0), said.append
-    )
+    augmentation, rng = Augmentation(noises, 1.0), np.random.default_rng(0)
+    waveform, lengths = read_crops(corpus, crops, 16_000, augmentation, rng)
     assert lengths.tolist() == [8_000, 0]  # by name: good.wav, nan.wav
     assert not waveform[1].any()
-    assert len(said) == 1
-    assert "nan.wav" in said[0]
+    assert len(left_out) == 1
+    assert "nan.wav" in left_out[0]
 
 
 def test_a_batch_is_a_function_of_seed_and_step_alone():
@@ -462,7 +460,7 @@ def test_labels_of_a_crop_are_those_of_its_frames():
     corpus = numbered(1_999, 720, 5_000)
     counts = audio.frame_count(corpus.lengths)
     by_utterance = [100 * i + np.arange(count) for i, count in enumerate(counts)]
-    targets = labels_in_order(corpus, np.concatenate(by_utterance), 300)
+    targets = LabelsInOrder(corpus, np.concatenate(by_utterance))
     rng = np.random.default_rng(0)
     for _ in range(50):
         (crop,) = draw_by_duration(corpus.lengths, 1, 1_100, rng)
@@ -476,7 +474,7 @@ def test_labels_of_a_crop_are_those_of_its_frames():
 
 def test_labels_of_another_corpus_are_refused():
     with pytest.raises(ValueError, match="4 labels for 5 frames"):
-        labels_in_order(numbered(1_999), np.zeros(4, int), 1)
+        LabelsInOrder(numbered(1_999), np.zeros(4, int))
 
 
 @pytest.mark.parametrize("samples", [400, 719, 720, 16_000, 16_161])
@@ -531,7 +529,9 @@ def test_targets_are_the_nearest_centroids():
     again = cluster_targets(corpus, features, 5, seed=3)
     np.testing.assert_array_equal(again[0], labels)
     np.testing.assert_array_equal(again[1], centroids)
-    labels_in_order(corpus, labels, 5)
+    LabelsInOrder(corpus, labels)
+    assert labels.min() >= 0
+    assert labels.max() < 5
 
 
 def test_more_clusters_than_frames_are_refused():

@@ -17,13 +17,12 @@ from daisy_jax.data.file_list import read_list
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule, fixed_layer
 from daisy_jax.features.contents import Labels, Layers
-from daisy_jax.features.extraction import Extractor
-from daisy_jax.features.shards import encode_shard
+from daisy_jax.features.extract import Extractor, encode_shard
 from daisy_jax.model.pooling import pool
 from daisy_jax.tasks import downstream
 from daisy_jax.tasks.downstream import Evaluator, new_params
 from daisy_jax.tasks.presets import make_task, read_preset
-from daisy_jax.tasks.task_data import TaskData, open_examples, with_features
+from daisy_jax.tasks.task_data import open_examples, with_features
 from daisy_jax.tasks.trained_heads import TrainedHead, count_exits, load_head, save_head
 
 LAYERS = SMALL.num_layers
@@ -49,12 +48,11 @@ def opened(name, corpora, model, live, part="train"):
     return with_features(
         task,
         part,
-        open_examples(task, part, str(place), pytest.fail),
+        open_examples(task, part, str(place)),
         str(place),
         model,
         corpora / "features",
         live=live,
-        on_error=pytest.fail,
     )
 
 
@@ -84,9 +82,8 @@ def test_a_store_of_a_whole_corpus_serves_a_task(corpora, model, speakers, tmp_p
     def opened_with(upstream, folder):
         task = make_task("sid", read_preset("sid", "daisy-tiny"))
         place = str(corpora / "VoxCeleb1")
-        examples = open_examples(task, "train", place, pytest.fail)
-        options = {"live": False, "on_error": pytest.fail}
-        return with_features(task, "train", examples, place, upstream, folder, **options)
+        examples = open_examples(task, "train", place)
+        return with_features(task, "train", examples, place, upstream, folder, live=False)
 
     data = opened_with(model, tmp_path / "store")
     np.testing.assert_allclose(data.entropy, speakers.entropy, rtol=1e-4)
@@ -99,6 +96,10 @@ def test_a_store_of_a_whole_corpus_serves_a_task(corpora, model, speakers, tmp_p
     encode_shard(Extractor(model, Labels()), files, 0, 1, tmp_path / "labels")
     with pytest.raises(InputError, match="holds labels; give a store"):
         opened_with(model, tmp_path / "labels")
+    # As many layers as it says, from the first on, but not all that the model has.
+    encode_shard(Extractor(model, Layers((0, 1, 2))), files, 0, 1, tmp_path / "some")
+    with pytest.raises(InputError, match="does not hold the layers 3; store all"):
+        opened_with(model, tmp_path / "some")
 
 
 def batch_of(data, rule, crops, width=16_000):
@@ -258,8 +259,17 @@ def test_separation_is_evaluated_on_waveforms_of_true_length(corpora, model):
 
 def test_entropies_alone_are_no_features(corpora, model):
     data = opened("sid", corpora, model, live=True)
-    with pytest.raises(InputError, match="holds entropies alone"):
-        TaskData(data.task, data.examples, data._store, None, pytest.fail)
+    part = data._store.folder
+    with pytest.raises(InputError, match="does not hold the layers 0, 1, 2, 3"):
+        with_features(data.task, "train", data.examples, "", model, part, live=False)
+
+
+def test_exits_are_told_to_stored_features_alone(corpora, model):
+    data = opened("sid", corpora, model, live=True)
+    params = new_params(data.task, SMALL.dim, LAYERS, data.examples.classes, 0)
+    told = np.ones(len(data.lengths), np.int32), np.zeros(len(data.lengths), bool)
+    with pytest.raises(InputError, match="exits can be told only where features are stored"):
+        Evaluator(data, 10.0)(params, fixed_layer(1, LAYERS), told)
 
 
 # ---- rules and folders ----

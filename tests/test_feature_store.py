@@ -19,11 +19,11 @@ from daisy_jax import audio
 from daisy_jax.data.corpus import Selection, open_corpus
 from daisy_jax.encode import encode_taps
 from daisy_jax.errors import InputError
-from daisy_jax.features import extraction, feature_shards
+from daisy_jax.features import extract
 from daisy_jax.features.contents import Layers
-from daisy_jax.features.extraction import make_store, model_digest
-from daisy_jax.features.feature_shards import part_file, plan_shards, shard_file
-from daisy_jax.features.feature_store import FeatureStore
+from daisy_jax.features.extract import Extractor, extract_corpus, model_digest, plan_shards
+from daisy_jax.features.shard_format import part_file, shard_file
+from daisy_jax.features.store import FeatureStore
 
 ITEMS = range(SMALL.num_layers + 1)
 
@@ -46,37 +46,30 @@ def corpus(speech):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     """Three utterances a shard."""
-    monkeypatch.setattr(feature_shards, "SHARD_UTTERANCES", 3)
+    monkeypatch.setattr(extract, "SHARD_UTTERANCES", 3)
 
 
-def made(folder, model, corpus, items=ITEMS, **options):
-    said = []
-    store = make_store(
-        folder, model, corpus, "speech", items, on_error=pytest.fail, say=said.append, **options
-    )
-    return store, said
+def made(folder, model, corpus, items=ITEMS):
+    return extract_corpus(folder, Extractor(model, Layers(tuple(items))), corpus, "speech")
 
 
 @pytest.fixture(scope="module")
 def finished(model, speech, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feature_shards, "SHARD_UTTERANCES", 3)
-        return made(tmp_path_factory.mktemp("store"), model, open_corpus(speech))[0].folder
+        patch.setattr(extract, "SHARD_UTTERANCES", 3)
+        return made(tmp_path_factory.mktemp("store"), model, open_corpus(speech)).folder
 
 
 # ---- plans ----
 
 
-@hypothesis.given(st.lists(st.integers(0, 3_000), max_size=40), st.integers(0, 1_000_000))
+@hypothesis.given(st.lists(st.integers(0, 3_000_000), min_size=1, max_size=40), st.integers(1, 500))
 def test_a_plan_has_every_utterance_once_and_no_shard_too_large(frames, per_frame):
-    frames = np.asarray(frames, np.int64)
-    shards = plan_shards(frames, per_frame)
-    joined = np.concatenate([[], *shards])
-    np.testing.assert_array_equal(joined, np.arange(len(frames)))
+    sizes = np.asarray(frames, np.int64) * per_frame
+    shards = plan_shards(sizes)
+    np.testing.assert_array_equal(np.concatenate(shards), np.arange(len(sizes)))
     for shard in shards:
-        assert 0 < len(shard) <= feature_shards.SHARD_UTTERANCES
-        size = int(frames[shard].sum()) * per_frame
-        assert size <= feature_shards.SHARD_BYTES or len(shard) == 1
+        assert sizes[shard].sum() <= extract.SHARD_BYTES + sizes.max() + len(sizes)
 
 
 # ---- contents ----
@@ -165,31 +158,33 @@ def test_utterances_are_found_by_name(corpus, finished):
 # ---- writing ----
 
 
-def test_the_size_is_announced_and_a_finished_store_says_nothing(model, corpus, tmp_path):
-    _, said = made(tmp_path, model, corpus)
+def test_the_size_is_announced_and_a_finished_store_says_nothing(model, corpus, tmp_path, caplog):
+    caplog.set_level("INFO", logger="daisy_jax")
+    made(tmp_path, model, corpus)
     frames = int(audio.frame_count(corpus.lengths).sum())
     size = frames * len(ITEMS) * SMALL.dim * 2
-    assert f"{size / 1e9:.3g} GB of features" in said[0]
-    _, said = made(tmp_path, model, corpus)
-    assert not said
+    assert f"{size / 1e9:.3g} GB of features" in caplog.messages[0]
+    caplog.clear()
+    made(tmp_path, model, corpus)
+    assert not caplog.messages
 
 
 def test_it_goes_on_behind_the_last_whole_shard(model, corpus, finished, tmp_path, monkeypatch):
-    write = extraction.write_shard
+    write = extract.write_shard
 
     def stop_at_the_second(folder, number, *rest):
         if number:
             raise KeyboardInterrupt
         write(folder, number, *rest)
 
-    monkeypatch.setattr(extraction, "write_shard", stop_at_the_second)
+    monkeypatch.setattr(extract, "write_shard", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path, model, corpus)
     with pytest.raises(InputError, match="1 of 2 shards are there"):
         FeatureStore(tmp_path)
     before = shard_file(tmp_path, 0).stat().st_mtime_ns
-    monkeypatch.setattr(extraction, "write_shard", write)
-    store, _ = made(tmp_path, model, corpus)
+    monkeypatch.setattr(extract, "write_shard", write)
+    store = made(tmp_path, model, corpus)
     assert shard_file(tmp_path, 0).stat().st_mtime_ns == before
     assert store.verify() == []
     whole = FeatureStore(finished)
@@ -211,7 +206,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_computed(
 FULL_DISK = """
 import resource, sys
 import numpy as np
-from daisy_jax.features.feature_shards import Row, write_shard
+from daisy_jax.features.shard_format import Row, write_shard
 import pathlib
 folder = pathlib.Path(sys.argv[1])
 row = Row("a", "a", 0, 400, 1, 1, True, [1.0], [1.0], None)
@@ -263,27 +258,27 @@ def test_a_spoilt_store_is_named(model, corpus, finished, tmp_path):
     with pytest.raises(InputError, match=r"not a whole part of a manifest .* remove it"):
         made(folder, model, corpus)
     part.unlink()
-    store, _ = made(folder, model, corpus)
+    store = made(folder, model, corpus)
     assert store.verify() == []
     with pytest.raises(InputError, match="no feature store there"):
         FeatureStore(tmp_path)
 
 
-def test_an_unreadable_utterance_is_noted_and_left_out(model, speech, tmp_path):
+def test_an_unreadable_utterance_is_noted_and_left_out(model, speech, tmp_path, left_out):
     folder = shutil.copytree(speech, tmp_path / "speech")
     corpus = open_corpus(folder)
     bad = folder / corpus.names[1]
     content = bytearray(bad.read_bytes())
     content[len(content) // 3 :] = bytes(len(content) - len(content) // 3)
     bad.write_bytes(content)
-    said = []
-    store = make_store(
-        tmp_path / "store", model, corpus, folder, ITEMS, on_error=said.append, say=said.append
-    )
-    assert any(corpus.names[1] in line for line in said)
+    extractor = Extractor(model, Layers(tuple(ITEMS)))
+    store = extract_corpus(tmp_path / "store", extractor, corpus, folder)
+    assert corpus.names[1] in left_out[0]
     assert corpus.names[1] in store.rows[1].error
     assert store.errors == {str(bad): store.rows[1].error}
+    left_out.clear()
     part, places = store.of(corpus)
+    assert left_out == [store.rows[1].error]
     assert part.names == [corpus.names[place] for place in (0, 2, 3, 4, 5)]
     assert places.tolist() == [0, 2, 3, 4, 5]
     assert len(store.entropy) == 5

@@ -1,6 +1,5 @@
 """Every loop over batches starts the next one before it fetches the last; nothing else changes."""
 
-import itertools
 import pathlib
 import runpy
 import sys
@@ -17,11 +16,10 @@ import daisy_jax
 from daisy_jax import audio, calibration, parallel
 from daisy_jax.checkpoints import save
 from daisy_jax.data.corpus import open_corpus
-from daisy_jax.data.labels import LabelFolder
 from daisy_jax.exits import fixed_layer
-from daisy_jax.features import extraction
 from daisy_jax.features.contents import Layers
-from daisy_jax.features.extraction import Extractor
+from daisy_jax.features.extract import Extractor
+from daisy_jax.features.store import FeatureStore, StoredLabels
 from daisy_jax.model import hubert
 from daisy_jax.tasks.downstream import Evaluator, new_params
 from daisy_jax.tasks.presets import make_task, read_preset
@@ -68,18 +66,16 @@ def corpora(tmp_path_factory):
 @pytest.fixture(scope="module")
 def speakers(corpora, model):
     task = make_task("sid", read_preset("sid", "daisy-tiny"))
-    examples = open_examples(task, "train", str(corpora), pytest.fail)
-    features, options = corpora.parent / "features", {"live": False, "on_error": pytest.fail}
-    return with_features(task, "train", examples, str(corpora), model, features, **options)
+    examples = open_examples(task, "train", str(corpora))
+    features = corpora.parent / "features"
+    return with_features(task, "train", examples, str(corpora), model, features, live=False)
 
 
-def test_extraction_starts_the_next_batch_first(speakers, model, monkeypatch, tmp_path, events):
-    monkeypatch.setattr(extraction, "BATCH_SECONDS", 1.0)
-    extractor, corpus = Extractor(model, Layers((0,))), speakers.examples.corpus
+def test_extraction_starts_the_next_batch_first(speakers, model, tmp_path, events):
+    extractor, corpus = Extractor(model, Layers((0,)), 1.0), speakers.examples.corpus
     extractor._run = recorded(extractor._run, events)
     source = extractor.source("", 1)
-    shard = extractor.shard(tmp_path, 0, corpus, "", source, on_error=pytest.fail)
-    assert len(list(shard)) == 3
+    assert len(extractor.write_shard(tmp_path, 0, corpus, "", source)) == 12
     assert events == IN_TURN
 
 
@@ -93,7 +89,7 @@ def test_an_evaluation_starts_the_next_batch_first(speakers, events):
 
 def test_a_validation_starts_the_next_batch_first(speakers, model, events):
     corpus = speakers.examples.corpus
-    validation = Validation(parallel.replicate(model), corpus, None, 16_000, pytest.fail)
+    validation = Validation(parallel.replicate(model), corpus, None, 16_000)
     validation._scores = recorded(validation._scores, events)
     assert len(validation.scores(parallel.replicate(model.branches)).frames) == 12
     assert events == IN_TURN
@@ -136,55 +132,23 @@ def test_calibration_takes_batches_that_the_caller_fills_again(model, monkeypatc
     np.testing.assert_array_equal(found, wanted)
 
 
-def label(monkeypatch, folder, speech, started_by):
-    """Runs train/labels.py on six utterances, two a batch; its exit status.
-
-    `started_by` makes of the jitted function what is called in its place.
-    """
-    jit = jax.jit
-
-    def patched(function, **options):
-        compiled = jit(function, **options)
-        return started_by(compiled) if function is hubert.frame_labels else compiled
-
-    monkeypatch.setattr(jax, "jit", patched)
-    paths = ["--model", folder / "model", "--data", speech, "--output", folder / "labels"]
-    options = ["--batch-seconds", "2.4", "--accelerator=cpu"]
-    monkeypatch.setattr(sys, "argv", [str(LABELS), *map(str, paths), *options])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(LABELS), run_name="__main__")
-    return end.value.code
-
-
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
     return sounds.speech_folder(tmp_path_factory.mktemp("speech"), 6, (0.6, 1.1))
 
 
-def test_labelling_starts_the_next_batch_first(model, speech, monkeypatch, tmp_path, events):
+def test_labels_are_those_of_the_model(model, speech, monkeypatch, tmp_path):
     save(model, tmp_path / "model")
-    assert label(monkeypatch, tmp_path, speech, lambda run: recorded(run, events)) == 0
-    assert events == IN_TURN
-    folder, corpus = LabelFolder(tmp_path / "labels"), open_corpus(speech)
-    _, labels = folder.of(corpus, pytest.fail)
+    paths = ["--model", tmp_path / "model", "--data", speech, "--output", tmp_path / "labels"]
+    options = ["--batch-seconds", "2.4", "--accelerator=cpu"]
+    monkeypatch.setattr(sys, "argv", [str(LABELS), *map(str, paths), *options])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(LABELS), run_name="__main__")
+    assert end.value.code == 0
+    corpus, places = FeatureStore(tmp_path / "labels").of(open_corpus(speech))
+    labels = StoredLabels(FeatureStore(tmp_path / "labels"), places)
     waveforms = [corpus.read(index, 0, int(length)) for index, length in enumerate(corpus.lengths)]
     whole = jax.jit(lambda *batch: hubert.frame_labels(model, *batch))(*audio.pad_batch(waveforms))
     for index, (row, waveform) in enumerate(zip(whole, waveforms, strict=True)):
         count = audio.frame_count(len(waveform))
         np.testing.assert_array_equal(labels.read(index, slice(0, count)), row[:count])
-
-
-def test_labels_before_an_error_are_stored(model, speech, monkeypatch, tmp_path):
-    save(model, tmp_path / "model")
-    calls = itertools.count()
-
-    def twice(run):
-        def start(*arguments):
-            if next(calls) == 2:
-                raise OSError("the device is gone")
-            return run(*arguments)
-
-        return start
-
-    assert label(monkeypatch, tmp_path, speech, twice) == 1
-    assert len(LabelFolder(tmp_path / "labels").unlabelled()) == 2

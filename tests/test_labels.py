@@ -1,19 +1,22 @@
-"""Stored frame labels: written once, found by name, never half."""
+"""Frame labels out of a feature store: found by name, read by crop."""
 
-import json
 import pickle
 
 import numpy as np
 import pytest
 import sounds
+from made_models import made_model
 
 from daisy_jax import audio
 from daisy_jax.data.batches import Crop, read_labels
 from daisy_jax.data.corpus import Selection, open_corpus
-from daisy_jax.data.labels import LabelFolder, new_label_folder
 from daisy_jax.errors import InputError
+from daisy_jax.features.contents import Labels, Layers
+from daisy_jax.features.extract import Extractor, extract_corpus
+from daisy_jax.features.shard_format import Row, write_shard
+from daisy_jax.features.store import FeatureStore, StoredLabels
 
-SOURCE = {"sha256": "0", "dtype": "float32"}
+SOURCE = {"items": '["labels"]', "classes": "504", "dim": "4", "shards": "1"}
 
 
 @pytest.fixture
@@ -23,32 +26,48 @@ def corpus(tmp_path):
 
 def labels_of(corpus, index):
     count = audio.frame_count(int(corpus.lengths[index]))
-    return np.random.default_rng(index).integers(0, 504, count)
+    return np.random.default_rng(index).integers(0, 504, count).astype(np.int32)
+
+
+def row_of(corpus, index, error=None):
+    samples = int(corpus.lengths[index])
+    frames = 0 if error else int(audio.frame_count(samples))
+    name = corpus.names[index]
+    return Row(name, name, 0, samples, frames, 12, True, [], [], error)
+
+
+def stored(folder, corpus, bad=()):
+    """A store in which each label is known; utterances of `bad` could not be read."""
+    rows = [row_of(corpus, n, "broken" if n in bad else None) for n in range(len(corpus.names))]
+    features = {
+        row.id: labels_of(corpus, n)[None] for n, row in enumerate(rows) if row.error is None
+    }
+    write_shard(folder, 0, features, rows, SOURCE)
+    return FeatureStore(folder)
 
 
 @pytest.fixture
 def labelled(corpus, tmp_path):
-    folder = new_label_folder(tmp_path / "labels", corpus, 504, SOURCE)
-    for index in range(4):
-        folder.write(index, labels_of(corpus, index))
-    return folder
+    return stored(tmp_path / "labels", corpus)
 
 
 def test_labels_are_found_by_name_in_any_order(corpus, labelled):
-    assert len(labelled.unlabelled()) == 0
     order = np.array([2, 0, 3])
-    part = Selection(corpus, order)
-    same, labels = LabelFolder(labelled.folder).of(part, pytest.fail)
-    assert same is part
+    part, places = labelled.of(Selection(corpus, order))
+    assert part.names == [corpus.names[index] for index in order]
+    labels = StoredLabels(labelled, places)
     assert labels.num_classes == 504
     for place, index in enumerate(order):
         wanted = labels_of(corpus, index)
         np.testing.assert_array_equal(labels.read(place, slice(0, len(wanted))), wanted)
         np.testing.assert_array_equal(labels.read(place, slice(3, 7)), wanted[3:7])
+    np.testing.assert_array_equal(
+        labels.part(np.array([2])).read(0, slice(0, 5)), labels_of(corpus, 3)[:5]
+    )
 
 
 def test_a_batch_of_labels_is_padded_with_minus_one(corpus, labelled):
-    _, labels = labelled.of(corpus, pytest.fail)
+    labels = StoredLabels(labelled, labelled.of(corpus)[1])
     crops = [Crop(1, 640, 2_000), Crop(0, 0, 0), Crop(3, 320, 4_000)]
     rows = read_labels(labels, crops, 20)
     assert rows.dtype == np.int32
@@ -59,87 +78,48 @@ def test_a_batch_of_labels_is_padded_with_minus_one(corpus, labelled):
         assert np.all(row[frames:] == -1)
 
 
-def test_labelling_goes_on_where_it_stopped(corpus, tmp_path):
-    folder = new_label_folder(tmp_path / "labels", corpus, 504, SOURCE)
-    assert folder.unlabelled().tolist() == [0, 1, 2, 3]
-    folder.write(2, labels_of(corpus, 2))
-    folder.write(0, labels_of(corpus, 0))
-    again = new_label_folder(tmp_path / "labels", corpus, 504, SOURCE)
-    assert again.unlabelled().tolist() == [1, 3]
-    with pytest.raises(InputError, match=r"2 utterances are not labelled yet; run train/labels.py"):
-        again.of(corpus, pytest.fail)
-    _, done = again.of(Selection(corpus, np.array([2])), pytest.fail)
-    count = audio.frame_count(int(corpus.lengths[2]))
-    np.testing.assert_array_equal(done.read(0, slice(0, count)), labels_of(corpus, 2))
-
-
-@pytest.mark.parametrize("change", ["classes", "source", "corpus"])
-def test_other_labels_are_not_mixed_in(corpus, labelled, change):
-    other = Selection(corpus, np.array([0, 1])) if change == "corpus" else corpus
-    source = SOURCE | {"sha256": "1"} if change == "source" else SOURCE
-    with pytest.raises(InputError, match="labels of another corpus or from another model"):
-        new_label_folder(labelled.folder, other, 500 if change == "classes" else 504, source)
-
-
 def test_missing_and_changed_utterances_are_named(corpus, labelled, tmp_path):
     more = open_corpus(sounds.speech_folder(tmp_path / "speech", 6, (0.3, 0.8)))
-    with pytest.raises(InputError, match=r"no labels of (sub/)?utterance\d.flac \(and 1 more\)"):
-        labelled.of(more, pytest.fail)
+    with pytest.raises(InputError, match=r"has nothing of 2 utterances, the first is"):
+        labelled.of(more)
     first = tmp_path / "speech" / corpus.names[0]
     sounds.write(first, sounds.syllables(0.55))
     changed = open_corpus(tmp_path / "speech")
     kept = np.array([changed.names.index(name) for name in corpus.names])
     with pytest.raises(InputError, match=f"{corpus.names[0]} has another length"):
-        labelled.of(Selection(changed, kept[:1]), pytest.fail)
+        labelled.of(Selection(changed, kept[:1]))
 
 
-def test_folders_that_are_none_are_refused(labelled, tmp_path):
-    with pytest.raises(InputError, match=r"no index.json there; give a folder written by"):
-        LabelFolder(tmp_path)
-    path = labelled.folder / "labels.uint16"
-    path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(InputError, match=r"bytes, the index promises \d+; make it again"):
-        LabelFolder(labelled.folder)
-    index = json.loads((labelled.folder / "index.json").read_text())
-    (labelled.folder / "index.json").write_text(json.dumps(index | {"format": "other/1"}))
-    with pytest.raises(
-        InputError, match="format is 'other/1', this version reads 'daisy_jax_labels/1'"
-    ):
-        LabelFolder(labelled.folder)
-    del index["frames"]
-    (labelled.folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="has no 'frames'; make it again"):
-        LabelFolder(labelled.folder)
-    (labelled.folder / "index.json").write_text("{")
-    with pytest.raises(InputError, match="not JSON"):
-        LabelFolder(labelled.folder)
-
-
-def test_what_could_not_be_labelled_is_left_out_by_name(corpus, labelled):
-    labelled.give_up(1)
-    assert labelled.unlabelled().tolist() == []
-    assert labelled.given_up().tolist() == [1]
-    said = []
-    rest, labels = labelled.of(corpus, said.append)
-    assert said == [f"{corpus.names[1]}: could not be labelled"]
+def test_what_could_not_be_labelled_is_left_out_by_name(corpus, tmp_path, left_out):
+    store = stored(tmp_path / "some", corpus, bad=(1,))
+    rest, places = store.of(corpus)
+    assert left_out == ["broken"]
     assert rest.names == [name for place, name in enumerate(corpus.names) if place != 1]
     wanted = labels_of(corpus, 2)
+    labels = StoredLabels(store, places)
     np.testing.assert_array_equal(labels.read(1, slice(0, len(wanted))), wanted)
-    np.testing.assert_array_equal(rest.read(1, 0, 500), corpus.read(2, 0, 500))
 
 
 def test_labels_go_to_other_processes_by_name(corpus, labelled):
-    _, labels = labelled.of(corpus, pytest.fail)
-    part = labels.part(np.array([2, 3]))
+    labels = StoredLabels(labelled, labelled.of(corpus)[1]).part(np.array([2, 3]))
     other = pickle.dumps(labels)
-    assert b"labels.uint16" in other
-    assert (labelled.folder / "labels.uint16").read_bytes()[:64] not in other
-    again = pickle.loads(pickle.dumps(part))
+    assert len(other) < 1_000
     wanted = labels_of(corpus, 3)
+    again = pickle.loads(other)
     np.testing.assert_array_equal(again.read(1, slice(0, len(wanted))), wanted)
 
 
-def test_a_label_that_is_no_class_is_refused(corpus, labelled):
-    labelled.write(0, np.full(labelled.counts[0], 504))
-    with pytest.raises(InputError, match="label 504 of 504 classes, which count from 0"):
-        labelled.of(corpus, pytest.fail)
+def test_a_store_without_labels_is_refused(corpus, tmp_path):
+    layers = Extractor(made_model(), Layers((0, 1)))
+    store = extract_corpus(tmp_path / "layers", layers, corpus, tmp_path)
+    with pytest.raises(InputError, match="holds 0, 1 and no labels; give a folder that train"):
+        StoredLabels(store, np.arange(4))
+    with pytest.raises(InputError, match="no feature store there"):
+        FeatureStore(tmp_path)
+
+
+def test_another_models_labels_are_not_mixed_in(corpus, tmp_path):
+    extract_corpus(tmp_path / "labels", Extractor(made_model(), Labels()), corpus, tmp_path)
+    other = Extractor(made_model(seed=1), Labels())
+    with pytest.raises(InputError, match=r"holds features of something else .*head"):
+        extract_corpus(tmp_path / "labels", other, corpus, tmp_path)

@@ -35,7 +35,7 @@ def reader(request, folder, tmp_path_factory):
     path = folder
     if request.param == "prepared":
         path = tmp_path_factory.mktemp("prepared")
-        prepare([folder], path, pytest.fail)
+        prepare([folder], path)
     corpus = open_corpus(path)
     return functools.partial(read, corpus, EpochBatches(corpus.lengths, 3, 9_000, 0))
 
@@ -70,7 +70,7 @@ def test_what_goes_wrong_while_reading_is_what_comes_out():
 
 
 def test_a_prepared_corpus_goes_to_a_process_without_its_samples(folder, tmp_path):
-    prepare([folder], tmp_path / "out", pytest.fail)
+    prepare([folder], tmp_path / "out")
     corpus = open_corpus(tmp_path / "out")
     pickled = pickle.dumps(corpus)
     assert len(pickled) < 1_000 < corpus.lengths.sum()

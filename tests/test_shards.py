@@ -16,10 +16,9 @@ from daisy_jax.data.file_list import deal, read_list
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
 from daisy_jax.features.contents import AtExit, Labels, Layers, Units
-from daisy_jax.features.extraction import Extractor
-from daisy_jax.features.feature_shards import npy_file, part_file, shard_file
-from daisy_jax.features.feature_store import FeatureStore
-from daisy_jax.features.shards import encode_shard, shard_size
+from daisy_jax.features.extract import Extractor, encode_shard, shard_size
+from daisy_jax.features.shard_format import npy_file, part_file, shard_file
+from daisy_jax.features.store import FeatureStore
 
 LAYERS = SMALL.num_layers
 EVERYWHERE = np.ones(LAYERS, bool)
@@ -317,7 +316,7 @@ def test_a_disk_that_is_full_costs_one_shard_and_is_said(extractor, listed, tmp_
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("daisy_jax.features.feature_shards.save_file", full)
+        patch.setattr("daisy_jax.features.shard_format.save_file", full)
         with pytest.raises(OSError, match="No space left"):
             encode_shard(extractor, files, 1, 3, tmp_path)
     assert not list(tmp_path.rglob("*partial*"))

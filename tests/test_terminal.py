@@ -7,7 +7,11 @@ import types
 
 import pytest
 
-from daisy_jax.console.terminal import as_table, progress_bar, run_command
+from daisy_jax import reporting
+from daisy_jax.console.reports import shown_reports
+from daisy_jax.console.terminal import run_command
+from daisy_jax.data.loading import batches
+from daisy_jax.reporting import as_table, followed, leave_out, strictly
 from daisy_jax.signals import delayed_signals
 
 
@@ -87,12 +91,65 @@ def test_tables_keep_to_their_lines():
 
 
 def test_the_progress_bar_tells_how_much_audio_passes_in_a_second(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
     clock = itertools.count().__next__
-    monkeypatch.setattr(
-        "daisy_jax.console.terminal.time", types.SimpleNamespace(perf_counter=clock)
-    )
-    bar = progress_bar("encoding", 3, lambda seconds: seconds)
-    assert list(bar(iter([10.0, 20.0, 30.0]))) == [10.0, 20.0, 30.0]
-    assert "20 times real time" in capsys.readouterr().err
+    monkeypatch.setattr(reporting, "time", types.SimpleNamespace(perf_counter=clock))
+    with shown_reports():
+        items = followed(iter([10.0, 20.0, 30.0]), "encoding", 3, lambda seconds: seconds)
+        assert list(items) == [10.0, 20.0, 30.0]
+    said = capsys.readouterr().err
+    assert "encoding" in said
+    assert "3/3" in said
+    assert "20 times real time" in said
+
+
+def test_bars_may_stand_inside_one_another(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with shown_reports():
+        for _ in followed(range(2), "outer"):
+            for _ in followed(range(3), "inner"):
+                leave_out("a.wav: not readable")
+    said = capsys.readouterr().err
+    assert "outer" in said
+    assert "inner" in said
+    assert said.count("left out (1 so far): a.wav: not readable") == 1
+
+
+def test_without_a_terminal_only_lines_that_matter_are_printed(capsys):
+    with shown_reports():
+        assert list(followed(range(3), "encoding")) == [0, 1, 2]
+        for name in ("a\nb", "a\nb", "c"):
+            leave_out(f"{name}: not readable")
+        reporting.logger.info("a note")
+        reporting.logger.warning("a fault")
+    assert capsys.readouterr().err.splitlines() == [
+        r"left out (1 so far): a\nb: not readable",
+        "left out (2 so far): c: not readable",
+        "a note",
+        "warning: a fault",
+    ]
+
+
+def test_the_library_alone_warns_and_shows_no_progress(caplog):
+    with caplog.at_level("INFO", logger="daisy_jax"):
+        assert list(followed(range(3), "encoding")) == [0, 1, 2]
+        leave_out("a.wav: not readable")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "a.wav: not readable")
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_strictness_reaches_the_readers(workers):
+    def read(number):
+        leave_out(f"{number}: broken")
+        return {}
+
+    assert list(batches(read, 0, 2, workers)) == [{}, {}]
+    with strictly(), pytest.raises(Exception, match="0: broken"):
+        next(batches(read, 0, 2, workers))
+    assert list(batches(read, 0, 2, workers)) == [{}, {}]

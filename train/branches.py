@@ -14,8 +14,9 @@ import pathlib
 from typing import Literal
 
 from daisy_jax.accelerator import Accelerator, trunk_dtype, use_accelerator
-from daisy_jax.console.terminal import leave_out, parse_config, progress_bar, run_command
+from daisy_jax.console.terminal import parse_config, run_command
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import strictly
 from daisy_jax.signals import delayed_signals
 
 
@@ -117,12 +118,17 @@ def main() -> None:
     parallel.join_processes(config.processes)
     device = use_accelerator(config.accelerator, config.deterministic, dtype=config.dtype)
     parallel.warn_of_unused_gpus(config.processes)
+    with strictly(config.strict):
+        train(config, device)
 
+
+def train(config: Config, device: str) -> None:
+    """One run on the device of this name."""
     import jax
     import numpy as np
     from flax import nnx
 
-    from daisy_jax import audio
+    from daisy_jax import audio, parallel
     from daisy_jax.checkpoints import load, save
     from daisy_jax.data.batches import (
         Augmentation,
@@ -137,12 +143,11 @@ def main() -> None:
         corpus_name,
         fingerprint,
         open_corpus,
-        raise_error,
     )
-    from daisy_jax.data.labels import FrameLabels, LabelFolder
     from daisy_jax.data.librispeech import VALIDATION, has_split, training_splits
     from daisy_jax.data.loading import Batch
     from daisy_jax.exits import Calibration
+    from daisy_jax.features.store import FeatureStore, StoredLabels
     from daisy_jax.model.branches import Branches
     from daisy_jax.model.hubert import require_head
     from daisy_jax.training.branch_training import branch_optimizer, branch_step
@@ -156,18 +161,19 @@ def main() -> None:
 
     # ---- model ----
     trunk = load(config.model, config.dtype).replace(branches=None, calibration=None)
-    stored = LabelFolder(config.labels) if config.labels else None
+    stored = FeatureStore(config.labels) if config.labels else None
     if stored is None:
         require_head(trunk)
-    num_classes = stored.num_classes if stored else trunk.config.num_clusters
+        num_classes = trunk.config.num_clusters
+    else:
+        num_classes = StoredLabels(stored, np.arange(0)).num_classes
     trunk = parallel.replicate(trunk)
 
     # ---- data ----
-    on_error = raise_error if config.strict else leave_out()
     samples = round(config.crop_seconds * audio.SAMPLE_RATE)
 
-    def opened(folder: str, splits: tuple[str, ...]) -> tuple[Corpus, FrameLabels | None]:
-        corpus = open_corpus(folder, splits, on_error, progress_bar("measuring files"))
+    def opened(folder: str, splits: tuple[str, ...]) -> tuple[Corpus, StoredLabels | None]:
+        corpus = open_corpus(folder, splits)
         if parallel.is_first():
             hours = corpus.lengths.sum() / audio.SAMPLE_RATE / 3600
             what = " ".join([folder, *splits])
@@ -175,7 +181,10 @@ def main() -> None:
                 f"{what}: {len(corpus.names)} utterances, {hours:.2f} h; on {device}, trunk in "
                 f"{dtype}{why}"
             )
-        return stored.of(corpus, on_error) if stored else (corpus, None)
+        if stored is None:
+            return corpus, None
+        corpus, places = stored.of(corpus)
+        return corpus, StoredLabels(stored, places)
 
     splits = training_splits(config.data, config.splits)
     held_out = config.validation
@@ -188,7 +197,7 @@ def main() -> None:
         )
     corpus, labels = opened(config.data, splits)
     data = {"utterances": fingerprint(corpus)}
-    noises = open_corpus(config.noise, on_error=on_error) if config.noise else None
+    noises = open_corpus(config.noise) if config.noise else None
     augmentation = Augmentation(noises, config.noise_probability, config.snr_range)
     draw = EpochBatches(corpus.lengths, config.batch_size, samples, config.seed)
     mine = parallel.local_rows(config.batch_size)
@@ -203,15 +212,13 @@ def main() -> None:
         where = (config.data, (held_out,)) if inside else (held_out, ())
         held_out_corpus, held_out_labels = opened(*where)
         data["held_out"] = fingerprint(held_out_corpus)
-    validation = Validation(
-        trunk, held_out_corpus, held_out_labels, config.batch_size * samples, on_error
-    )
+    validation = Validation(trunk, held_out_corpus, held_out_labels, config.batch_size * samples)
 
     def batch(number: int) -> Batch:
         crops = draw(number)
         rng = np.random.default_rng([config.seed, number, 1])
         width = crop_width(crops, samples)
-        waveform, lengths = read_crops(corpus, crops, width, augmentation, rng, on_error, mine)
+        waveform, lengths = read_crops(corpus, crops, width, augmentation, rng, mine)
         read = {"waveform": waveform, "lengths": lengths}
         if labels is not None:
             read["labels"] = read_labels(labels, crops[mine], audio.frame_count(width))

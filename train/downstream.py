@@ -18,8 +18,9 @@ from typing import Any, Literal
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.console.terminal import given_options, leave_out, run_command
+from daisy_jax.console.terminal import given_options, run_command
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import strictly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,17 +132,22 @@ def main() -> None:
     parallel.join_processes(config.processes)
     device = use_accelerator(config.accelerator, config.deterministic, dtype=config.dtype)
     parallel.warn_of_unused_gpus(config.processes)
+    with strictly(config.strict):
+        train(config, device)
 
+
+def train(config: Config, device: str) -> None:
+    """One run on the device of this name."""
     import jax
     import numpy as np
 
-    from daisy_jax import audio
+    from daisy_jax import audio, parallel
     from daisy_jax.checkpoints import load
     from daisy_jax.data.batches import EpochBatches, crop_width
-    from daisy_jax.data.corpus import corpus_name, raise_error
+    from daisy_jax.data.corpus import corpus_name
     from daisy_jax.data.loading import Batch
     from daisy_jax.exits import ExitRule, exit_threshold, fixed_layer
-    from daisy_jax.features.extraction import model_digest
+    from daisy_jax.features.extract import model_digest
     from daisy_jax.tasks.downstream import (
         Evaluator,
         downstream_step,
@@ -168,7 +174,6 @@ def main() -> None:
     )
     task = make_task(config.task, settings)
     require_measure(task, config.criterion)
-    on_error = raise_error if config.strict else leave_out()
 
     # ---- upstream and data ----
     upstream = load(config.model, config.dtype)
@@ -180,7 +185,7 @@ def main() -> None:
         )
     if config.layer is not None:
         fixed_layer(config.layer, num_layers)  # a layer that there is
-    opened = {part: open_examples(task, part, config.data, on_error) for part in ("train", "dev")}
+    opened = {part: open_examples(task, part, config.data) for part in ("train", "dev")}
     run = Run(
         pathlib.Path(config.output),
         config,
@@ -192,7 +197,7 @@ def main() -> None:
         higher_is_better=config.criterion != "loss"
         and task.measures[config.criterion].higher_is_better,
     )
-    train, dev = (
+    training, dev = (
         with_features(
             task,
             part,
@@ -201,40 +206,39 @@ def main() -> None:
             upstream,
             pathlib.Path(config.features),
             live=config.cache == "entropies",
-            on_error=on_error,
         )
         for part in ("train", "dev")
     )
-    classes = train.examples.classes
+    classes = training.examples.classes
 
     # ---- where utterances leave ----
-    mean_entropy = train.entropy.mean(axis=0)
+    mean_entropy = training.entropy.mean(axis=0)
     if config.ratio is not None:
         threshold = float(exit_threshold(mean_entropy, config.ratio))
         everywhere = np.ones(num_layers, bool)
         rule = ExitRule(f"ratio {config.ratio:g}", threshold, everywhere)
     else:
         rule = fixed_layer(num_layers if config.layer is None else config.layer, num_layers)
-    exit_layer, forced = rule.exits(train.entropy)
+    exit_layer, forced = rule.exits(training.entropy)
     exits = count_exits(exit_layer, forced, num_layers)
     dataset = f"{corpus_name(config.data)} {','.join(config.train)}"
     exits |= {"threshold": rule.threshold, "ratio": config.ratio, "dataset": dataset}
     if parallel.is_first():
-        hours = train.lengths.sum() / audio.SAMPLE_RATE / 3600
+        hours = training.lengths.sum() / audio.SAMPLE_RATE / 3600
         print(
-            f"{config.task}, {rule.name}: {len(train.lengths)} utterances, {hours:.2f} h; mean "
+            f"{config.task}, {rule.name}: {len(training.lengths)} utterances, {hours:.2f} h; mean "
             f"exit layer {exits['mean']:.2f} of {num_layers} ({exits['min']} to {exits['max']}); "
             f"on {device}"
         )
 
     # ---- batches ----
     longest = round((settings.crop_seconds or LONGEST_SECONDS) * audio.SAMPLE_RATE)
-    draw = EpochBatches(train.lengths, config.batch_size, longest, config.seed)
+    draw = EpochBatches(training.lengths, config.batch_size, longest, config.seed)
     mine = parallel.local_rows(config.batch_size)
 
     def batch(number: int) -> Batch:
         crops = draw(number)
-        read = train.read(crops, crop_width(crops, longest), (exit_layer, forced), mine)
+        read = training.read(crops, crop_width(crops, longest), (exit_layer, forced), mine)
         return read | {"number": np.asarray(number, np.int32)}
 
     # ---- head and optimizer ----
@@ -251,7 +255,7 @@ def main() -> None:
         run,
         (params, jax.jit(optimizer.init)(params)),
         lambda state, batch: step(
-            state, train.upstream, rule.threshold, rule.allowed_or_all, batch
+            state, training.upstream, rule.threshold, rule.allowed_or_all, batch
         ),
         batch,
         steps=config.steps,

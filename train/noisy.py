@@ -17,7 +17,7 @@ from typing import Literal
 
 import tyro
 
-from daisy_jax.console.terminal import leave_out, progress_bar, run_command
+from daisy_jax.console.terminal import run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +66,17 @@ def main() -> None:
 
     if config.recipe == "every":
         require_levels(config.snrs)
-    on_error, speakers = leave_out(), {}
+    speakers = {}
     if config.speakers:
         speakers = read_speakers(config.speakers)
-    noises = open_corpus(config.noise, (), on_error, progress_bar("measuring noise"))
+    noises = open_corpus(config.noise)
     corpora: list[tuple[NoisyCorpus, list[str]]] = []
     used = {}
     for split in [str(pathlib.PurePath(split)) for split in config.splits] or [""]:
         splits = (split,) if split else ()
-        measuring = progress_bar(f"measuring {split or 'speech'}")
-        clean = open_corpus(config.data, splits, on_error, measuring)
+        clean = open_corpus(config.data, splits)
         used[split] = fingerprint(clean)
-        draws = draw_noises(clean, noises, config.seed, speakers, on_error)
+        draws = draw_noises(clean, noises, config.seed, speakers)
         said = unknown_speakers(clean, noises, speakers)
         if said:
             print(f"{split or config.data}: {said}", file=sys.stderr)
@@ -105,8 +104,7 @@ def main() -> None:
         "speakers": speakers,
         "seed": config.seed,
     }
-    bar = progress_bar("mixing")
-    rows = write_noisy(config.output, corpora, config.data, settings, on_error, bar)
+    rows = write_noisy(config.output, corpora, config.data, settings)
     quieter = sum(row.scale != 1 for row in rows)
     print(f"{config.output}: {len(rows)} files, {quieter} made quieter to stay within full scale")
     for level in dict.fromkeys(row.snr for row in rows):

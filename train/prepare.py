@@ -7,12 +7,11 @@ cannot be read are named and left out. Needs about 1.9 MB a minute of audio.
 """
 
 import dataclasses
-import sys
 from typing import Annotated
 
 import tyro
 
-from daisy_jax.console.terminal import progress_bar, run_command
+from daisy_jax.console.terminal import run_command
 from daisy_jax.data.prepared import prepare
 
 
@@ -28,11 +27,8 @@ class Config:
 
 def main() -> int:
     config = tyro.cli(Config, description=__doc__)
-    left_out: list[str] = []
-    count = prepare(config.folders, config.output, left_out.append, progress_bar("decoding"))
-    for line in left_out:
-        print(f"left out: {line}", file=sys.stderr)
-    print(f"{config.output}: {count} utterances, {len(left_out)} files left out")
+    count, left_out = prepare(config.folders, config.output)
+    print(f"{config.output}: {count} utterances, {left_out} files left out")
     return 0 if count else 1
 
 

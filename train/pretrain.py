@@ -15,7 +15,8 @@ import pathlib
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.console.terminal import progress_bar, run_command
+from daisy_jax.console.terminal import run_command
+from daisy_jax.reporting import strictly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,12 @@ class Config:
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     device = use_accelerator(config.accelerator)
+    with strictly():  # targets follow the corpus, file by file
+        train(config, device)
 
+
+def train(config: Config, device: str) -> None:
+    """One run on the device of this name."""
     import jax
     import librosa  # noqa: F401 (this and sklearn: missed before the run folder is made, not after)
     import numpy as np
@@ -98,7 +104,7 @@ def main() -> None:
     from daisy_jax.checkpoints import load, save
     from daisy_jax.data.batches import Augmentation, draw_by_duration, read_crops, read_labels
     from daisy_jax.data.corpus import open_corpus
-    from daisy_jax.data.labels import labels_in_order
+    from daisy_jax.data.labels import LabelsInOrder
     from daisy_jax.data.loading import Batch
     from daisy_jax.model.config import HubertConfig
     from daisy_jax.model.hubert import Head, Hubert, block_features
@@ -125,12 +131,10 @@ def main() -> None:
             features = block_features(load(config.targets_from), config.targets_layer)
         else:
             features = mfcc
-        labels, centroids = cluster_targets(
-            corpus, features, config.clusters, config.seed, progress=progress_bar("clustering")
-        )
+        labels, centroids = cluster_targets(corpus, features, config.clusters, config.seed)
         with whole_files(target_file) as (partial,), open(partial, "wb") as stream:
             np.savez(stream, labels=labels, centroids=centroids)
-    targets = labels_in_order(corpus, np.load(target_file)["labels"], config.clusters)
+    targets = LabelsInOrder(corpus, np.load(target_file)["labels"])
 
     # ---- model and optimizer ----
     if config.start_from:

@@ -9,8 +9,8 @@ import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.commands.info import entropy_table
-from daisy_jax.console.terminal import printable, progress_bar
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import followed, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Calibrate:
         files = expand_folders(self.files)
         rows, failed = [], 0
         results = encode_files(model, files, threshold=-np.inf)
-        bar = progress_bar("calibrating", len(files), lambda result: result.seconds)
-        for result in bar(results):
+        for result in followed(results, "calibrating", len(files), lambda done: done.seconds):
             if result.error is not None:
                 print(f"error: {printable(result.error)}", file=sys.stderr)
                 failed += 1

@@ -12,10 +12,10 @@ import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
 from daisy_jax.audio import SAMPLE_RATE
-from daisy_jax.console.terminal import printable, progress_bar
 from daisy_jax.data.file_list import FileList, deal, read_list
 from daisy_jax.errors import InputError
-from daisy_jax.features.feature_shards import Row, finished_part
+from daisy_jax.features.shard_format import Row, finished_part
+from daisy_jax.reporting import followed, printable
 
 if TYPE_CHECKING:
     from daisy_jax.model.hubert import Hubert
@@ -103,7 +103,7 @@ def prepare(
     if exits not in ([], ["--layer"]) and options.store == "units":
         raise InputError("--store units leaves at --layer; leave the other exit options out")
     if options.ray:  # before JAX, whose threads do not bear the fork of Ray's start
-        from daisy_jax.features.ray_shards import join_ray
+        from daisy_jax.features.ray import join_ray
 
         join_ray(accelerator, options.workers or 1)
     # Ray's workers hold the accelerators; this process only looks at what is there.
@@ -133,7 +133,7 @@ def content_of(options: Corpora, model: "Hubert", rule: Any, layer: int | None) 
         return Units(read_centroids(options.centroids), layer)
     if options.store == "exit":
         return AtExit(rule())
-    from daisy_jax.features.extraction import model_digest
+    from daisy_jax.features.extract import model_digest
     from daisy_jax.tasks.trained_heads import load_head
 
     head = load_head(options.head)
@@ -158,8 +158,7 @@ def read_centroids(path: str) -> np.ndarray:
 
 def run_corpus(options: Corpora, model: "Hubert", setting: Setting) -> int:
     """Encodes the shards that are not there yet, and says what there is; 1 if a file failed."""
-    from daisy_jax.features.extraction import Extractor
-    from daisy_jax.features.shards import shard_size, shard_source
+    from daisy_jax.features.extract import Extractor, list_source, shard_size
 
     files = read_list(options.manifest)
     if files.repeated:
@@ -173,7 +172,7 @@ def run_corpus(options: Corpora, model: "Hubert", setting: Setting) -> int:
         deal(files.names, number, count)
         numbers = [number]
     output = pathlib.Path(setting.output)
-    source = shard_source(extractor, files, count, options.npy)
+    source = list_source(extractor, files, count, options.npy)
     items = ", ".join(map(str, extractor.content.items))
     print(f"{len(files.names)} files in {count} shards; stored: {items}")
     if options.ray:
@@ -219,7 +218,7 @@ def in_this_process(
     count: int,
 ) -> Iterator[tuple[int, list[Row]]]:
     """Encodes shard after shard; yields its number and its rows."""
-    from daisy_jax.features.shards import encode_shard
+    from daisy_jax.features.extract import encode_shard
 
     for number in numbers:
         rows = encode_shard(
@@ -231,7 +230,6 @@ def in_this_process(
             npy=options.npy,
             max_seconds=setting.max_seconds,
             retry=options.retry,
-            progress=lambda total, n=number: progress_bar(f"shard {n}/{count}", total),
         )
         yield number, rows
 
@@ -250,8 +248,8 @@ def with_ray(
     count: int,
 ) -> Iterator[tuple[int, list[Row]]]:
     """First the shards that are there, then the others as Ray finishes them."""
-    from daisy_jax.features.ray_shards import Job, encode_with_ray
-    from daisy_jax.features.shards import finished_shard
+    from daisy_jax.features.extract import finished_shard
+    from daisy_jax.features.ray import Job, encode_with_ray
 
     missing = []
     for number in numbers:
@@ -274,8 +272,8 @@ def with_ray(
         compilation_cache=absolute(setting.compilation_cache),
         retry=options.retry,
     )
-    bar = progress_bar("shards", len(missing))
-    for number in bar(encode_with_ray(job, missing, options.workers or 1)):
+    encoded = encode_with_ray(job, missing, options.workers or 1)
+    for number in followed(encoded, "shards", len(missing)):
         rows = finished_part(output, number, source)
         assert rows is not None
         yield number, rows

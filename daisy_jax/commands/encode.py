@@ -14,9 +14,9 @@ from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_
 from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.commands.corpora import Corpora, Setting, content_of, prepare, run_corpus
 from daisy_jax.commands.exit_choice import choose_exits
-from daisy_jax.console.terminal import printable, progress_bar
 from daisy_jax.data.sound_files import expand_folders
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import followed, printable
 from daisy_jax.whole_files import whole_files
 
 HEADER = f"{'seconds':>8} {'frames':>7} {'exit':>5} {'entropy':>8} {'saved':>7}  file"
@@ -102,8 +102,8 @@ class Encode:
         evaluated = np.zeros(num_layers, bool) if threshold is None else allowed
         print(HEADER, flush=True)
         rows, said, failed = [], set(), 0
-        bar = progress_bar("encoding", len(files), lambda result: result.seconds)
-        for number, result in enumerate(bar(results)):
+        bar = followed(results, "encoding", len(files), lambda done: done.seconds)
+        for number, result in enumerate(bar):
             if result.error is not None:
                 print(f"error: {printable(result.error)}", file=sys.stderr)
                 failed += 1

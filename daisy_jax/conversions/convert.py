@@ -7,10 +7,10 @@ import pathlib
 import shlex
 
 from daisy_jax import checkpoints
-from daisy_jax.console.terminal import as_table
 from daisy_jax.conversions.grafts import apply_rules, graft_from
 from daisy_jax.conversions.sources import open_source
 from daisy_jax.model.config import HubertConfig
+from daisy_jax.reporting import as_table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ import numpy as np
 
 from daisy_jax import checkpoints
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, SAMPLE_RATE
-from daisy_jax.console.terminal import as_table
 from daisy_jax.conversions.rules import make_tensors
 from daisy_jax.conversions.transformers_folder import (
     CONFIG,
@@ -19,6 +18,7 @@ from daisy_jax.conversions.transformers_folder import (
     SWITCHES,
 )
 from daisy_jax.conversions.trunk import TRANSFORMERS, trunk_rules
+from daisy_jax.reporting import as_table
 
 
 @dataclasses.dataclass(frozen=True)

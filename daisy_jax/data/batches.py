@@ -1,15 +1,15 @@
 """Training batches, pure functions of (seed, step), so that a data position is one integer."""
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 
 from daisy_jax import audio
-from daisy_jax.data.corpus import Corpus, raise_error
+from daisy_jax.data.corpus import Corpus
 from daisy_jax.data.labels import FrameLabels
 from daisy_jax.data.noise import draw_noise, mix
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import leave_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,14 +152,13 @@ def read_crops(
     width: int,
     augmentation: Augmentation,
     rng: np.random.Generator,
-    on_error: Callable[[str], None] = raise_error,
     rows: slice = slice(None),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads, augments and pads: waveform float32 [rows, width] and lengths int32 [rows].
 
-    `on_error` is called with one line for a crop that cannot be read, or whose noise cannot; its
-    row stays empty. `rows` are those that are wanted; each has random numbers of its own, so that
-    it is the same whoever reads the others.
+    A crop that cannot be read, or whose noise cannot, is left out; its row stays empty. `rows` are
+    those that are wanted; each has random numbers of its own, so that it is the same whoever reads
+    the others.
     """
     waveforms = []
     for crop, row_rng in list(zip(crops, rng.spawn(len(crops)), strict=True))[rows]:
@@ -167,19 +166,19 @@ def read_crops(
             waveform = corpus.read(crop.index, crop.start, crop.samples)
             waveform = augmentation(waveform, row_rng)
         except (InputError, OSError) as error:
-            on_error(str(error))
+            leave_out(str(error))
             waveform = np.zeros(0, np.float32)
         waveforms.append(waveform)
     return audio.pad_batch(waveforms, width)
 
 
 def read_whole(
-    corpus: Corpus, crops: list[Crop], on_error: Callable[[str], None], rows: slice = slice(None)
+    corpus: Corpus, crops: list[Crop], rows: slice = slice(None)
 ) -> tuple[np.ndarray, np.ndarray]:
     """A batch of `WholeBatches`, or some of its `rows`, read as by `read_crops`."""
     width = audio.padded_width(crops[0].samples)
     nothing_is_drawn = np.random.default_rng(0)
-    return read_crops(corpus, crops, width, Augmentation(), nothing_is_drawn, on_error, rows)
+    return read_crops(corpus, crops, width, Augmentation(), nothing_is_drawn, rows)
 
 
 def read_labels(labels: FrameLabels, crops: list[Crop], frames: int) -> np.ndarray:

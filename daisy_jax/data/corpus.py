@@ -3,7 +3,7 @@
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from daisy_jax.data.prepared import INDEX, PreparedCorpus
 from daisy_jax.data.sound_files import SUFFIXES, is_inside, sound_files
 from daisy_jax.data.tfds import TfdsCorpus, dataset_name, is_tfds_folder
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import leave_out
 
 
 class Corpus(Protocol):
@@ -47,16 +48,9 @@ class Selection:
         return self._corpus.read(int(self._indices[index]), start, samples)
 
 
-def raise_error(line: str) -> None:
-    """What to do about a file that cannot be used, where that is fatal."""
-    raise InputError(line)
-
-
 def open_corpus(
     path: str | pathlib.Path,
     splits: Sequence[str] = (),
-    on_error: Callable[[str], None] = raise_error,
-    progress: Callable[[Iterable], Iterable] = iter,
 ) -> Corpus:
     """Opens a folder of sound files, a prepared folder, or a folder of tensorflow-datasets.
 
@@ -64,8 +58,6 @@ def open_corpus(
       path: the folder.
       splits: names of its parts: of folders right below it, or of a TFDS data set's splits (where
         "train-clean-100" and "train_clean100" are the same); none: everything.
-      on_error: called with one line for each file that is left out.
-      progress: wraps the files whose durations are not known yet while they are opened.
 
     Raises:
       InputError: there is no such folder or split, or no utterance in it.
@@ -77,7 +69,7 @@ def open_corpus(
             "tensorflow-datasets"
         )
     if is_tfds_folder(folder):
-        return TfdsCorpus(folder, splits, progress)
+        return TfdsCorpus(folder, splits)
     if (folder / INDEX).is_file():
         if splits:
             raise InputError(f"{folder}: a prepared folder has no splits; prepare them apart")
@@ -91,14 +83,12 @@ def open_corpus(
     files = [file for part in splits or [""] for file in sound_files(folder / part)]
     if not files:
         raise InputError(f"{folder}: no sound files ({', '.join(SUFFIXES)}) below this folder")
-    return measured_files(folder, files, on_error, progress)
+    return measured_files(folder, files)
 
 
 def measured_files(
     folder: pathlib.Path,
     files: list[pathlib.Path],
-    on_error: Callable[[str], None] = raise_error,
-    progress: Callable[[Iterable], Iterable] = iter,
 ) -> "FolderCorpus":
     """A corpus of sound files below a folder, without those that cannot be used.
 
@@ -107,10 +97,10 @@ def measured_files(
     Raises:
       InputError: none can be used.
     """
-    entries = measure(folder, files, progress)
+    entries = measure(folder, files)
     for file, entry in zip(files, entries, strict=True):
         if entry.error is not None:
-            on_error(f"{file}: {entry.error}")
+            leave_out(f"{file}: {entry.error}")
     usable = [pair for pair in zip(files, entries, strict=True) if pair[1].error is None]
     if not usable:
         raise InputError(f"{folder}: none of its {len(files)} sound files can be used")

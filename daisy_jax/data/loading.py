@@ -1,9 +1,12 @@
 """Reading training batches ahead, in threads or in processes of their own."""
 
+import functools
 import os
 import signal
 from collections.abc import Callable, Generator
 from typing import Any
+
+from daisy_jax.reporting import is_strict, strictly
 
 Batch = dict[str, Any]
 """Numpy arrays by name, or more such dictionaries."""
@@ -37,7 +40,9 @@ def batches(read: Callable[[int], Batch], first: int, stop: int, workers: int) -
     import absl.flags
     import grain
 
-    source = grain.MapDataset.range(first, stop).map(read)
+    # Threads and processes do not inherit whether inputs may be left out.
+    reading = functools.partial(_read, read, is_strict())
+    source = grain.MapDataset.range(first, stop).map(reading)
     threads = 1 if workers else reader_threads()
     # All threads read, and two batches are ready; Grain counts both.
     ahead = max(AHEAD, threads + 2)
@@ -53,6 +58,11 @@ def batches(read: Callable[[int], Batch], first: int, stop: int, workers: int) -
         yield from iterator
     finally:
         iterator.close()
+
+
+def _read(read: Callable[[int], Batch], strict: bool, number: int) -> Batch:
+    with strictly(strict):
+        return read(number)
 
 
 def _ignore_interrupt(index: int, count: int) -> None:

@@ -11,10 +11,10 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from daisy_jax import audio
+from daisy_jax.reporting import followed
 from daisy_jax.whole_files import write_json
 
 FORMAT = "daisy_jax_manifest/2"
@@ -40,12 +40,8 @@ class Entry(NamedTuple):
 def measure(
     folder: pathlib.Path,
     files: list[pathlib.Path],
-    progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[Entry]:
-    """An entry for each of `files`, which lie below `folder`; only new and changed ones are opened.
-
-    `progress` wraps the files that are opened while they are worked through.
-    """
+    """An entry for each of `files` below `folder`; only new and changed ones are opened."""
     known = {name: Entry(*values) for name, values in recall(folder).get("entries", {}).items()}
     names = [str(file.relative_to(folder)) for file in files]
     entries: dict[str, Entry] = {}
@@ -59,7 +55,8 @@ def measure(
         with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
             found = readers.map(lambda pair: open_file(pair[1]), missing)
             entries |= {
-                name: entry for (name, _), entry in zip(progress(missing), found, strict=True)
+                name: entry
+                for (name, _), entry in zip(followed(missing, "measuring"), found, strict=True)
             }
         # A file that could not be read may be readable next time, though it is the same.
         keep(folder, {"entries": {n: e for n, e in (known | entries).items() if not e.error}})

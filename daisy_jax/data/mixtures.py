@@ -4,14 +4,15 @@ Sources: Valentini-Botinhao et al. 2016, as `noisy-vctk-16k`; Cosentino et al. 2
 """
 
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from daisy_jax.data.corpus import Corpus, Selection, measured_files, raise_error
+from daisy_jax.data.corpus import Corpus, Selection, measured_files
 from daisy_jax.data.sound_files import sound_files
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import leave_out
 
 
 class Mixtures(NamedTuple):
@@ -36,8 +37,6 @@ def open_voicebank(
     part: str,
     speakers: Sequence[str] = (),
     without: Sequence[str] = (),
-    on_error: Callable[[str], None] = raise_error,
-    progress: Callable[[Iterable], Iterable] = iter,
 ) -> Mixtures:
     """Noisy and clean recordings: `noisy_PART_wav_16k/NAME.wav` and `clean_PART_wav_16k/NAME.wav`.
 
@@ -46,8 +45,6 @@ def open_voicebank(
       part: "trainset_28spk" or "testset".
       speakers: of these alone (names begin with p226_); none: of all.
       without: not of these.
-      on_error: called with one line for each pair that is left out.
-      progress: wraps the files whose durations are measured.
 
     Raises:
       InputError: a folder is missing or holds nothing that was wanted.
@@ -58,14 +55,12 @@ def open_voicebank(
         speaker = path.name.partition("_")[0]
         return (not speakers or speaker in speakers) and speaker not in without
 
-    return _open(folders, wanted, on_error, progress)
+    return _open(folders, wanted)
 
 
 def open_libri2mix(
     folder: str | pathlib.Path,
     part: str,
-    on_error: Callable[[str], None] = raise_error,
-    progress: Callable[[Iterable], Iterable] = iter,
 ) -> Mixtures:
     """Two speakers without noise: `wav16k/min/PART/{mix_clean,s1,s2}/NAME.wav`.
 
@@ -73,14 +68,12 @@ def open_libri2mix(
     """
     place = pathlib.Path(folder, "wav16k", "min", part)
     folders = [place / name for name in ("mix_clean", "s1", "s2")]
-    return _open(folders, lambda path: True, on_error, progress)
+    return _open(folders, lambda path: True)
 
 
 def _open(
     folders: list[pathlib.Path],
     wanted: Callable[[pathlib.Path], bool],
-    on_error: Callable[[str], None],
-    progress: Callable[[Iterable], Iterable],
 ) -> Mixtures:
     """Files of the same name in all folders; the first holds the inputs."""
     for folder in folders:
@@ -93,13 +86,10 @@ def _open(
     for name in names:
         lacking = [folder for folder in folders if not (folder / name).is_file()]
         if lacking:
-            on_error(f"{folders[0] / name}: has no counterpart in {lacking[0]}")
+            leave_out(f"{folders[0] / name}: has no counterpart in {lacking[0]}")
         else:
             whole.append(name)
-    parts = [
-        measured_files(folder, [folder / name for name in whole], on_error, progress)
-        for folder in folders
-    ]
+    parts = [measured_files(folder, [folder / name for name in whole]) for folder in folders]
     places = [{name: place for place, name in enumerate(part.names)} for part in parts]
     usable = []
     for name in parts[0].names:
@@ -108,7 +98,9 @@ def _open(
             continue  # said when it was opened
         lengths = {int(part.lengths[place]) for part, place in zip(parts, where, strict=True)}
         if len(lengths) > 1:
-            on_error(f"{folders[0] / name}: its counterparts have other lengths: {sorted(lengths)}")
+            leave_out(
+                f"{folders[0] / name}: its counterparts have other lengths: {sorted(lengths)}"
+            )
         else:
             usable.append(where)
     if not usable:

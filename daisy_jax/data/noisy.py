@@ -9,15 +9,16 @@ level, the last bit may depend on the machine.
 import hashlib
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from daisy_jax import audio
-from daisy_jax.data.corpus import Corpus, raise_error
+from daisy_jax.data.corpus import Corpus
 from daisy_jax.data.noise import SpeechLevel, cut_noise, last_offset, mix
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import leave_out
 
 CLEAN = float("inf")
 """The signal-to-noise ratio of clean speech."""
@@ -111,7 +112,6 @@ def draw_noises(
     noises: Corpus,
     seed: int,
     speakers: dict[str, str] | None = None,
-    on_error: Callable[[str], None] = raise_error,
 ) -> list[Draw]:
     """A noise for each utterance: a recording, and where the cut begins.
 
@@ -124,7 +124,6 @@ def draw_noises(
       noises: recordings.
       seed: of the draw.
       speakers: as for `speaker`.
-      on_error: called with one line for a recording that cannot be read; another one is drawn.
 
     Raises:
       InputError: an utterance's own speaker is in all recordings, or only silence was found.
@@ -147,7 +146,7 @@ def draw_noises(
             try:
                 heard = bool(np.any(cut_noise(noises, index, offset, int(length))))
             except (InputError, OSError) as error:
-                on_error(str(error))
+                leave_out(str(error))
                 continue
             if heard:
                 draws.append(Draw(index, offset))

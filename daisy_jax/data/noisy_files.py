@@ -7,7 +7,6 @@ folder is whole.
 
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from daisy_jax import audio
 from daisy_jax.data.noisy import CLEAN, NoisyCorpus
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import followed, leave_out
 from daisy_jax.whole_files import read_json, whole_files, write_json, write_text
 
 LOG, SETTINGS, FORMAT = "mixtures.tsv", "mixtures.json", "daisy_jax_mixtures/1"
@@ -42,8 +42,6 @@ def write_noisy(
     corpora: list[tuple[NoisyCorpus, list[str]]],
     clean: str | pathlib.Path,
     settings: dict[str, Any],
-    on_error: Callable[[str], None],
-    progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[Mixture]:
     """Writes 16-bit FLAC files, their log, and the clean corpus' transcripts beside them.
 
@@ -52,8 +50,6 @@ def write_noisy(
       corpora: what to write, and each file's name below the folder.
       clean: the clean corpus' folder, for the transcripts (`*.trans.txt` beside the utterances).
       settings: what the mixtures depend on; kept in mixtures.json.
-      on_error: called with one line for each utterance that is left out.
-      progress: wraps the files.
 
     Returns:
       The log.
@@ -90,12 +86,12 @@ def write_noisy(
     rows = []
     places = set()
     jobs = [(corpus, i, name) for corpus, theirs in corpora for i, name in enumerate(theirs)]
-    for corpus, index, name in progress(jobs):
+    for corpus, index, name in followed(jobs, "mixing"):
         source = corpus.clean.names[index]
         try:
             waveform, scale = corpus.mixed(index)
         except (InputError, OSError) as error:
-            on_error(str(error))
+            leave_out(str(error))
             continue
         _write(folder / name, waveform)
         rows.append(_row(corpus, index, name, scale))

@@ -7,13 +7,14 @@ decoding, and is read without any audio library.
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
 from daisy_jax import audio
 from daisy_jax.data.sound_files import sound_files
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import followed, leave_out
 from daisy_jax.whole_files import read_json, whole_files
 
 FORMAT = "daisy_jax_audio/1"
@@ -52,19 +53,15 @@ class PreparedCorpus:
 def prepare(
     folders: Iterable[str | pathlib.Path],
     output: str | pathlib.Path,
-    on_error: Callable[[str], None],
-    progress: Callable[[Iterable], Iterable] = iter,
-) -> int:
+) -> tuple[int, int]:
     """Decodes every sound file below `folders` into a prepared folder.
 
     Args:
       folders: where to look, recursively. Names in the index start with the folder's own name.
       output: the prepared folder, made if absent.
-      on_error: called with one line for each file that is left out.
-      progress: wraps the list of files while it is worked through.
 
     Returns:
-      How many utterances were written.
+      How many utterances were written, and how many files were left out.
 
     Raises:
       InputError: one of `folders` is not a folder.
@@ -78,15 +75,15 @@ def prepare(
     names, lengths = [], []
     with whole_files(output / SAMPLES, output / INDEX) as (samples, index):
         with open(samples, "wb") as stream:
-            for folder, file in progress(files):
+            for folder, file in followed(files, "decoding"):
                 try:
                     waveform = audio.load(file)
                 except (InputError, OSError) as error:
-                    on_error(str(error))
+                    leave_out(str(error))
                     continue
                 stream.write(audio.as_int16(waveform).astype("<i2").tobytes())
                 names.append(str(pathlib.Path(folder.name) / file.relative_to(folder)))
                 lengths.append(len(waveform))
         content = {"format": FORMAT, "names": names, "lengths": lengths}
         index.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    return len(names)
+    return len(names), len(files) - len(names)

@@ -6,7 +6,7 @@ TensorFlow is needed where `librispeech` is made, not where it is read.
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from daisy_jax import audio
 from daisy_jax.data.manifest import keep, recall
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import followed
 
 INFO = "dataset_info.json"
 
@@ -49,7 +50,6 @@ class TfdsCorpus:
         self,
         folder: pathlib.Path,
         splits: Sequence[str] = (),
-        progress: Callable[[Iterable], Iterable] = iter,
     ):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
         from tensorflow_datasets import features
@@ -66,7 +66,7 @@ class TfdsCorpus:
         self._features = features.FeaturesDict(
             {"speech": features.Tensor(shape=(None,), dtype=np.int16), "id": features.Text()}
         )
-        names, lengths = self._measure(folder, files, counts, progress)
+        names, lengths = self._measure(folder, files, counts)
         usable = np.flatnonzero(lengths >= audio.FRAME_WINDOW)
         if not len(usable):
             raise InputError(f"{folder}: no utterance of 25 ms or more in its {len(names)}")
@@ -94,7 +94,6 @@ class TfdsCorpus:
         folder: pathlib.Path,
         files: list[pathlib.Path],
         counts: list[int],
-        progress: Callable[[Iterable], Iterable],
     ) -> tuple[list[str], np.ndarray]:
         """Identifiers and lengths of the records, of which each file has so many; kept by file."""
         known = recall(folder).get("shards", {})
@@ -103,7 +102,9 @@ class TfdsCorpus:
             status = [count, file.stat().st_size, file.stat().st_mtime_ns]
             shard = known.get(file.name)
             if shard is None or shard["status"] != status:
-                examples = [self._example(position + n) for n in progress(range(count))]
+                examples = [
+                    self._example(position + n) for n in followed(range(count), "measuring")
+                ]
                 names = [example["id"].decode() for example in examples]
                 lengths = [len(example["speech"]) for example in examples]
                 shard = {"status": status, "names": names, "lengths": lengths}

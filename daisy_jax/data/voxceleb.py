@@ -5,12 +5,11 @@ test, and a path below the folder `wav`.
 """
 
 import pathlib
-from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from daisy_jax.data.corpus import Corpus, measured_files, raise_error
+from daisy_jax.data.corpus import Corpus, measured_files
 from daisy_jax.errors import InputError
 
 AUDIO = ("wav", "dev/wav", "test/wav")
@@ -32,8 +31,6 @@ def open_voxceleb(
     split_file: str,
     wanted: str,
     per_speaker: int = 0,
-    on_error: Callable[[str], None] = raise_error,
-    progress: Callable[[Iterable], Iterable] = iter,
 ) -> Speakers:
     """Opens one set.
 
@@ -42,8 +39,6 @@ def open_voxceleb(
       split_file: its name.
       wanted: "1", "2" or "3".
       per_speaker: at most so many utterances of each speaker, always the same; 0: all.
-      on_error: called with one line for each file that is left out.
-      progress: wraps the files whose durations are measured.
 
     Raises:
       InputError: the split file or the audio is missing, with what was expected where.
@@ -87,7 +82,7 @@ def open_voxceleb(
             f"{len(missing)} of {len(paths)} files of {listing} are missing, the first is "
             f"{missing[0]} below {' or '.join(map(str, roots))}; unpack the archives there"
         )
-    corpus = measured_files(folder, files, on_error, progress)
+    corpus = measured_files(folder, files)
     places = {name: place for place, name in enumerate(names)}
     spoken_by = {
         str(file.relative_to(folder)): path.partition("/")[0]

@@ -166,7 +166,7 @@ class Labels:
     def settings(self, model: Hubert) -> dict[str, str]:
         """As for every `Content`."""
         head = require_head(model)
-        return {"head": digest(*jax.tree.leaves(head))}
+        return {"head": digest(*jax.tree.leaves(head)), "classes": str(model.config.num_clusters)}
 
     def check(self, model: Hubert) -> None:
         """As for every `Content`."""

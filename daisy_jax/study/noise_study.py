@@ -4,7 +4,6 @@ Paper: sections 4.2 and 4.3, figures 2, 4 and 5.
 """
 
 import pathlib
-from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +13,11 @@ from daisy_jax.data.corpus import Corpus, corpus_name
 from daisy_jax.data.noisy import CLEAN, label
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
-from daisy_jax.features.extraction import make_store, store_digest
+from daisy_jax.features.contents import Layers
+from daisy_jax.features.extract import Extractor, extract_corpus, store_digest
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.hubert import Hubert
+from daisy_jax.reporting import leave_out
 from daisy_jax.tasks.metrics import RESAMPLES, middle
 
 FALLING = -0.9
@@ -77,8 +78,6 @@ def measure(
     *,
     root: str,
     stores: pathlib.Path,
-    on_error: Callable[[str], None],
-    progress: Callable[[int], Callable[[Iterable], Iterable]] = lambda count: iter,
 ) -> Condition:
     """Entropies and labels at every layer, out of the cache or by one pass of the upstream.
 
@@ -90,27 +89,20 @@ def measure(
       root: the corpus' folder.
       stores: where caches are; this one's folder is named after the model, the utterances and the
         samples of some of them, so that another version of the same files has another.
-      on_error: called with one line for each utterance that is left out, now or when the cache was
-        made.
-      progress: from a number of batches to what wraps them.
 
     Raises:
       InputError: the model has no branches, or no utterance can be read.
     """
     if model.branches is None:
         raise InputError("this model has no branches; train them with train/branches.py")
-    store = make_store(
+    store = extract_corpus(
         stores / f"{corpus_name(root)}-{store_digest(model, corpus)}",
-        model,
+        Extractor(model, Layers(())),
         corpus,
         root,
-        (),
-        on_error=on_error,
-        say=lambda line: None,
-        progress=progress,
     )
     for error in store.errors.values():
-        on_error(error)
+        leave_out(error)
     rows = [row for row in store.rows if row.frames]
     if not rows:
         raise InputError(f"{root}: no utterance can be read")

@@ -1,6 +1,6 @@
 """Speech recognition on LibriSpeech: word error rate of greedy decoding."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -44,11 +44,9 @@ class Asr:
         self,
         folder: str,
         part: str,
-        on_error: Callable[[str], None],
-        progress: Callable[[Iterable], Iterable],
     ) -> Examples:
         """As for every `Task`."""
-        corpus = open_corpus(folder, getattr(self.settings, part), on_error, progress)
+        corpus = open_corpus(folder, getattr(self.settings, part))
         return Examples(corpus, transcripts(folder, corpus), CHARACTERS)
 
     def head(self, dim: int, classes: tuple[str, ...], *, rngs: nnx.Rngs) -> AsrHead:

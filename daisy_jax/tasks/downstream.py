@@ -19,6 +19,7 @@ from daisy_jax.data.batches import WholeBatches
 from daisy_jax.data.loading import Batch, batches
 from daisy_jax.devices import fetched_behind
 from daisy_jax.encode import encode_taps
+from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
 from daisy_jax.model.hubert import Hubert
 from daisy_jax.model.pooling import pool
@@ -162,7 +163,6 @@ class Evaluator:
         rule: ExitRule,
         exits: tuple[np.ndarray, np.ndarray] | None = None,
         measures: bool = True,
-        progress: Callable[[int], Callable] = lambda count: iter,
     ) -> Evaluation:
         """Evaluates.
 
@@ -172,9 +172,13 @@ class Evaluator:
           exits: exit layers and forced exits in the place of what the rule says; with stored
             features alone.
           measures: whether to measure each utterance; without, there is only the loss.
-          progress: from a number of batches to what wraps them.
         """
         data, rows, losses = self._data, {}, []
+        if exits is not None and data.upstream is not None:
+            raise InputError(
+                "exits can be told only where features are stored: with features computed on the "
+                "way, utterances leave where the rule lets them (--cache=layers stores them)"
+            )
         exits = rule.exits(data.entropy) if exits is None else exits
 
         def read(number: int) -> Batch:
@@ -186,7 +190,7 @@ class Evaluator:
         arguments = (params, data.upstream, rule.threshold, rule.allowed_or_all)
         placed = map(parallel.place, batches(read, 0, count, workers=0))
         started = (self._run(*arguments, batch) for batch in placed)
-        for number, results in enumerate(progress(count)(fetched_behind(started))):
+        for number, results in enumerate(fetched_behind(started)):
             loss, outputs, frames, layers, forced = results
             there = int(np.sum(frames > 0))
             losses.append((float(loss) * there, there))

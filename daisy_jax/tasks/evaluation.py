@@ -1,6 +1,6 @@
 """Rows of Table 1: the rules that a head is evaluated with, what they cost, what they take."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from daisy_jax.exits import (
 )
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.hubert import Hubert
+from daisy_jax.reporting import followed
 from daisy_jax.tasks.downstream import Evaluation, Evaluator, Params
 from daisy_jax.tasks.metrics import bootstrap_interval
 from daisy_jax.tasks.task import Measure
@@ -40,17 +41,16 @@ class Choice(NamedTuple):
         return multiply_adds(config, samples, exit_layer, evaluated)
 
 
-def spans(head: TrainedHead, share: float, say: Callable[[str], None]) -> list[Choice]:
+def spans(head: TrainedHead, share: float) -> list[Choice]:
     """The three spans of section 3.3 with the threshold of training: rows of Table 1.
 
     Args:
       head: trained with a threshold.
       share: of the exits that a layer of the span "threshold" must have.
-      say: called with one line for a span that has no layer and therefore no row.
     """
     counts, threshold = np.asarray(head.exits["exit_counts"]), head.rule.threshold
     assert threshold is not None
-    return [Choice(rule.name, rule) for rule in span_rules(counts, threshold, share, say)]
+    return [Choice(rule.name, rule) for rule in span_rules(counts, threshold, share)]
 
 
 def equal_compute(data: TaskData, config: HubertConfig, layer: int) -> Choice:
@@ -84,7 +84,6 @@ def best_layers(
     head: TrainedHead,
     evaluator: Evaluator,
     params: Params,
-    progress: Callable[[Iterable], Iterable] = iter,
 ) -> Choice:
     """Leaves at the layer that is best for the measure, the first of equals.
 
@@ -95,7 +94,7 @@ def best_layers(
     name, measure = next(iter(task.measures.items()))
     layers = range(1, len(head.rule.allowed) + 1)
     quality = []
-    for layer in progress(layers):
+    for layer in followed(layers, "layers"):
         rows = evaluator(params, fixed_layer(layer, len(layers))).rows
         values = np.asarray([row[f"{name}_total"] for row in rows], np.float64)
         quality.append(values if measure.higher_is_better else -values)
@@ -111,7 +110,6 @@ def upstream_seconds(
     choices: Sequence[Choice],
     count: int,
     runs: int,
-    progress: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Times of the upstream, one utterance at a time, warm, all rules in turns.
 
@@ -122,7 +120,6 @@ def upstream_seconds(
       choices: oracles among them are left out.
       count: how many utterances, evenly over the sorted durations.
       runs: measurements of each; medians are taken.
-      progress: wraps the utterances.
 
     Returns:
       which utterances, int [timed], and seconds of each by label, float [timed]; "reference" is
@@ -135,7 +132,7 @@ def upstream_seconds(
     rules["reference"] = fixed_layer(layers, layers)
     weights = jnp.asarray(params["layer_weights"])
     seconds: dict[str, list[float]] = {label: [] for label in rules}
-    for index in progress(chosen):
+    for index in followed(chosen, "timing"):
         waveform = data.examples.corpus.read(int(index), 0, int(data.lengths[index]))
         placed = jax.device_put(batch_of_one(waveform))
 

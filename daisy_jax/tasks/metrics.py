@@ -3,12 +3,12 @@
 import functools
 import itertools
 import math
-import sys
 import warnings
 
 import numpy as np
 
 from daisy_jax import audio
+from daisy_jax.reporting import logger
 
 
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
@@ -37,7 +37,7 @@ def wideband_pesq(clean: np.ndarray, estimate: np.ndarray) -> float:
       estimate: float [samples].
 
     Returns:
-      The score; NaN, said once on stderr, if the package `pesq` is not there: pip builds it with a
+      The score; NaN, and a warning once, if the package `pesq` is not there: pip builds it with a
       C compiler.
     """
     try:
@@ -55,10 +55,9 @@ def wideband_pesq(clean: np.ndarray, estimate: np.ndarray) -> float:
 
 @functools.cache
 def _say_no_pesq() -> None:
-    print(
+    logger.warning(
         "PESQ is left out: the package pesq is not installed; pip install pesq, which needs a C "
-        "compiler such as gcc",
-        file=sys.stderr,
+        "compiler such as gcc"
     )
 
 

@@ -1,6 +1,5 @@
 """Enhancement on VoiceBank-DEMAND (PESQ, STOI), separation on Libri2Mix (SI-SDR improvement)."""
 
-from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -70,15 +69,13 @@ class Enhancement(_Masks):
         self,
         folder: str,
         part: str,
-        on_error: Callable[[str], None],
-        progress: Callable[[Iterable], Iterable],
     ) -> Examples:
         """As for every `Task`."""
         place = the_one(getattr(self.settings, part), f"{self.name}, {part}")
         held_out = self.settings.dev_speakers
         chosen = held_out if part == "dev" else ()
         without = held_out if part == "train" else ()
-        found = open_voicebank(folder, place, chosen, without, on_error, progress)
+        found = open_voicebank(folder, place, chosen, without)
         return Examples(found.corpus, found)
 
     def measure(self, examples, index, output):
@@ -113,12 +110,10 @@ class Separation(_Masks):
         self,
         folder: str,
         part: str,
-        on_error: Callable[[str], None],
-        progress: Callable[[Iterable], Iterable],
     ) -> Examples:
         """As for every `Task`."""
         place = the_one(getattr(self.settings, part), f"{self.name}, {part}")
-        found = open_libri2mix(folder, place, on_error, progress)
+        found = open_libri2mix(folder, place)
         examples = Examples(found.corpus, found)
         limit = self.settings.dev_utterances
         if part == "dev" and limit and len(found.corpus.names) > limit:

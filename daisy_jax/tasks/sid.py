@@ -1,6 +1,5 @@
 """Speaker identification on VoxCeleb1: accuracy."""
 
-from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import numpy as np
@@ -25,13 +24,11 @@ class Sid:
         self,
         folder: str,
         part: str,
-        on_error: Callable[[str], None],
-        progress: Callable[[Iterable], Iterable],
     ) -> Examples:
         """As for every `Task`."""
         wanted = the_one(getattr(self.settings, part), f"sid, {part}")
         limit = self.settings.per_speaker if part == "train" else 0
-        found = open_voxceleb(folder, self.settings.split_file, wanted, limit, on_error, progress)
+        found = open_voxceleb(folder, self.settings.split_file, wanted, limit)
         return Examples(found.corpus, found.speaker, found.names)
 
     def head(self, dim: int, classes: tuple[str, ...], *, rngs: nnx.Rngs) -> SidHead:

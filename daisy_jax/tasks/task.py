@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -13,6 +12,7 @@ from daisy_jax import audio
 from daisy_jax.data.batches import Crop
 from daisy_jax.data.corpus import Corpus, Selection, fingerprint
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import leave_out
 
 Arrays = dict[str, Any]
 
@@ -98,8 +98,6 @@ class Task(Protocol):
         self,
         folder: str,
         part: str,
-        on_error: Callable[[str], None],
-        progress: Callable[[Iterable], Iterable],
     ) -> Examples:
         """One part of the corpus, "train", "dev" or "test"."""
         ...
@@ -174,9 +172,9 @@ def part_of(examples: Examples, indices: np.ndarray) -> Examples:
     return examples._replace(corpus=Selection(examples.corpus, indices), targets=chosen)
 
 
-def usable_lengths(examples: Examples, on_error: Callable[[str], None]) -> Examples:
+def usable_lengths(examples: Examples) -> Examples:
     """Without utterances that are longer than `LONGEST_SECONDS`; each is named."""
     longest = LONGEST_SECONDS * audio.SAMPLE_RATE
     for index in np.flatnonzero(examples.corpus.lengths > longest):
-        on_error(f"{examples.corpus.names[index]}: longer than {LONGEST_SECONDS:.0f} s; split it")
+        leave_out(f"{examples.corpus.names[index]}: longer than {LONGEST_SECONDS:.0f} s; split it")
     return part_of(examples, np.flatnonzero(examples.corpus.lengths <= longest))

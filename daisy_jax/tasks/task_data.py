@@ -1,19 +1,18 @@
 """A task's data with its features, made where they are not there yet."""
 
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from daisy_jax import audio, parallel
-from daisy_jax.console.terminal import progress_bar
 from daisy_jax.data.batches import Augmentation, Crop, read_crops
 from daisy_jax.data.corpus import corpus_name
 from daisy_jax.errors import InputError
-from daisy_jax.features.extraction import make_store, model_source, store_digest
-from daisy_jax.features.feature_shards import MANIFEST
-from daisy_jax.features.feature_store import FeatureStore
+from daisy_jax.features.contents import Layers
+from daisy_jax.features.extract import Extractor, extract_corpus, model_source, store_digest
+from daisy_jax.features.shard_format import MANIFEST
+from daisy_jax.features.store import FeatureStore
 from daisy_jax.model.hubert import Hubert
 from daisy_jax.tasks.task import Examples, Task, part_of, usable_lengths
 
@@ -27,7 +26,6 @@ class TaskData:
         examples: Examples,
         store: FeatureStore,
         upstream: Hubert | None,
-        on_error: Callable[[str], None],
     ):
         """With `upstream`, features are computed when they are needed, else taken from the store.
 
@@ -44,11 +42,7 @@ class TaskData:
         self.agreement = np.asarray([row.agreement for row in rows], np.float32)
         """float32 [utterances, L], share of the frames that are labelled as in the end."""
         self.upstream = upstream
-        self._store, self._on_error = store, on_error
-        if upstream is None and store.items != list(range(len(store.items))):
-            raise InputError(f"{store.folder}: holds some layers alone; store all of them")
-        if upstream is None and not store.items:
-            raise InputError(f"{store.folder}: holds entropies alone; compute the features instead")
+        self._store = store
 
     def read(
         self, crops: list[Crop], width: int, exits: tuple[np.ndarray, np.ndarray], rows: slice
@@ -87,20 +81,18 @@ class TaskData:
                 width,
                 Augmentation(),
                 nothing_is_drawn,
-                self._on_error,
                 rows,
             )
         return batch | {"targets": self.task.targets(self.examples, crops, rows, width)}
 
 
-def open_examples(task: Task, part: str, folder: str, on_error: Callable[[str], None]) -> Examples:
+def open_examples(task: Task, part: str, folder: str) -> Examples:
     """One part of a task's corpus, "train", "dev" or "test".
 
     Raises:
       InputError: a part of the corpus is missing, or not as it should be.
     """
-    examples = task.open(folder, part, on_error, progress_bar(f"measuring {part}"))
-    return usable_lengths(examples, on_error)
+    return usable_lengths(task.open(folder, part))
 
 
 def with_features(
@@ -112,7 +104,6 @@ def with_features(
     features: pathlib.Path,
     *,
     live: bool,
-    on_error: Callable[[str], None],
 ) -> TaskData:
     """Adds features, which are made where they are not there yet.
 
@@ -125,7 +116,6 @@ def with_features(
       features: where stores are; this one's folder is named after corpus, part and model. Or a
         finished store of all parts, from `daisy-jax encode --store layers`.
       live: whether features are computed when they are needed; entropies alone are stored then.
-      on_error: called with one line for each utterance that is left out.
 
     Raises:
       InputError: the store is not as it should be, or the disk has no room for it.
@@ -135,21 +125,32 @@ def with_features(
     if (features / MANIFEST).is_dir():
         store = FeatureStore(features)
         require_layers_of(store, upstream)
-        return TaskData(task, examples, store, everywhere, on_error)
+        if not live:
+            require_all_layers(store, upstream)
+        return TaskData(task, examples, store, everywhere)
     # Another model, type or selection of utterances has a store of its own.
     chosen = "-".join(getattr(task.settings, part)).replace("/", "-")
     digest = store_digest(upstream, examples.corpus)
     name = f"{corpus_name(folder)}-{part}-{chosen}-{digest}"
-    store = make_store(
+    items = () if live else tuple(range(upstream.config.num_layers + 1))
+    store = extract_corpus(
         features / (f"{name}-entropies" if live else name),
-        upstream,
+        Extractor(upstream, Layers(items)),
         examples.corpus,
         folder,
-        () if live else range(upstream.config.num_layers + 1),
-        on_error=on_error,
-        progress=lambda count: progress_bar(f"features of {part}", count),
     )
-    return TaskData(task, examples, store, everywhere, on_error)
+    return TaskData(task, examples, store, everywhere)
+
+
+def require_all_layers(store: FeatureStore, upstream: Hubert) -> None:
+    """Refuses a store that lacks an item of eq. (4)."""
+    lacking = sorted(set(range(upstream.config.num_layers + 1)) - set(store.items))
+    if lacking:
+        raise InputError(
+            f"{store.folder}: does not hold the layers {', '.join(map(str, lacking))}; store all "
+            "of them (daisy-jax encode --store layers without --layers), or compute the features "
+            "in each step (--cache=entropies)"
+        )
 
 
 def require_layers_of(store: FeatureStore, upstream: Hubert) -> None:

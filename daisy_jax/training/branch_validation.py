@@ -1,6 +1,5 @@
 """Branches on held-out speech: loss, accuracy and entropy of every layer."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,12 +26,8 @@ class Validation:
         corpus: Corpus,
         labels: FrameLabels | None,
         samples: int,
-        on_error: Callable[[str], None],
     ):
-        """Of a trunk on every device (`parallel.replicate`), in batches of up to `samples`.
-
-        `on_error` is called with one line for an utterance that cannot be read and is left out.
-        """
+        """Of a trunk on every device (`parallel.replicate`), in batches of up to `samples`."""
         # Attention over a recording of an hour would not fit anywhere.
         lengths = np.minimum(corpus.lengths, audio.WIDTHS[-1])
         draw = WholeBatches(lengths, samples, jax.device_count())
@@ -40,7 +35,7 @@ class Validation:
         def read(number: int) -> Batch:
             crops = draw(number)
             mine = parallel.local_rows(len(crops))
-            waveform, lengths = read_whole(corpus, crops, on_error, mine)
+            waveform, lengths = read_whole(corpus, crops, mine)
             batch = {"waveform": waveform, "lengths": lengths}
             if labels is not None:
                 frames = audio.frame_count(waveform.shape[1])

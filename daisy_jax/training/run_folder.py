@@ -22,6 +22,7 @@ import jax
 from daisy_jax import parallel
 from daisy_jax.checkpoints import fill, named_leaves
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import logger
 from daisy_jax.training.metrics_log import Metrics, MetricsLog, as_numbers
 from daisy_jax.whole_files import write_text
 
@@ -195,7 +196,9 @@ class Run:
             return state
         if parallel.is_first():
             named = self._score.replace("_", " ")
-            print(f"the {named} was best after step {step}; what was learned then is taken")
+            logger.info(
+                "the %s was best after step %s; what was learned then is taken", named, step
+            )
         return self._read(state, step)[0]
 
     def save(

@@ -1,12 +1,13 @@
 """Frame targets of HuBERT pretraining: k-means clusters of MFCC, then of a model's own features."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import followed
 
 # How much deltas and their deltas count beside the cepstra, which tell phones apart better.
 DELTA_WEIGHTS = (1.0, 0.6, 0.4)
@@ -51,7 +52,6 @@ def cluster_targets(
     clusters: int,
     seed: int,
     fit_frames: int = 200_000,
-    progress: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels every frame of a corpus with the nearest of `clusters` centroids.
 
@@ -61,7 +61,6 @@ def cluster_targets(
       clusters: how many centroids.
       seed: of the choice of frames and of k-means.
       fit_frames: centroids are fitted on about so many frames, drawn evenly over the corpus.
-      progress: wraps the range of utterances while it is worked through.
 
     Returns:
       labels int16 [all frames], utterance after utterance, and centroids float32
@@ -71,7 +70,7 @@ def cluster_targets(
 
     rows = [
         features(corpus.read(i, 0, int(corpus.lengths[i]))).astype(np.float16)
-        for i in progress(range(len(corpus.names)))
+        for i in followed(range(len(corpus.names)), "clustering")
     ]
     stacked = np.concatenate(rows)
     if len(stacked) < clusters:

@@ -2,18 +2,18 @@
 
 import contextlib
 import datetime
+import logging
 import math
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from daisy_jax import parallel
-from daisy_jax.console.terminal import training_bar
 from daisy_jax.data.loading import Batch, batches
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import Progress, logger, report_progress
 from daisy_jax.signals import Terminated, delayed_signals
 from daisy_jax.training.metrics_log import Metrics, as_numbers
 from daisy_jax.training.run_folder import Run
@@ -64,7 +64,7 @@ def fit(
       workers: processes that read batches; 0: threads.
       validate: from a state to scores, "validation_loss" among them; called before each regular
         checkpoint. None: no validation.
-      describe: from a line's values to what the progress bar shows of them.
+      describe: from a line's values to what is reported of them.
 
     Returns:
       The state with the lowest validation loss; without validation, or stopped, the last one.
@@ -80,7 +80,7 @@ def fit(
         contextlib.closing(run),  # after an error too, or the program hangs at a half checkpoint
         contextlib.closing(upcoming),
         delayed_signals() as stopped,
-        training_bar(steps, first, parallel.is_first()) as show,
+        _shown(steps) as show,
     ):
         stopping, stop = False, parallel.common_stop(stopped)
         for done in range(first + 1, steps + 1):
@@ -112,9 +112,7 @@ def fit(
                 run.save(state, done, recent, scores)
             if stopping:
                 if parallel.is_first():
-                    print(
-                        f"stopped after step {done}; --resume goes on from there", file=sys.stderr
-                    )
+                    logger.info("stopped after step %d; --resume goes on from there", done)
                 break
         # A signal that came too late for the loop is one to all processes nevertheless.
         stopping = parallel.any_process(stopping or stopped())
@@ -123,6 +121,23 @@ def fit(
     if stopping:  # because of a signal to another process
         raise Terminated
     return state
+
+
+@contextlib.contextmanager
+def _shown(steps: int) -> Iterator[Callable[[int, str], None]]:
+    """Yields a function that reports a finished step and what is known of it, in one process."""
+    key, last = object(), 0
+
+    def show(done: int, text: str, level: int = logging.INFO, ended: bool = False) -> None:
+        nonlocal last
+        last = done
+        if parallel.is_first():
+            report_progress(Progress(key, "step", done, steps, text, ended), level)
+
+    try:
+        yield show
+    finally:
+        show(last, "", logging.DEBUG, ended=True)
 
 
 def _check(metrics: dict[str, Any], step: int) -> None:

@@ -1,4 +1,4 @@
-"""Feature stores: features by utterance, read at random. The format is in `feature_shards`."""
+"""Feature stores: features by utterance, read at random. The format is in `shard_format`."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from daisy_jax.data.corpus import Corpus, Selection
 from daisy_jax.errors import InputError
-from daisy_jax.features.feature_shards import (
+from daisy_jax.features.shard_format import (
     MANIFEST,
     npy_file,
     part_file,
@@ -19,6 +19,7 @@ from daisy_jax.features.feature_shards import (
     shard_file,
     shard_files,
 )
+from daisy_jax.reporting import leave_out
 from daisy_jax.whole_files import files_digest
 
 OPEN_SHARDS = 64
@@ -143,5 +144,34 @@ class FeatureStore:
         if np.any(samples != corpus.lengths):
             name = corpus.names[int(np.argmax(samples != corpus.lengths))]
             raise InputError(f"{self.folder}: {name} has another length now; give another folder")
+        for place in found:
+            if self.rows[place].error is not None:
+                leave_out(self.rows[place].error)
         readable = np.flatnonzero(self.frames[found] > 0)
         return Selection(corpus, readable), found[readable]
+
+
+class StoredLabels:
+    """Frame labels of a corpus' utterances, out of a store."""
+
+    def __init__(self, store: FeatureStore, places: np.ndarray):
+        """Of the utterances at `places` of the store, int [utterances].
+
+        Raises:
+          InputError: the store holds something else.
+        """
+        if store.items != ["labels"]:
+            raise InputError(
+                f"{store.folder}: holds {', '.join(map(str, store.items)) or 'entropies'} and no "
+                "labels; give a folder that train/labels.py made"
+            )
+        self.num_classes = int(store.source["classes"])
+        self._store, self._places = store, places
+
+    def part(self, indices: np.ndarray) -> "StoredLabels":
+        """Of some of the utterances."""
+        return StoredLabels(self._store, self._places[indices])
+
+    def read(self, index: int, frames: slice) -> np.ndarray:
+        """The labels of one utterance's `frames`, int32 [frames]."""
+        return self._store.read(int(self._places[index]), frames)[0]

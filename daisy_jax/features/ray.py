@@ -46,14 +46,14 @@ class Worker:
         if job.compilation_cache:
             use_compilation_cache(job.compilation_cache)
         from daisy_jax.checkpoints import load
-        from daisy_jax.features.extraction import Extractor
+        from daisy_jax.features.extract import Extractor
 
         self._job, self._files = job, read_list(job.manifest)
         self._extractor = Extractor(load(job.model or None), job.content)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Encodes the shards of a batch; "error" says why one could not be, or is empty."""
-        from daisy_jax.features.shards import encode_shard
+        from daisy_jax.features.extract import encode_shard
 
         job, errors = self._job, []
         for number in batch["shard"]:

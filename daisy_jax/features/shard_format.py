@@ -1,4 +1,4 @@
-"""Shards of feature stores: how they are planned, written, checked and found again.
+"""Shards of feature stores: how they are written, checked and found again.
 
 A store is a folder with `features-00000.safetensors`, ... (float16 [items, frames, dim], or int32
 [items, frames], under each utterance's identifier) and `manifest/00000.parquet`, ..., one table in
@@ -16,15 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import save_file
 
-from daisy_jax import audio
 from daisy_jax.errors import InputError
 from daisy_jax.whole_files import files_digest, whole_files
 
-FORMAT = "daisy_jax_features/2"
+FORMAT = "daisy_jax_features/3"
 MANIFEST = "manifest"
-SHARD_BYTES = 1_000_000_000
-SHARD_UTTERANCES = 4096
-"""Of stores without features, and of very short utterances."""
 
 
 class Row(NamedTuple):
@@ -47,19 +43,6 @@ class Row(NamedTuple):
     layers behind the exit were not run."""
     error: str | None
     """Why it could not be read; None if it could."""
-
-
-def plan_shards(frames: np.ndarray, bytes_per_frame: int) -> list[np.ndarray]:
-    """Which utterances go into which shard: int arrays of places, in the corpus' order."""
-    sizes = np.cumsum(frames * bytes_per_frame)
-    shards, first = [], 0
-    while first < len(frames):
-        before = sizes[first - 1] if first else 0
-        stop = int(np.searchsorted(sizes, before + SHARD_BYTES, side="right"))
-        stop = min(max(stop, first + 1), first + SHARD_UTTERANCES)
-        shards.append(np.arange(first, min(stop, len(frames))))
-        first = stop
-    return shards
 
 
 def shard_file(folder: pathlib.Path, number: int) -> pathlib.Path:
@@ -120,7 +103,9 @@ def write_shard(
             pyarrow.parquet.write_table(written.replace_schema_metadata(metadata), table)
     except (pyarrow.ArrowException, OSError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise OSError(f"{part}: cannot be written ({why}); make room and start again") from error
+        raise OSError(
+            f"{(*files, part)[0]}: cannot be written ({why}); make room and start again"
+        ) from error
 
 
 def shard_files(
@@ -199,8 +184,3 @@ def read_part(path: pathlib.Path) -> tuple[list[Row], dict[str, str]]:
             f"{path}: not a whole part of a manifest ({str(error)[:80]}); remove it, and its shard "
             "is made again"
         ) from None
-
-
-def bytes_needed(lengths: np.ndarray, items: int, dim: int) -> int:
-    """What the features of utterances of `lengths` samples take."""
-    return int(audio.frame_count(lengths).sum()) * items * dim * 2

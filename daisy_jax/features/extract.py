@@ -1,0 +1,353 @@
+"""The trunk over recordings, shard by shard, into a feature store: corpora, and lists of any size.
+
+Slurm arrays, xargs, Ray or a loop call `encode_shard` for the shards of a list.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+
+from daisy_jax import audio, parallel
+from daisy_jax.checkpoints import named_leaves
+from daisy_jax.data.batches import WholeBatches
+from daisy_jax.data.corpus import (
+    Corpus,
+    FolderCorpus,
+    Selection,
+    fingerprint,
+    sound_fingerprint,
+)
+from daisy_jax.data.file_list import FileList, deal
+from daisy_jax.data.loading import Batch, batches
+from daisy_jax.data.manifest import READERS, Entry, open_file
+from daisy_jax.devices import fetched_behind
+from daisy_jax.errors import InputError
+from daisy_jax.features.contents import Content
+from daisy_jax.features.files import MAX_SECONDS
+from daisy_jax.features.shard_format import (
+    MANIFEST,
+    Row,
+    finished_part,
+    write_shard,
+)
+from daisy_jax.features.store import FeatureStore
+from daisy_jax.model.hubert import Hubert
+from daisy_jax.reporting import followed, leave_out, logger
+
+SHARD_BYTES = 1_000_000_000
+SHARD_UTTERANCES = 4096
+"""Of a corpus: a shard has at most so many bytes, on average, and utterances."""
+LIST_SHARD_FILES = 512
+LEAST_LIST_SHARD_FILES = 32
+"""Of a list: files of a shard that stores one item, and of one that stores very many."""
+BATCH_SECONDS = 60.0
+"""Audio in a batch: all layers' outputs are held at once."""
+
+
+def model_digest(model: Hubert) -> str:
+    """A digest of trunk and branches, whatever the calibration."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(model.config)).encode())
+    for name, leaf in named_leaves(model.replace(head=None)).items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def model_source(model: Hubert) -> dict[str, str]:
+    """What features of layers depend on, beside the audio."""
+    return {
+        "model": model_digest(model),
+        "tap": model.config.tap,
+        "item0": model.config.item0,
+        "computed": str(jax.tree.leaves(model.layers)[0].dtype),
+    }
+
+
+def corpus_source(corpus: Corpus) -> str:
+    """What tells corpora apart: names, lengths, and how some of them sound."""
+    return f"{fingerprint(corpus)}, {sound_fingerprint(corpus)}"
+
+
+def store_digest(model: Hubert, corpus: Corpus) -> str:
+    """Of the names of stores: another model, type, selection or version has one of its own."""
+    belongs = json.dumps([model_source(model), corpus_source(corpus)])
+    return hashlib.sha256(belongs.encode()).hexdigest()[:12]
+
+
+class Extractor:
+    """A model, and what is to be stored of it, ready for any number of shards."""
+
+    def __init__(self, model: Hubert, content: Content, batch_seconds: float = BATCH_SECONDS):
+        """Puts the model on every device; a batch has up to `batch_seconds` of audio.
+
+        Raises:
+          InputError: the model cannot yield this content.
+        """
+        content.check(model)
+        self.config, self.content = model.config, content
+        self._samples = round(batch_seconds * audio.SAMPLE_RATE)
+        self._source = {**model_source(model), **content.settings(model)}
+        self._model = parallel.replicate(model)
+        self._run = jax.jit(
+            parallel.over_rows(content.__call__, 2), out_shardings=parallel.replicated()
+        )
+
+    def source(self, corpus: str, shards: int) -> dict[str, str]:
+        """What a store's features belong to; every shard of it carries the same."""
+        return {
+            **self._source,
+            "items": json.dumps(self.content.items),
+            "dim": str(self.config.dim),
+            "corpus": corpus,
+            "shards": str(shards),
+        }
+
+    @property
+    def bytes_per_frame(self) -> int:
+        """What a frame takes in a store: float16 vectors, or an int32 label or unit."""
+        items = self.content.items
+        return 4 if items in (["labels"], ["units"]) else 2 * len(items) * self.config.dim
+
+    def write_shard(
+        self,
+        folder: pathlib.Path,
+        number: int,
+        corpus: Corpus,
+        root: str | pathlib.Path,
+        source: dict[str, str],
+        unusable: Iterable[Row] = (),
+    ) -> list[Row]:
+        """Computes and writes one shard.
+
+        Args:
+          folder: the store.
+          number: of the shard.
+          corpus: the shard's utterances; there may be none.
+          root: the corpus' folder, for the paths in the index.
+          source: from `source`.
+          unusable: rows of files that are no utterances, for the index.
+
+        Returns:
+          A row an utterance, in the corpus' order, then the unusable ones.
+
+        Raises:
+          OSError: the shard cannot be written; it does not count then.
+        """
+        batches_of = WholeBatches(corpus.lengths, self._samples, jax.device_count())
+        errors: dict[int, str] = {}
+
+        def read(position: int) -> Batch:
+            crops = batches_of(position)
+            waveforms = []
+            for crop in crops[parallel.local_rows(len(crops))]:
+                try:
+                    waveforms.append(corpus.read(crop.index, 0, crop.samples))
+                except (InputError, OSError) as error:
+                    errors[crop.index] = str(error)
+                    waveforms.append(np.zeros(0, np.float32))
+            waveform, lengths = audio.pad_batch(waveforms, audio.padded_width(crops[0].samples))
+            return {"waveform": waveform, "lengths": lengths}
+
+        features: dict[str, np.ndarray] = {}
+        rows: dict[int, Row] = {}
+        count, what = len(batches_of), f"shard {number}/{source['shards']}"
+        placed = map(parallel.place, batches(read, 0, count, workers=0))
+        started = (self._run(self._model, at["waveform"], at["lengths"]) for at in placed)
+        for position, computed in enumerate(followed(fetched_behind(started), what, count)):
+            for row, crop in enumerate(batches_of(position)):
+                if not crop.samples:
+                    continue  # fills the batch
+                name = corpus.names[crop.index]
+                frames = int(computed.num_frames[row])
+                rows[crop.index] = Row(
+                    id=name,
+                    path=str(pathlib.Path(root) / name),
+                    shard=number,
+                    samples=crop.samples,
+                    frames=frames,
+                    exit_layer=int(computed.exit_layer[row]),
+                    forced=bool(frames and computed.forced[row]),
+                    entropy=computed.entropy[row].tolist() if frames else [],
+                    agreement=computed.agreement[row].tolist() if frames else [],
+                    error=None if frames else errors.get(crop.index, "could not be read"),
+                )
+                if frames and self.content.items and parallel.is_first():
+                    # Copied, so that the batch with its padding can go.
+                    features[name] = np.array(computed.values[row, :, :frames])
+        written = [*(rows[index] for index in sorted(rows)), *unusable]
+        if parallel.is_first():
+            write_shard(folder, number, features, written, source)
+        return written
+
+
+def plan_shards(sizes: np.ndarray) -> list[np.ndarray]:
+    """Which utterances go into which shard: int arrays of numbers, in the corpus' order.
+
+    Args:
+      sizes: int [utterances], bytes of each. Shards are about equal, and hold up to `SHARD_BYTES`
+        and one utterance more.
+    """
+    count = max(-(-int(sizes.sum()) // SHARD_BYTES), -(-len(sizes) // SHARD_UTTERANCES))
+    ends = np.cumsum(sizes + 1)  # where nothing is stored beside the index, all weigh the same
+    cuts = [np.searchsorted(ends, ends[-1] * n / count, side="right") for n in range(1, count)]
+    return [part for part in np.split(np.arange(len(sizes)), cuts) if len(part)]
+
+
+def extract_corpus(
+    folder: str | pathlib.Path, extractor: Extractor, corpus: Corpus, root: str | pathlib.Path
+) -> FeatureStore:
+    """Makes a store of a corpus, or goes on with one that was interrupted, or opens a finished one.
+
+    Utterances that cannot be read are left out; their rows say why.
+
+    Args:
+      folder: the store.
+      extractor: model and content.
+      corpus: whole utterances, at most a minute long.
+      root: the corpus' folder, for the paths in the index.
+
+    Raises:
+      InputError: the disk has no room, or the folder holds another model's or corpus' features.
+      OSError: a shard could not be written; those before it are whole.
+    """
+    folder = pathlib.Path(folder)
+    for name in corpus.names:
+        if not name.isprintable():
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            raise InputError(f"{shown}: no store can have this name; rename the file")
+    sizes = np.asarray(audio.frame_count(corpus.lengths)) * extractor.bytes_per_frame
+    members = plan_shards(sizes)
+    source = extractor.source(corpus_source(corpus), len(members))
+    missing = [n for n in range(len(members)) if finished_part(folder, n, source) is None]
+    if missing:
+        chosen = np.concatenate([members[number] for number in missing])
+        _require_room(folder, int(corpus.lengths[chosen].sum()), int(sizes[chosen].sum()))
+    for number in missing:
+        part = Selection(corpus, members[number])
+        for row in extractor.write_shard(folder, number, part, root, source):
+            if row.error is not None:
+                leave_out(row.error)
+    parallel.any_process(False)  # the others wait until the first has written
+    return FeatureStore(folder)
+
+
+def _require_room(folder: pathlib.Path, samples: int, size: int) -> None:
+    """Says how many bytes will be written, and refuses where there is no room for them."""
+    above = folder.resolve()
+    while not above.exists():
+        above = above.parent
+    free = shutil.disk_usage(above).free
+    stored = f"{size / 1e9:.3g} GB of features" if size else "entropies alone"
+    text = f"{folder}: {samples / audio.SAMPLE_RATE / 3600:.3g} h of speech, {stored}"
+    if parallel.is_first():
+        logger.info("%s; %.0f GB are free", text, free / 1e9)
+    if free < size + size // 50 + 10_000_000:
+        raise InputError(
+            f"{text}, and {free / 1e9:.3g} GB are free; make room, give another folder, or store "
+            "entropies alone (--cache=entropies) and run the upstream in each step"
+        )
+
+
+def shard_size(items: int) -> int:
+    """Files of a list's shard, 0.5 GB of HuBERT Base's features of LibriSpeech."""
+    return max(LIST_SHARD_FILES // max(items, 1), LEAST_LIST_SHARD_FILES)
+
+
+def list_source(extractor: Extractor, files: FileList, count: int, npy: bool) -> dict[str, str]:
+    """What every shard of a list's store carries."""
+    return extractor.source(files.digest, count) | ({"layout": "npy"} if npy else {})
+
+
+def encode_shard(
+    extractor: Extractor,
+    files: FileList,
+    number: int,
+    count: int,
+    output: str | os.PathLike,
+    *,
+    npy: bool = False,
+    max_seconds: float = MAX_SECONDS,
+    retry: bool = False,
+) -> list[Row]:
+    """Encodes one shard of a list into one shard of a feature store, all of it or nothing.
+
+    A shard that is there, and has the bytes that were written, is left as it is. So this may be
+    called for any shards in any order, again, and by several processes or machines at once, and in
+    the end each file is there exactly once. (Where two machines of different kinds write one shard
+    at once, bytes and checksum may disagree; the next call sees it and makes the shard again.) When
+    all shards are there, `FeatureStore` opens the folder.
+
+    Args:
+      extractor: model and content.
+      files: from `read_list`.
+      number: of the shard, 0 to count - 1.
+      count: of shards; the same in all calls for a store.
+      output: the store's folder, made if absent.
+      npy: write `npy/ID.npy`, a file an utterance, in the place of one file.
+      max_seconds: longer files are errors.
+      retry: make a finished shard again if files failed in it.
+
+    Returns:
+      A row a file. Files that cannot be used have 0 frames, and the reason in `error`.
+
+    Raises:
+      InputError: there is no such shard, or the folder holds something else.
+      OSError: the shard cannot be written; it does not count then.
+    """
+    folder = pathlib.Path(output)
+    names = deal(files.names, number, count)
+    source = list_source(extractor, files, count, npy)
+    rows = finished_shard(folder, number, source, retry)
+    if rows is not None:
+        return rows
+    (folder / MANIFEST).mkdir(parents=True, exist_ok=True)  # fails early where it cannot be written
+    usable, unusable = _measure(files.folder, names, number, max_seconds)
+    corpus = FolderCorpus(files.folder, list(usable), list(usable.values()))
+    return extractor.write_shard(folder, number, corpus, files.folder, source, unusable)
+
+
+def finished_shard(
+    folder: pathlib.Path, number: int, source: dict[str, str], retry: bool
+) -> list[Row] | None:
+    """The rows of a shard that need not be made; with `retry`, one in which files failed must."""
+    rows = finished_part(folder, number, source, verify=True)
+    return None if rows and retry and any(row.error for row in rows) else rows
+
+
+def _measure(
+    folder: pathlib.Path, names: list[str], number: int, max_seconds: float
+) -> tuple[dict[pathlib.Path, Entry], list[Row]]:
+    """Files with their durations, and rows of those that cannot be used."""
+    paths = [folder / name for name in names]
+    with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+        entries = list(readers.map(functools.partial(_entry, max_seconds=max_seconds), paths))
+    usable = {}
+    unusable = []
+    for name, path, entry in zip(names, paths, entries, strict=True):
+        if entry.error is None:
+            usable[path] = entry
+        else:
+            row = Row(name, str(path), number, 0, 0, 0, False, [], [], f"{path}: {entry.error}")
+            unusable.append(row)
+    return usable, unusable
+
+
+def _entry(path: pathlib.Path, max_seconds: float) -> Entry:
+    try:
+        entry = open_file(path)
+    except OSError as error:
+        return Entry(0, 0, 0, 0, error.strerror or str(error))
+    seconds = entry.samples / audio.SAMPLE_RATE
+    if entry.error is None and seconds > max_seconds:
+        error = f"{seconds:.1f} s long; split it, or allow more (--max-seconds with --retry)"
+        return entry._replace(error=error)
+    return entry

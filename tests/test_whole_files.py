@@ -1,0 +1,157 @@
+"""Files that are written as a whole: what stays after a fault, a kill, or another process."""
+
+import ast
+import json
+import os
+import pathlib
+import stat
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import daisy_jax
+from daisy_jax import InputError
+from daisy_jax.data import prepared
+from daisy_jax.whole_files import files_digest, read_json, whole_files, write_json, write_text
+
+PROJECT = pathlib.Path(__file__).parents[1]
+
+
+def test_files_take_their_places_together(tmp_path):
+    paths = tmp_path / "new" / "a", tmp_path / "b"
+    with whole_files(*paths) as partials:
+        for partial, text in zip(partials, "AB", strict=True):
+            partial.write_text(text)
+        assert not any(path.exists() for path in paths)
+    assert [path.read_text() for path in paths] == ["A", "B"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "new"]
+
+
+def test_after_a_fault_everything_is_as_before(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("before")
+
+    def write():
+        with whole_files(old, new) as partials:
+            for partial in partials:
+                partial.write_text("after")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert old.read_text() == "before"
+
+
+def test_files_are_made_as_this_process_makes_files(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with whole_files(tmp_path / "a") as (partial,):
+            save_file({"x": np.zeros(1)}, partial)  # which the owner alone could read
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+def test_a_folder_in_the_way_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError) as error, whole_files(tmp_path / "a"):
+        pass
+    assert error.value.filename == str(tmp_path / "a")
+
+
+def test_a_full_disk_of_safetensors_is_an_os_error_with_the_path(tmp_path):
+    tensors = {"x": np.zeros(1)}
+    with (
+        pytest.raises(OSError, match=f"{tmp_path / 'a'}: cannot be written"),
+        whole_files(tmp_path / "a") as (partial,),
+    ):
+        save_file(tensors, partial / "in a folder that is not there")
+
+
+@hypothesis.given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_json_comes_back_but_for_numbers_that_it_does_not_have(tmp_path, content):
+    path = tmp_path / "a.json"
+    write_json(path, {"format": "x/1", "content": content})
+    text = path.read_text(encoding="utf-8")
+    standard = json.loads(text, parse_constant=pytest.fail)
+    assert read_json(path, "x/1", "make it again") == standard
+
+    def same(ours, theirs) -> bool:
+        if isinstance(ours, float) and not np.isfinite(ours):
+            return theirs is None
+        if isinstance(ours, list):
+            return len(ours) == len(theirs) and all(map(same, ours, theirs))
+        if isinstance(ours, dict):
+            return ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in ours)
+        return ours == theirs
+
+    assert same(content, standard["content"])
+
+
+def test_other_json_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "a.json"
+    for text, said in (("{", "not JSON"), ("[]", "format is None"), ('{"format": 3}', "is 3")):
+        write_text(path, text)
+        with pytest.raises(InputError, match=said) as error:
+            read_json(path, "x/1", "make it again")
+        assert "make it again" in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_digest_is_of_all_bytes_in_turn(tmp_path):
+    (tmp_path / "a").write_bytes(b"ab")
+    (tmp_path / "b").write_bytes(b"c")
+    # SHA-256 of "abc", from the standard (FIPS 180-2, appendix B.1).
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files_digest([tmp_path / "a", tmp_path / "b"]) == known
+    assert files_digest([tmp_path / "a", tmp_path / "c"]) is None
+
+
+def test_a_prepared_folder_is_kept_when_preparing_again_stops(tmp_path, monkeypatch):
+    speech = pathlib.Path(daisy_jax.__file__).parent / "samples"
+    made, left_out = prepared.prepare([speech], tmp_path / "out")
+    assert not left_out
+    before = prepared.PreparedCorpus(tmp_path / "out")
+    monkeypatch.setattr(prepared.audio, "load", lambda file: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepared.prepare([speech], tmp_path / "out")
+    again = prepared.PreparedCorpus(tmp_path / "out")
+    assert again.names == before.names
+    assert len(again.names) == made
+    np.testing.assert_array_equal(again.read(0, 0, 1000), before.read(0, 0, 1000))
+
+
+WRITERS = {"write_bytes", "to_csv", "to_parquet", "savefig", "savez", "write_table", "tofile"}
+
+
+def test_nothing_is_written_in_place():
+    """Each call that writes a file stands in a block that makes it whole."""
+    in_place = []
+    for path in sorted(PROJECT.glob("daisy_jax/**/*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        whole = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.With) and "whole_files(" in ast.unparse(node)
+        ]
+        inside = {inner for block in whole for inner in ast.walk(block)}
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or node in inside:
+                continue
+            name = ast.unparse(node.func)
+            last = name.rpartition(".")[2]
+            opened = last == "open" and any(
+                isinstance(mode, ast.Constant) and str(mode.value)[0] in "wx" for mode in node.args
+            )
+            if opened or last in WRITERS or name in ("np.save", "save_file", "partial.write_text"):
+                in_place.append(f"{path.relative_to(PROJECT)}: {ast.unparse(node)}")
+    assert not in_place
