@@ -16,7 +16,7 @@ from gpu_steps import Line, cast, drawn, error_of
 import daisy_jax
 from daisy_jax import audio
 from daisy_jax.features import files
-from daisy_jax.model import layer_loops
+from daisy_jax.model import slices
 from daisy_jax.model.forms import one_form
 from daisy_jax.model.hubert import embed
 from daisy_jax.training.branch_training import branch_optimizer, branch_step
@@ -117,12 +117,12 @@ def measure_exits(shapes: Sizes) -> Iterator[Line]:
 
     with one_form("layer", "loops"):
         tasks["loops"] = compiled()
-    before = layer_loops.LEAST_FRAMES
+    before = slices.LEAST_FRAMES
     for least in (512, 1024, 2048, 4096):
-        layer_loops.LEAST_FRAMES = least  # which is read while a program is traced
+        slices.LEAST_FRAMES = least  # which is read while a program is traced
         with one_form("layer", "switch"):
             tasks[least] = compiled()
-    layer_loops.LEAST_FRAMES = before
+    slices.LEAST_FRAMES = before
     jax.clear_caches()
     times = milliseconds(tasks, shapes)
     full, front_time, looped = (times.pop(name) for name in ("full", "front", "loops"))
@@ -146,9 +146,9 @@ def measure_exits(shapes: Sizes) -> Iterator[Line]:
 
 def slice_sizes(rows: int, frames: int, least: int) -> tuple[int, ...]:
     """Those of the library, with another smallest one."""
-    before, layer_loops.LEAST_FRAMES = layer_loops.LEAST_FRAMES, least
-    sizes = layer_loops._switch_sizes(rows, frames)
-    layer_loops.LEAST_FRAMES = before
+    before, slices.LEAST_FRAMES = slices.LEAST_FRAMES, least
+    sizes = slices.switch_sizes(rows, frames)
+    slices.LEAST_FRAMES = before
     return sizes
 
 

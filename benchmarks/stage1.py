@@ -69,7 +69,8 @@ def main() -> None:
     import daisy_jax
     from daisy_jax import audio, parallel
     from daisy_jax.model.branches import Branches
-    from daisy_jax.model.hubert import embed, last_block
+    from daisy_jax.model.hubert import embed
+    from daisy_jax.model.layer_loops import last_block
     from daisy_jax.training.branch_training import branch_optimizer, branch_step
     from daisy_jax.training.training import warmup_then_decay
 

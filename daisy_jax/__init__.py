@@ -16,7 +16,8 @@ from daisy_jax.exits import (
 )
 from daisy_jax.features.files import FileResult, encode_files
 from daisy_jax.model.config import HubertConfig
-from daisy_jax.model.hubert import Hubert, final_norm, frame_labels
+from daisy_jax.model.frame_labels import frame_labels
+from daisy_jax.model.hubert import Hubert, final_norm
 
 __version__ = "0.1.0"
 

@@ -9,10 +9,13 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from daisy_jax.errors import InputError
+from daisy_jax.model.criteria import Criterion, MeanEntropy
 from daisy_jax.model.hubert import Hubert, embed
 from daisy_jax.model.inputs import checked, checked_batch, has_values
 from daisy_jax.model.layer_loops import Keep, deepest_layer, early_exit, full_depth
 from daisy_jax.model.pooling import normalize, running_weights
+
+MEAN_ENTROPY = MeanEntropy()
 
 
 class Encoded(NamedTuple):
@@ -49,6 +52,7 @@ def encode(
     allowed: jax.Array | np.ndarray | None = None,
     layer_weights: jax.Array | np.ndarray | None = None,
     return_hidden_states: bool = False,
+    criterion: Criterion = MEAN_ENTROPY,
 ) -> Encoded:
     """Encodes speech, each utterance up to the first layer that is sure enough of it.
 
@@ -73,6 +77,8 @@ def encode(
       layer_weights: float [L+1], raw scores of item 0 and the layers; makes `pooled`. To train them
         beside exits, pool kept hidden states with `model.pooling.pool`, which has a gradient.
       return_hidden_states: whether to keep every layer's output.
+      criterion: what is compared with the threshold, and stands in `entropy` then; a
+        `daisy_jax.model.criteria.Criterion`.
 
     Returns:
       An `Encoded`.
@@ -110,7 +116,7 @@ def encode(
             layer_weights, "layer_weights", "a float array", (num_layers + 1,), np.floating
         )
     keep = "blocks" if return_hidden_states else "nothing"
-    return _compiled(model, waveform, lengths, threshold, allowed, layer_weights, keep)
+    return _compiled(model, waveform, lengths, threshold, allowed, layer_weights, keep, criterion)
 
 
 def encode_taps(
@@ -123,7 +129,7 @@ def encode_taps(
     """
     if threshold is not None:
         threshold = _broadcast_threshold(threshold, waveform.shape[0])
-    return _compiled(model, waveform, lengths, threshold, allowed, None, "taps")
+    return _compiled(model, waveform, lengths, threshold, allowed, None, "taps", MEAN_ENTROPY)
 
 
 def _broadcast_threshold(threshold: Any, batch: int) -> Any:
@@ -138,7 +144,7 @@ def _broadcast_threshold(threshold: Any, batch: int) -> Any:
         return xp.broadcast_to(values.astype(np.float32), (batch,))
 
 
-@functools.partial(jax.jit, static_argnames="keep")
+@functools.partial(jax.jit, static_argnames=("keep", "criterion"))
 def _compiled(
     model: Hubert,
     waveform: jax.Array,
@@ -147,8 +153,9 @@ def _compiled(
     allowed: jax.Array | None,
     layer_weights: jax.Array | None,
     keep: Keep,
+    criterion: Criterion,
 ) -> Encoded:
-    run = functools.partial(_encode, keep=keep)
+    run = functools.partial(_encode, keep=keep, criterion=criterion)
     sharding = jax.typeof(waveform).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return run(model, waveform, lengths, threshold, allowed, layer_weights)
@@ -171,6 +178,7 @@ def _encode(
     allowed: jax.Array | None,
     layer_weights: jax.Array | None,
     keep: Keep,
+    criterion: Criterion,
 ) -> Encoded:
     waveform = waveform.astype(jnp.float32)
     embedded = embed(model, waveform, lengths)
@@ -193,7 +201,7 @@ def _encode(
         forced = num_frames > 0
     else:
         hidden, pooled, blocks, entropy, exit_layer, forced = early_exit(
-            model, embedded, pooled, weights, threshold, allowed, keep
+            model, embedded, pooled, weights, threshold, allowed, keep, criterion
         )
 
     valid = frame_mask[..., None]

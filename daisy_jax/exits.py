@@ -3,7 +3,7 @@
 import bisect
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from jax.core import Tracer
 
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import logger
+
+Array = TypeVar("Array", jax.Array, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,6 +70,14 @@ def exit_threshold(mean_entropy: jax.Array | np.ndarray, ratio: float | jax.Arra
     return (jnp.max(mean_entropy) + jnp.min(mean_entropy)) / 2 * ratio
 
 
+def fires(score: Array, threshold: Array) -> Array:
+    """Whether a score, such as a mean entropy, is low enough to leave: below the threshold.
+
+    The one place where they are compared, on a device or on the host. Paper: section 3.1.
+    """
+    return score < threshold
+
+
 def exit_layers(
     entropy: np.ndarray, threshold: float, allowed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -84,9 +94,9 @@ def exit_layers(
     """
     layers = _layer_numbers(allowed, entropy.shape[1])
     # Rounded to float32 as encode rounds it; stored entropies are exact in it.
-    fires = np.asarray(entropy, np.float32)[:, layers - 1] < np.float32(threshold)
-    forced = np.logical_not(fires.any(axis=1))
-    return layers[np.where(forced, -1, fires.argmax(axis=1))], forced
+    low = fires(np.asarray(entropy, np.float32)[:, layers - 1], np.asarray(threshold, np.float32))
+    forced = np.logical_not(low.any(axis=1))
+    return layers[np.where(forced, -1, low.argmax(axis=1))], forced
 
 
 class ExitRule(NamedTuple):

@@ -84,6 +84,15 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
 
+def write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows of a table as a whole Parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    with whole_files(path) as (partial,):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), partial)
+
+
 def _finite(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _finite(value) for key, value in content.items()}

@@ -8,13 +8,18 @@ column a layer. Draws both into RUN/curves.png where matplotlib is installed.
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from daisy_jax.console.pages import table
+from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command
 from daisy_jax.errors import InputError
 from daisy_jax.training.metrics_log import METRICS, read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,24 +62,15 @@ def main() -> None:
         chosen.append(shown[-1])
     layers = range(1, len(training[0]["layer_loss"]) + 1)
     for name in ("layer_loss", "layer_accuracy"):
-        print(f"{'validation' if validation else 'training'} {name.removeprefix('layer_')}\n")
-        print("| step | " + " | ".join(map(str, layers)) + " |")
-        print("| ---: |" + " ---: |" * len(layers))
-        for line in chosen:
-            cells = " | ".join(f"{value:.3f}" for value in line[name])
-            print(f"| {line['step']} | {cells} |")
-        print()
-    draw(training, validation, folder)
+        print(f"{'validation' if validation else 'training'} {name.removeprefix('layer_')}")
+        rows = [[str(line["step"]), *(f"{value:.3f}" for value in line[name])] for line in chosen]
+        print("\n".join(table(["step", *map(str, layers)], rows)))
+    save_picture(folder / "curves.png", lambda: draw(training, validation))
 
 
-def draw(training: list[Line], validation: list[Line], folder: pathlib.Path) -> None:
-    """curves.png, where matplotlib is installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture: pip install 'daisy-jax[plots]'")
-        return
-    matplotlib.use("agg")
+def draw(training: list[Line], validation: list[Line]) -> "Figure":
+    """Losses and accuracies over the steps, a line a layer."""
+    import matplotlib
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -93,8 +89,7 @@ def draw(training: list[Line], validation: list[Line], folder: pathlib.Path) -> 
     panels[0].set(yscale="log")
     figure.legend(loc="outside right center")
     figure.suptitle("lines: training; points: validation")
-    figure.savefig(folder / "curves.png", dpi=150)
-    print(f"written: {folder / 'curves.png'}")
+    return figure
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.console.pages import table
 from daisy_jax.console.terminal import run_command
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import followed
+from daisy_jax.whole_files import write_json, write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +189,10 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "rows": found,
     }
     print_table(result)
-    write(run / FOLDERS[config.part], result, rows)
+    folder = run / FOLDERS[config.part]
+    write_rows(folder / "utterances.parquet", rows)
+    write_json(folder / "results.json", result)  # last, so that it speaks of rows that are there
+    print(f"written: {folder / 'results.json'}, {folder / 'utterances.parquet'}")
 
 
 def chosen_rules(head: Any, data: Any, model_config: Any, config: Config) -> list[Any]:
@@ -196,11 +201,11 @@ def chosen_rules(head: Any, data: Any, model_config: Any, config: Config) -> lis
     from daisy_jax.tasks.evaluation import Choice, at_ratio, equal_compute, spans
 
     layers = model_config.num_layers
-    found = [Choice(head.rule.name, head.rule)]
+    found = [Choice(head.rule.name, "own", None, head.rule)]
     if head.rule.threshold is not None:
         found += spans(head, config.share)
     found += [at_ratio(head, ratio) for ratio in config.ratios]
-    found += [Choice(f"at layer {n}", fixed_layer(n, layers)) for n in config.layers]
+    found += [Choice(f"at layer {n}", "layer", n, fixed_layer(n, layers)) for n in config.layers]
     if head.rule.threshold is not None:
         try:
             found.append(equal_compute(data, model_config, config.equal_compute or layers // 2))
@@ -235,13 +240,11 @@ def print_table(result: dict[str, Any]) -> None:
         f"\n{result['task']}, {result['settings']['preset']}, trained with {result['trained']} on "
         f"{result['trained_on']}; {result['utterances']} utterances of {result['tested_on']}\n"
     )
-    print(
-        f"| rule | {' | '.join(titles)} | exit layer | forced | multiply-adds saved | time saved |"
-    )
-    print("| --- |" + " ---: |" * (len(titles) + 4))
+    header = ["rule", *titles, "exit layer", "forced", "multiply-adds saved", "time saved"]
+    rows = []
     if result["unprocessed"]:
-        values = (m["scale"] * result["unprocessed"][name] for name, m in measures.items())
-        print(f"| the input itself | {' | '.join(f'{value:.2f}' for value in values)} | | | | |")
+        values = [m["scale"] * result["unprocessed"][name] for name, m in measures.items()]
+        rows.append(["the input itself", *(f"{value:.2f}" for value in values), *[""] * 4])
     for row in result["rows"]:
         cells = []
         for name, measure in measures.items():
@@ -250,24 +253,9 @@ def print_table(result: dict[str, Any]) -> None:
             cells.append("{:.2f} ({:.2f} to {:.2f})".format(*scaled))
         forced = "" if row["forced"] is None else f"{row['forced']:.0%}"
         time = "" if row["time_saved"] is None else f"{row['time_saved']['value']:.1%}"
-        print(
-            f"| {row['rule']} | {' | '.join(cells)} | {row['mean_exit_layer']:.2f} "
-            f"| {forced} | {row['multiply_adds_saved']:.1%} | {time} |",
-            flush=True,
-        )
-
-
-def write(folder: pathlib.Path, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """results.json and utterances.parquet."""
-    import pyarrow
-    import pyarrow.parquet
-
-    from daisy_jax.whole_files import write_json
-
-    folder.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "utterances.parquet")
-    write_json(folder / "results.json", result)
-    print(f"written: {folder / 'results.json'}, {folder / 'utterances.parquet'}")
+        saved = f"{row['multiply_adds_saved']:.1%}"
+        rows.append([row["rule"], *cells, f"{row['mean_exit_layer']:.2f}", forced, saved, time])
+    print("\n".join(table(header, rows)), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,20 @@ r squared. With --output also entropy.json and, where matplotlib is installed, e
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command
 from daisy_jax.reporting import followed
+from daisy_jax.whole_files import write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,21 +93,14 @@ def main() -> None:
             flush=True,
         )
     if config.output:
-        write(measured, config.model or "daisy-tiny", pathlib.Path(config.output))
+        folder, name = pathlib.Path(config.output), config.model or "daisy-tiny"
+        write_json(folder / "entropy.json", {"model": name, "sets": measured})
+        print(f"written: {folder / 'entropy.json'}")
+        save_picture(folder / "entropy.png", lambda: draw(measured, name))
 
 
-def write(measured: list[dict[str, Any]], model: str, folder: pathlib.Path) -> None:
-    """entropy.json, and entropy.png where matplotlib is installed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"model": model, "sets": measured}, indent=2) + "\n"
-    (folder / "entropy.json").write_text(content, encoding="utf-8")
-    print(f"written: {folder / 'entropy.json'}")
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture: pip install 'daisy-jax[plots]'")
-        return
-    matplotlib.use("agg")
+def draw(measured: list[dict[str, Any]], model: str) -> "Figure":
+    """Mean entropy over depth, with the fitted lines: figure 2."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
@@ -115,8 +112,7 @@ def write(measured: list[dict[str, Any]], model: str, folder: pathlib.Path) -> N
         axes.plot(layers, line, "-", color=points.get_color(), linewidth=1)
     axes.set(xlabel="layer", ylabel="mean entropy, nats", title=model)
     axes.legend()
-    figure.savefig(folder / "entropy.png", dpi=150)
-    print(f"written: {folder / 'entropy.png'}")
+    return figure
 
 
 if __name__ == "__main__":

@@ -103,9 +103,10 @@ def main() -> None:
     from noise_asr import asr_section
     from noise_pictures import pictures
     from noise_report import report, results
-    from pages import html_page
 
     from daisy_jax.checkpoints import load
+    from daisy_jax.console.pages import html_page
+    from daisy_jax.whole_files import write_text
 
     model = load(config.model or None)
     asr = asr_section([pathlib.Path(run) for run in config.asr])
@@ -115,13 +116,12 @@ def main() -> None:
     if not config.output:
         return
     folder = pathlib.Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
     files = pictures(study, asr, folder)
     text = "\n".join([*report(study, found, files), *asr.with_picture(files)]) + "\n"
     write(folder, study, found, mixtures)
-    (folder / "report.md").write_text(text, encoding="utf-8")
+    write_text(folder / "report.md", text)
     page = html_page("Noise study", text, folder, list(files.values()))
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    write_text(folder / "report.html", page)
     print(f"written: {folder / 'report.html'}, and beside it what it was made of")
 
 
@@ -246,11 +246,8 @@ def noisy_conditions(
 
 def write(folder: pathlib.Path, study: Any, found: dict[str, Any], mixtures: list[Any]) -> None:
     """Numbers, every utterance's entropies, and the log."""
-    import pyarrow
-    import pyarrow.parquet
-
     from daisy_jax.data.noisy_files import LOG, write_log
-    from daisy_jax.whole_files import write_json
+    from daisy_jax.whole_files import write_json, write_rows
 
     write_json(folder / "results.json", found)
     rows = []
@@ -266,7 +263,7 @@ def write(folder: pathlib.Path, study: Any, found: dict[str, Any], mixtures: lis
                     "agreement": condition.agreement[place].tolist(),
                 }
             )
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "utterances.parquet")
+    write_rows(folder / "utterances.parquet", rows)
     (folder / LOG).unlink(missing_ok=True)  # of an earlier study
     if mixtures:
         write_log(folder, mixtures)

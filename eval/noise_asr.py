@@ -2,10 +2,9 @@
 
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pages import ranges, table
-
+from daisy_jax.console.pages import ranges, table
 from daisy_jax.data.noisy_files import read_log
 from daisy_jax.errors import InputError
 from daisy_jax.study.level_errors import (
@@ -16,6 +15,9 @@ from daisy_jax.study.level_errors import (
     level_sums,
     level_values,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class AsrSection(NamedTuple):
@@ -40,6 +42,8 @@ class Row(NamedTuple):
     sums: LevelSums
     tested_on: str
     trained_on: str
+    static: bool
+    """A head that was trained for an exit at one layer."""
 
 
 def read_run(run: pathlib.Path) -> list[Row]:
@@ -52,23 +56,24 @@ def read_run(run: pathlib.Path) -> list[Row]:
     result = json.loads(path.read_text(encoding="utf-8"))
     if result["task"] != "asr":
         raise InputError(f"{run}: a run of {result['task']}; figure 5 is about asr")
-    if "data" not in result:
+    if "data" not in result or any("kind" not in row for row in result["rows"]):
         raise InputError(f"{run}: evaluated by an older version; evaluate it again")
     mixtures = read_log(result["data"])
     lines = pyarrow.parquet.read_table(path.with_name("utterances.parquet")).to_pylist()
     found = []
-    for number, row in enumerate(result["rows"]):
+    for row in result["rows"]:
         rule = row["rule"]
-        if number and not rule.startswith(("span ", "compute of ", "at layer ", "at ratio ")):
+        if row["kind"] == "oracle":
             continue
         rows = [line for line in lines if line["rule"] == rule]
-        name = rule if number == 0 else f"{result['trained']}, {rule}"
+        name = rule if row["kind"] == "own" else f"{result['trained']}, {rule}"
         sums = level_sums(rows, mixtures)
         layers = row["allowed"]
         where = f"layer{'s' if len(layers) > 1 else ''} {ranges(layers)}"
         threshold = row["threshold"]
         words = where if threshold is None else f"{where}, threshold {threshold:.4f}"
-        found.append(Row(name, words, sums, result["tested_on"], result["trained_on"]))
+        static = row["kind"] == "own" and result["settings"]["layer"] is not None
+        found.append(Row(name, words, sums, result["tested_on"], result["trained_on"], static))
     return found
 
 
@@ -88,7 +93,7 @@ def asr_section(runs: list[pathlib.Path]) -> AsrSection:
                 f"{first.trained_on} and {first.tested_on}; give runs of one corpus, evaluated on "
                 "the same files"
             )
-    static = next((row for row in rows if row.name.startswith("static layer")), None)
+    static = next((row for row in rows if row.static), None)
     names = level_names(rows[0].sums)
     results: list[dict[str, Any]] = []
     cells = []
@@ -154,7 +159,7 @@ def minus(apart: tuple[Estimate, Estimate | None]) -> str:
     return "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * value for value in apart[0]))
 
 
-def draw_asr(asr: AsrSection, path: pathlib.Path) -> None:
+def draw_asr(asr: AsrSection) -> "Figure":
     """Bars by level, a colour a rule (figure 5)."""
     from matplotlib import pyplot
 
@@ -180,5 +185,4 @@ def draw_asr(asr: AsrSection, path: pathlib.Path) -> None:
     axis.set_ylabel("WER, %")
     axis.set_title(f"{results[0]['tested_on']}: {len(results)} rules", fontsize="medium")
     figure.legend(loc="outside right upper", fontsize="small")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    return figure

@@ -1,32 +1,28 @@
 """Pictures of eval/noise.py: figures 2, 4 and 5."""
 
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 from noise_asr import AsrSection, draw_asr
 from noise_report import Study
 
+from daisy_jax.console.pictures import save_picture
 from daisy_jax.study.noise_study import Condition
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def pictures(study: Study, asr: AsrSection, folder: pathlib.Path) -> dict[str, str]:
     """Draws all; names of files below `folder`, none where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no pictures: pip install 'daisy-jax[plots]'")
-        return {}
-    matplotlib.use("agg")
-    matplotlib.rcParams["text.parse_math"] = False  # names may hold a dollar
-    found = {"entropy": "entropy.png"}
-    draw_entropy(study, folder / found["entropy"])
+    wanted = {"entropy": lambda: draw_entropy(study)}
     for ratio in study.rules:
-        found[f"exits-{ratio:g}"] = f"exits-{ratio:g}.png"
-        draw_exits(study, ratio, folder / found[f"exits-{ratio:g}"])
+        wanted[f"exits-{ratio:g}"] = lambda ratio=ratio: draw_exits(study, ratio)
     if asr.results:
-        found["asr"] = "asr.png"
-        draw_asr(asr, folder / found["asr"])
-    return found
+        wanted["asr"] = lambda: draw_asr(asr)
+    files = {name: f"{name}.png" for name in wanted}
+    return {n: file for n, file in files.items() if save_picture(folder / file, wanted[n])}
 
 
 def panels(study: Study) -> dict[str, list[Condition]]:
@@ -35,7 +31,7 @@ def panels(study: Study) -> dict[str, list[Condition]]:
     return {**study.kinds, **own} or {"clean": [study.clean]}
 
 
-def draw_entropy(study: Study, path: pathlib.Path) -> None:
+def draw_entropy(study: Study) -> "Figure":
     """Mean entropy against layer: a panel a kind of noise, a line a level (figure 2)."""
     from matplotlib import pyplot
 
@@ -57,11 +53,10 @@ def draw_entropy(study: Study, path: pathlib.Path) -> None:
         axis.legend(fontsize="small")
     axes[0][0].set_ylabel("mean entropy, nats")
     figure.suptitle(f"{study.model} on {study.data}", fontsize="medium")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    return figure
 
 
-def draw_exits(study: Study, ratio: float, path: pathlib.Path) -> None:
+def draw_exits(study: Study, ratio: float) -> "Figure":
     """Violins of exit layers (figure 4): a row a span, a panel a kind of noise.
 
     Lines are the largest, the mean and the smallest exit layer.
@@ -93,5 +88,4 @@ def draw_exits(study: Study, ratio: float, path: pathlib.Path) -> None:
         f"{study.model} on {len(study.clean.names)} utterances of {study.data}",
         fontsize="medium",
     )
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    return figure

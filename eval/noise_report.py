@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from pages import ranges, table
 
+from daisy_jax.console.pages import ranges, table
 from daisy_jax.exits import ExitRule
 from daisy_jax.study.noise_study import (
     FALLING,

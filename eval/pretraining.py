@@ -42,7 +42,9 @@ def main() -> None:
     from daisy_jax.checkpoints import load
     from daisy_jax.data.corpus import open_corpus
     from daisy_jax.devices import fetched_behind
-    from daisy_jax.model.hubert import block_features, embed, label_frames, last_block
+    from daisy_jax.model.frame_labels import block_features, label_frames
+    from daisy_jax.model.hubert import embed
+    from daisy_jax.model.layer_loops import last_block
     from daisy_jax.training.pretraining import span_mask
     from daisy_jax.training.targets import mfcc, nearest_centroid
 

@@ -12,12 +12,18 @@ marked, with the reasons, and say nothing about the paper's.
 import dataclasses
 import json
 import pathlib
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from daisy_jax.console.pages import table
+from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command
 from daisy_jax.errors import InputError
+from daisy_jax.whole_files import write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAPER = pathlib.Path(__file__).with_name("table1.json")
 TITLES = {
@@ -58,15 +64,12 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if config.output:
-        from daisy_jax.whole_files import write_json
-
         folder = pathlib.Path(config.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.md").write_text(text + "\n", encoding="utf-8")
+        write_text(folder / "report.md", text + "\n")
         kept = [{k: v for k, v in result.items() if k != "utterance_rows"} for result in results]
         write_json(folder / "report.json", {"results": kept, "paper": paper})
         print(f"written: {folder / 'report.md'}, {folder / 'report.json'}")
-        draw(results, folder / "figure3.png")
+        save_picture(folder / "figure3.png", lambda: draw(results))
 
 
 def read_results(run: pathlib.Path) -> list[dict[str, Any]]:
@@ -79,10 +82,12 @@ def read_results(run: pathlib.Path) -> list[dict[str, Any]]:
         return []
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        table = pyarrow.parquet.read_table(path.with_name("utterances.parquet"))
+        utterances = pyarrow.parquet.read_table(path.with_name("utterances.parquet"))
     except (ValueError, OSError) as error:
         raise InputError(f"{path.parent}: not whole ({error}); evaluate {run} again") from None
-    result["utterance_rows"] = table.to_pylist()
+    if any("kind" not in row for row in result["rows"]):
+        raise InputError(f"{path}: from an older version of daisy_jax; evaluate {run} again")
+    result["utterance_rows"] = utterances.to_pylist()
     return [result]
 
 
@@ -118,7 +123,7 @@ def heading(measures: dict[str, Any], name: str) -> str:
 def table1(results: list[dict[str, Any]], paper: dict[str, Any]) -> list[str]:
     """Markdown lines in the paper's layout: a row a rule, two columns a task."""
     tasks = [task for task in TITLES if any(result["task"] == task for result in results)]
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[tuple, dict[str, list[str]]] = {}
     comparable = set()
     heads = {}
     for result in results:
@@ -127,44 +132,58 @@ def table1(results: list[dict[str, Any]], paper: dict[str, Any]) -> list[str]:
         if not differences_from_the_paper(result):
             comparable.add(task)
         for row in result["rows"]:
-            own = row["rule"] == result["trained"]
-            if not (row["rule"].startswith("span ") or (own and row["forced"] is None)):
+            if row["kind"] != "span" and not is_static(row):
                 continue
             values = (scaled(measures[n], row["measures"][n]["value"]) for n in measures)
             time = row["time_saved"]
             saved = "" if time is None else f"{time['value']:.1%}"
-            label = result["trained"] if own else f"{result['trained']}, {row['rule']}"
-            rows.setdefault(label, {})[task] = f"{' / '.join(values)} | {saved}"
-    header = " | ".join(f"{task}: {heads[task]} | time saved" for task in tasks)
-    lines = ["## Table 1\n", f"| | {header} |", "| --- |" + " ---: | ---: |" * len(tasks)]
-    lines += [
-        f"| {label} | {' | '.join(cells.get(task, ' | ') for task in tasks)} |"
-        for label, cells in sorted(rows.items(), key=lambda pair: order_of(pair[0]))
-    ]
+            cells = rows.setdefault((order_of(result), label_of(result, row)), {})
+            cells[task] = [" / ".join(values), saved]
+    lines = ["## Table 1"]
+    body = []
+    for (_, label), cells in sorted(rows.items()):
+        body.append([label, *(cell for task in tasks for cell in cells.get(task, ["", ""]))])
+    lines += table(table1_header(tasks, heads), body)
     lines.append(
-        "\nTime is that of the upstream alone, one utterance at a time, against full depth without "
+        "Time is that of the upstream alone, one utterance at a time, against full depth without "
         "branches in the same run, on " + ", ".join(sorted({r["device"] for r in results})) + "."
     )
     if comparable:
-        lines.append(f"\nThe paper's ({paper['source']}; its time is that of the whole loop):\n")
+        lines.append(f"\nThe paper's ({paper['source']}; its time is that of the whole loop):")
         kept = [task for task in tasks if task in comparable]
-        header = " | ".join(f"{task}: {heads[task]} | time saved" for task in kept)
-        lines += [f"| | {header} |", "| --- |" + " ---: | ---: |" * len(kept)]
+        body = []
         for label in paper[kept[0]]:
-            cells = (paper[task][label] for task in kept)
-            text = " | ".join(f"{cell['measures']} | {cell['time_saved']} %" for cell in cells)
-            lines.append(f"| {label.removesuffix(', full depth')} | {text} |")
+            entries = [paper[task][label] for task in kept]
+            cells = [
+                c for entry in entries for c in (entry["measures"], f"{entry['time_saved']} %")
+            ]
+            body.append([label.removesuffix(", full depth"), *cells])
+        lines += table(table1_header(kept, heads), body)
     return lines
 
 
-def order_of(label: str) -> tuple[int, float, str]:
-    """The paper's order: large ratios first, static exits and full depth last."""
-    for place, start in enumerate(("ratio ", "static layer ", "full depth")):
-        if label.startswith(start):
-            number = label.removeprefix(start).partition(",")[0]
-            sign = -1 if place == 0 else 1
-            return place, sign * float(number) if number else 0.0, label
-    return 3, 0.0, label
+def table1_header(tasks: list[str], heads: dict[str, str]) -> list[str]:
+    """Two columns a task."""
+    return ["", *(cell for task in tasks for cell in (f"{task}: {heads[task]}", "time saved"))]
+
+
+def is_static(row: dict[str, Any]) -> bool:
+    """Whether a row is that of a head which was trained without a threshold."""
+    return row["kind"] == "own" and row["threshold"] is None
+
+
+def label_of(result: dict[str, Any], row: dict[str, Any]) -> str:
+    """What a run and a rule are called together."""
+    return result["trained"] if row["kind"] == "own" else f"{result['trained']}, {row['rule']}"
+
+
+def order_of(result: dict[str, Any]) -> tuple[int, float]:
+    """The paper's order: large ratios first, then static exits, full depth last."""
+    settings = result["settings"]
+    if settings["full"]:
+        return 2, 0
+    layer, ratio = settings["layer"], settings["ratio"]
+    return (0, -ratio) if layer is None else (1, layer)
 
 
 def task_tables(results: list[dict[str, Any]]) -> list[str]:
@@ -183,52 +202,58 @@ def task_tables(results: list[dict[str, Any]]) -> list[str]:
             f"({result['utterances']} utterances, {result['hours']:.2g} h); {kind}"
         )
     measures, first = results[0]["measures"], next(iter(results[0]["measures"]))
-    full = next((result for result in results if result["trained"] == "full depth"), None)
+    full = next((result for result in results if result["settings"]["full"]), None)
     title = measures[first]["title"]
-    heads = " | ".join(f"{heading(measures, name)} (95 %)" for name in measures)
-    lines += [
-        f"\n| trained with | rule | {heads} | {title} minus full depth's (95 %, paired) "
-        "| exit layer | forced | multiply-adds saved | time saved (95 %) "
-        "| multiply-adds saved there |",
-        "| --- | --- |" + " ---: |" * (len(measures) + 6),
-    ]
+    header = ["trained with", "rule", *(f"{heading(measures, name)} (95 %)" for name in measures)]
+    header += [f"{title} minus full depth's (95 %, paired)", "exit layer", "forced"]
+    header += ["multiply-adds saved", "time saved (95 %)", "multiply-adds saved there"]
+    body = []
     inputs = next((result["unprocessed"] for result in results if result["unprocessed"]), None)
     if inputs:
-        cells = " | ".join(scaled(measures[name], inputs[name]) for name in measures)
-        lines.append(f"| | the input itself | {cells} |" + " |" * 6)
+        values = (scaled(measures[name], inputs[name]) for name in measures)
+        body.append(["", "the input itself", *values, *[""] * 6])
     for result in results:
         for row in result["rows"]:
-            lines.append(
-                f"| {result['trained']} | {row['rule']} | {with_intervals(measures, row)} "
-                f"| {'' if full is None else difference(first, result, row, full)} "
-                f"| {row['mean_exit_layer']:.2f} "
-                f"| {'' if row['forced'] is None else format(row['forced'], '.0%')} "
-                f"| {row['multiply_adds_saved']:.1%} | {time_cells(row)} |"
+            body.append(
+                [
+                    result["trained"],
+                    row["rule"],
+                    *with_intervals(measures, row),
+                    "" if full is None else difference(first, result, row, full),
+                    f"{row['mean_exit_layer']:.2f}",
+                    "" if row["forced"] is None else format(row["forced"], ".0%"),
+                    f"{row['multiply_adds_saved']:.1%}",
+                    *time_cells(row),
+                ]
             )
+    lines += table(header, body)
     for name in measures:
         count = max(r["measures"][name]["undefined"] for result in results for r in result["rows"])
         if count:
-            lines.append(f"\n{measures[name]['title']} is undefined for up to {count} utterances.")
+            lines.append(f"{measures[name]['title']} is undefined for up to {count} utterances.")
     return lines + equal_compute(results, first)
 
 
-def with_intervals(measures: dict[str, Any], row: dict[str, Any]) -> str:
+def with_intervals(measures: dict[str, Any], row: dict[str, Any]) -> list[str]:
     """The cells of a row's measures."""
     cells = []
     for name, measure in measures.items():
         value, (low, high) = row["measures"][name]["value"], row["measures"][name]["interval"]
         ends = f"{scaled(measure, low)} to {scaled(measure, high)}"
         cells.append(f"{scaled(measure, value)} ({ends})")
-    return " | ".join(cells)
+    return cells
 
 
-def time_cells(row: dict[str, Any]) -> str:
+def time_cells(row: dict[str, Any]) -> list[str]:
     """Time saved, and multiply-adds saved on the same utterances."""
     time = row["time_saved"]
     if time is None:
-        return " | "
+        return ["", ""]
     low, high = time["interval"]
-    return f"{time['value']:.1%} ({low:.1%} to {high:.1%}) | {time['multiply_adds_saved']:.1%}"
+    return [
+        f"{time['value']:.1%} ({low:.1%} to {high:.1%})",
+        f"{time['multiply_adds_saved']:.1%}",
+    ]
 
 
 def difference(
@@ -263,46 +288,37 @@ def equal_compute(results: list[dict[str, Any]], first: str) -> list[str]:
     """Each static exit beside the early exits that cost the same, branches included."""
     lines = []
     for static in results:
-        layer = static["trained"].removeprefix("static layer ")
-        if layer == static["trained"]:
+        layer = static["settings"]["layer"]
+        if layer is None:
             continue
         measures = static["measures"]
-        heads = " | ".join(f"{heading(measures, name)} (95 %)" for name in measures)
         title = measures[first]["title"]
-        lines += [
-            f"\nAt the compute of a static exit at layer {layer}, branches included:\n",
-            f"| | {heads} | {title} minus the static exit's (95 %, paired) | exit layer "
-            "| multiply-adds saved | time saved (95 %) | multiply-adds saved there |",
-            "| --- |" + " ---: |" * (len(measures) + 5),
-        ]
+        header = ["", *(f"{heading(measures, name)} (95 %)" for name in measures)]
+        header += [f"{title} minus the static exit's (95 %, paired)", "exit layer"]
+        header += ["multiply-adds saved", "time saved (95 %)", "multiply-adds saved there"]
         rows = [(static["trained"], static, static["rows"][0])]
         rows += [
             (f"early exit, trained with {result['trained']}", result, row)
             for result in results
             for row in result["rows"]
-            if row["rule"] == f"compute of layer {layer}"
+            if row["kind"] == "compute" and row["value"] == layer
         ]
+        body = []
         for label, result, row in rows:
             apart = "" if result is static else difference(first, result, row, static)
-            lines.append(
-                f"| {label} | {with_intervals(measures, row)} | {apart} "
-                f"| {row['mean_exit_layer']:.2f} | {row['multiply_adds_saved']:.1%} "
-                f"| {time_cells(row)} |"
-            )
+            exit_layer, saved = f"{row['mean_exit_layer']:.2f}", f"{row['multiply_adds_saved']:.1%}"
+            intervals = with_intervals(measures, row)
+            body.append([label, *intervals, apart, exit_layer, saved, *time_cells(row)])
+        lines.append(f"\nAt the compute of a static exit at layer {layer}, branches included:")
+        lines += table(header, body)
     return lines
 
 
-def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
+def draw(results: list[dict[str, Any]]) -> "Figure":
     """Figure 3: a measure against the time saved; dots for spans, crosses for static exits."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture: pip install 'daisy-jax[plots]'")
-        return
-    matplotlib.use("agg")
     from matplotlib import pyplot
 
-    markers = {"span mean": "o", "span threshold": "s", "span min-max": "^"}
+    markers = {"mean": "o", "threshold": "s", "min-max": "^"}
     tasks = [task for task in TITLES if any(result["task"] == task for result in results)]
     figure, axes = pyplot.subplots(
         1, len(tasks), figsize=(4.2 * len(tasks), 3.8), layout="constrained", squeeze=False
@@ -312,9 +328,10 @@ def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
         measures, name = mine[0]["measures"], next(iter(mine[0]["measures"]))
         for color, result in enumerate(mine):
             for row in result["rows"]:
-                own = row["rule"] == result["trained"] and row["forced"] is None
-                marker = ("*" if row["rule"] == "full depth" else "x") if own else None
-                marker = markers.get(row["rule"], marker)
+                own = is_static(row)
+                marker = ("*" if result["settings"]["full"] else "x") if own else None
+                if row["kind"] == "span":
+                    marker = markers[row["value"]]
                 value = row["measures"][name]
                 if marker is None or row["time_saved"] is None or value["value"] is None:
                     continue
@@ -327,7 +344,7 @@ def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
                     fmt=marker,
                     color="black" if own else f"C{color}",
                     elinewidth=0.6,
-                    label=result["trained"] + ("" if own else f", {row['rule'].split()[1]}"),
+                    label=result["trained"] + ("" if own else f", {row['value']}"),
                 )
         stand_in = any(differences_from_the_paper(result) for result in mine)
         axis.set(
@@ -340,8 +357,7 @@ def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
     figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize="small")
-    figure.savefig(path, dpi=150)
-    print(f"written: {path}")
+    return figure
 
 
 if __name__ == "__main__":

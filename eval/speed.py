@@ -13,20 +13,24 @@ front of the layers, plus the mean exit layer times the mean time of a layer wit
 """
 
 import dataclasses
-import json
 import pathlib
 import platform
 import resource
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command
 from daisy_jax.reporting import followed
 from daisy_jax.timing import medians
+from daisy_jax.whole_files import write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RAGGED = (1.2, 2.1, 2.9, 3.4, 4.8, 5.5, 7.0, 8.1, 9.3, 10.2, 11.6, 12.4, 13.3, 14.1, 15.0, 15.8)
 """Durations of a ragged batch, seconds: spread like read speech."""
@@ -196,7 +200,10 @@ def main() -> None:
     print(f"peak memory of this process: {result['peak_bytes'] / 1e9:.1f} GB")
     print("; ".join(f"{name} {version}" for name, version in result["versions"].items()))
     if config.output:
-        write(result, pathlib.Path(config.output))
+        folder = pathlib.Path(config.output)
+        write_json(folder / "speed.json", result)
+        print(f"written: {folder / 'speed.json'}")
+        save_picture(folder / "speed.png", lambda: savings_by_layer(result))
 
 
 def torch_reference(config: Config, place: str) -> Callable[[Any], Callable[[], object]] | None:
@@ -247,17 +254,8 @@ def versions(device: str) -> dict[str, str]:
     return found
 
 
-def write(result: dict[str, Any], folder: pathlib.Path) -> None:
-    """speed.json, and speed.png where matplotlib is installed: savings by exit layer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "speed.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"written: {folder / 'speed.json'}")
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture: pip install 'daisy-jax[plots]'")
-        return
-    matplotlib.use("agg")
+def savings_by_layer(result: dict[str, Any]) -> "Figure":
+    """Savings by exit layer."""
     from matplotlib import pyplot
 
     layers = [row["layer"] for row in result["layers"]]
@@ -268,8 +266,7 @@ def write(result: dict[str, Any], folder: pathlib.Path) -> None:
     )
     axes.set(xlabel="exit layer", ylabel="saved, %", title="one utterance of 10 s")
     axes.legend()
-    figure.savefig(folder / "speed.png", dpi=150)
-    print(f"written: {folder / 'speed.png'}")
+    return figure
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from daisy_jax import HubertConfig, encode, frame_labels
 from daisy_jax.audio import frame_count, pad_batch
-from daisy_jax.model.hubert import embed, final_norm, last_block
+from daisy_jax.model.hubert import embed, final_norm
+from daisy_jax.model.layer_loops import last_block
 
 OPTIONS = {
     "layer_weights": np.array([0.3, -1.0, 0.7, 1.5, -0.2], np.float32),

@@ -13,7 +13,7 @@ from reference import reference_of
 
 from daisy_jax import InputError, encode
 from daisy_jax.audio import frame_count, pad_batch
-from daisy_jax.model import layer_loops
+from daisy_jax.model import slices
 from daisy_jax.model.branches import Branches
 from daisy_jax.model.forms import one_form
 from daisy_jax.model.pooling import pool
@@ -364,7 +364,7 @@ def test_utterances_that_left_cost_nothing(base_model, counted):
 
 
 def test_single_rows_take_what_does_not_fill_a_slice(base_model, counted, monkeypatch):
-    monkeypatch.setattr(layer_loops, "_loop_sizes", lambda batch, frames: (3, 1))
+    monkeypatch.setattr(slices, "loop_sizes", lambda batch, frames: (3, 1))
     for threshold in (np.inf, 1.6, 1.1, -np.inf):
         out, rows, branches = counted(base_model, BATCH, BATCH_LENGTHS, threshold=threshold)
         inside = (np.asarray(out.exit_layer)[:, None] >= np.arange(1, 5)).sum(axis=0)
@@ -373,16 +373,16 @@ def test_single_rows_take_what_does_not_fill_a_slice(base_model, counted, monkey
 
 
 def test_slices_hold_short_utterances_together_and_long_ones_alone():
-    assert layer_loops._loop_sizes(16, 99) == (5, 1)
-    assert layer_loops._loop_sizes(3, 99) == (3, 1)
-    assert layer_loops._loop_sizes(16, 499) == (1,)
-    assert layer_loops._loop_sizes(16, 2999) == (1,)
+    assert slices.loop_sizes(16, 99) == (5, 1)
+    assert slices.loop_sizes(3, 99) == (3, 1)
+    assert slices.loop_sizes(16, 499) == (1,)
+    assert slices.loop_sizes(16, 2999) == (1,)
 
 
 @pytest.fixture
 def switch(monkeypatch):
     """One slice a layer, as on GPUs and TPUs, with sizes down to one row."""
-    monkeypatch.setattr(layer_loops, "LEAST_FRAMES", 1)
+    monkeypatch.setattr(slices, "LEAST_FRAMES", 1)
     encode_module._compiled.clear_cache()
     with one_form("layer", "switch"):
         yield
@@ -392,7 +392,7 @@ def switch(monkeypatch):
 def test_one_slice_a_layer_is_the_smallest_that_holds_the_utterances_inside(
     base_model, switch, counted
 ):
-    assert layer_loops._switch_sizes(7, 28) == (1, 2, 4, 7)
+    assert slices.switch_sizes(7, 28) == (1, 2, 4, 7)
     for threshold in (np.inf, 1.95, 1.6, 1.1, -np.inf):
         out, rows, branches = counted(base_model, BATCH, BATCH_LENGTHS, threshold=threshold)
         inside = (np.asarray(out.exit_layer)[:, None] >= np.arange(1, 5)).sum(axis=0)
@@ -402,10 +402,10 @@ def test_one_slice_a_layer_is_the_smallest_that_holds_the_utterances_inside(
 
 
 def test_slices_are_halves_of_the_batch_while_they_fill_a_device():
-    assert layer_loops._switch_sizes(16, 499) == (4, 8, 16)
-    assert layer_loops._switch_sizes(16, 99) == (16,)
-    assert layer_loops._switch_sizes(25, 600) == (2, 4, 7, 13, 25)
-    assert layer_loops._switch_sizes(1, 10**6) == (1,)
+    assert slices.switch_sizes(16, 499) == (4, 8, 16)
+    assert slices.switch_sizes(16, 99) == (16,)
+    assert slices.switch_sizes(25, 600) == (2, 4, 7, 13, 25)
+    assert slices.switch_sizes(1, 10**6) == (1,)
 
 
 @pytest.mark.parametrize("name", ["base", "large_ffn"])
@@ -428,10 +428,10 @@ def test_results_do_not_depend_on_the_form_of_the_loop(small_models, switch, nam
 
 @pytest.mark.parametrize("sizes", [(3, 1), (7, 1)])
 def test_results_do_not_depend_on_the_slices(base_model, monkeypatch, sizes):
-    monkeypatch.setattr(layer_loops, "_loop_sizes", lambda batch, frames: (1,))
+    monkeypatch.setattr(slices, "loop_sizes", lambda batch, frames: (1,))
     encode_module._compiled.clear_cache()
     one_each = encode(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
-    monkeypatch.setattr(layer_loops, "_loop_sizes", lambda batch, frames: sizes)
+    monkeypatch.setattr(slices, "loop_sizes", lambda batch, frames: sizes)
     encode_module._compiled.clear_cache()
     out = encode(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
     encode_module._compiled.clear_cache()

@@ -20,7 +20,7 @@ from daisy_jax.exits import fixed_layer
 from daisy_jax.features.contents import Layers
 from daisy_jax.features.extract import Extractor
 from daisy_jax.features.store import FeatureStore, StoredLabels
-from daisy_jax.model import hubert
+from daisy_jax.model import frame_labels as labelling
 from daisy_jax.tasks.downstream import Evaluator, new_params
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.task_data import open_examples, with_features
@@ -148,7 +148,9 @@ def test_labels_are_those_of_the_model(model, speech, monkeypatch, tmp_path):
     corpus, places = FeatureStore(tmp_path / "labels").of(open_corpus(speech))
     labels = StoredLabels(FeatureStore(tmp_path / "labels"), places)
     waveforms = [corpus.read(index, 0, int(length)) for index, length in enumerate(corpus.lengths)]
-    whole = jax.jit(lambda *batch: hubert.frame_labels(model, *batch))(*audio.pad_batch(waveforms))
+    whole = jax.jit(lambda *batch: labelling.frame_labels(model, *batch))(
+        *audio.pad_batch(waveforms)
+    )
     for index, (row, waveform) in enumerate(zip(whole, waveforms, strict=True)):
         count = audio.frame_count(len(waveform))
         np.testing.assert_array_equal(labels.read(index, slice(0, count)), row[:count])

@@ -14,7 +14,8 @@ from jax.extend.core import Primitive
 import daisy_jax
 from daisy_jax.accelerator import trunk_dtype
 from daisy_jax.model.config import HubertConfig
-from daisy_jax.model.hubert import embed, last_block
+from daisy_jax.model.hubert import embed
+from daisy_jax.model.layer_loops import last_block
 
 SPEECH = daisy_jax.audio.load(
     pathlib.Path(daisy_jax.__file__).parent / "samples" / "reading-1.flac"

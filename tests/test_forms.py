@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIGS, speech_like
+from conftest import AS_FOR_USERS, CONFIGS, speech_like
 from flax import nnx
 from helpers import assert_close_to_scale
 
 from daisy_jax import HubertConfig, encode
 from daisy_jax.audio import pad_batch
-from daisy_jax.model import forms, layer_loops
+from daisy_jax.model import forms, slices
 from daisy_jax.model.branches import Branches
 from daisy_jax.model.feature_encoder import FeatureEncoder
 from daisy_jax.model.forms import FORMS, one_form, run_form
@@ -36,7 +36,8 @@ def in_each_form(step, function, *arguments):
             # A new function each time, so that it is traced each time.
             lowered = jax.jit(lambda *arguments: function(*arguments)).lower(*arguments)
         programs.add(lowered.as_text())
-        out[form] = jax.tree.leaves(lowered.compile()(*arguments))
+        compiled = lowered.compile(compiler_options=AS_FOR_USERS)
+        out[form] = jax.tree.leaves(compiled(*arguments))
     assert len(programs) == len(out)  # the forms differ, so that the comparison says something
     return out
 
@@ -156,7 +157,7 @@ def test_all_forms_of_other_platforms_together(monkeypatch, small_models):
     options = {"threshold": 1.4, "return_hidden_states": True}
     compiled.clear_cache()
     wanted = encode(small_models["base"], waveform, lengths, **options)
-    monkeypatch.setattr(layer_loops, "LEAST_FRAMES", 16)
+    monkeypatch.setattr(slices, "LEAST_FRAMES", 16)
     for step, row in FORMS.items():
         monkeypatch.setitem(FORMS, step, {forms.ELSEWHERE: row[forms.ELSEWHERE]})
     compiled.clear_cache()

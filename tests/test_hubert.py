@@ -22,7 +22,8 @@ from daisy_jax import (
     frame_labels,
 )
 from daisy_jax.audio import frame_count, pad_batch
-from daisy_jax.model.hubert import block_features, embed
+from daisy_jax.model.frame_labels import block_features
+from daisy_jax.model.hubert import embed
 
 LENGTHS = (3000, 400, 0, 2500, 399)
 WAVEFORMS = speech_like(LENGTHS, seed=9)

@@ -16,7 +16,7 @@ from daisy_jax import encode, frame_labels, parallel
 from daisy_jax.audio import frame_count, pad_batch
 from daisy_jax.exits import ExitRule
 from daisy_jax.features.contents import AtExit, Layers
-from daisy_jax.model import layer_loops
+from daisy_jax.model import slices
 from daisy_jax.model.forms import one_form
 from daisy_jax.tasks.downstream import downstream_step, head_optimizer, new_params
 from daisy_jax.tasks.heads.asr import CHARACTERS
@@ -43,7 +43,7 @@ MODEL = bfloat16_trunk(random_model(CONFIG))
 def as_elsewhere(monkeypatch):
     """JAX's own precision and promotion, an H100 to ask, and slices down to one row."""
     play_nvidia(monkeypatch)
-    monkeypatch.setattr(layer_loops, "LEAST_FRAMES", 1)
+    monkeypatch.setattr(slices, "LEAST_FRAMES", 1)
     jax.clear_caches()  # what was traced without the GPU
     with jax.default_matmul_precision(None), jax.numpy_dtype_promotion("standard"):
         yield
@@ -74,7 +74,7 @@ def test_encode_asks_the_host_once_a_layer_and_not_at_all_at_full_depth(platform
     exits = Program(platform, run, MODEL, WAVEFORM, LENGTHS, THRESHOLD)
     assert (full.count("while"), full.count("case")) == (1, 0)
     assert (exits.count("while"), exits.count("case")) == (1, 1)
-    sizes = layer_loops._switch_sizes(4, FRAMES)
+    sizes = slices.switch_sizes(4, FRAMES)
     assert sizes == (1, 2, 4)
     fused = platform == "cuda"
     assert (full.fused, exits.fused) == (fused, fused * len(sizes))
@@ -102,7 +102,7 @@ def test_a_float32_trunk_follows_the_precision_that_is_set(platform):
             assert {name for _, _, name in program.products()} == names
     # What decides is exact whatever is set: one product for each size of a slice.
     exact = sum(count for key, count in program.products().items() if key[2] == "HIGHEST")
-    assert exact == len(layer_loops._switch_sizes(4, FRAMES))
+    assert exact == len(slices.switch_sizes(4, FRAMES))
 
 
 VMAPPED = {
@@ -137,7 +137,7 @@ def test_exits_save_under_vmap(name):
     """The choice of a slice stays a choice: under vmap one index serves all."""
     program = Program("cuda", VMAPPED[name], 0.5)
     assert (program.count("while"), program.count("case")) == (1, 1)
-    assert program.fused == len(layer_loops._switch_sizes(4, FRAMES))
+    assert program.fused == len(slices.switch_sizes(4, FRAMES))
 
 
 @pytest.mark.parametrize("name", VMAPPED)

@@ -398,19 +398,25 @@ def test_recognition_under_noise_is_read_from_evaluated_runs(there, monkeypatch,
     write_log(tmp_path, log)
     runs = {"layer": ("static layer 2", static), "ratio": ("ratio 1", adaptive)}
     for name, (trained, rows) in runs.items():
-        rules = [trained] if name == "layer" else [trained, "span mean", "best layer of each"]
+        kinds = {trained: "own"}
+        if name == "ratio":
+            kinds |= {"span mean": "span", "best layer of each": "oracle"}
         result = {
             "task": "asr",
             "data": str(tmp_path),
             "trained": trained,
             "trained_on": "made",
             "tested_on": "made test",
-            "rows": [{"rule": rule, "threshold": 0.5, "allowed": [1, 2, 3]} for rule in rules],
+            "settings": {"layer": 2 if name == "layer" else None},
+            "rows": [
+                {"rule": rule, "kind": kind, "threshold": 0.5, "allowed": [1, 2, 3]}
+                for rule, kind in kinds.items()
+            ],
         }
         place = tmp_path / name / "evaluation"
         place.mkdir(parents=True)
         (place / "results.json").write_text(json.dumps(result))
-        table = pyarrow.Table.from_pylist([{"rule": rule, **row} for rule in rules for row in rows])
+        table = pyarrow.Table.from_pylist([{"rule": rule, **row} for rule in kinds for row in rows])
         pyarrow.parquet.write_table(table, place / "utterances.parquet")
     arguments = ["--asr", tmp_path / "layer", tmp_path / "ratio", "--output", tmp_path / "out"]
     assert noise_script(there, monkeypatch, *arguments) == 0

@@ -33,7 +33,7 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 
 def run(script: str, *arguments, devices: int = 1, status: int = 0) -> str:
-    """What a script prints, on stderr if it is to fail."""
+    """What a script prints; what it says on stderr alone if it is to fail."""
     result = subprocess.run(
         [sys.executable, ROOT / script, *map(str, arguments), "--accelerator=cpu"],
         capture_output=True,
@@ -41,7 +41,7 @@ def run(script: str, *arguments, devices: int = 1, status: int = 0) -> str:
         env=environment(devices),
     )
     assert result.returncode == status, result.stderr
-    return result.stderr if status else result.stdout
+    return result.stderr if status else result.stdout + result.stderr
 
 
 def options(data: pathlib.Path, task: str, output: pathlib.Path, *extra) -> list:

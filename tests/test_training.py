@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sounds
+from conftest import AS_FOR_USERS
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,9 @@ from made_models import made_model
 import daisy_jax
 from daisy_jax.errors import InputError
 from daisy_jax.model.branches import Branches
-from daisy_jax.model.hubert import embed, final_norm, frame_labels, last_block, tapped_layers
+from daisy_jax.model.frame_labels import frame_labels
+from daisy_jax.model.hubert import embed, final_norm
+from daisy_jax.model.layer_loops import last_block, tapped_layers
 from daisy_jax.signals import Terminated
 from daisy_jax.training.branch_training import branch_scores, branches_loss, clip_each_branch
 from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
@@ -156,7 +159,7 @@ def test_masked_frames_and_padding_hide_what_they_should(model, batch):
     masked = span_mask(np.array(FRAMES), 49, rng)
     labels = rng.integers(0, 6, (3, 49)).astype(np.int32)
     valid = np.arange(49) < np.array(FRAMES)[:, None]
-    loss = jax.jit(masked_prediction_loss)
+    loss = jax.jit(masked_prediction_loss, compiler_options=AS_FOR_USERS)
     fixed = {"masked": masked, "unmasked_weight": np.float32(0.5)}
     before, _ = loss(model, **batch, **fixed, labels=labels)
     garbage = batch["waveform"].copy()
@@ -296,8 +299,10 @@ def handled_sigterm():
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
 def test_sigterm_saves_the_step_and_a_resumed_run_gives_the_same(
-    tmp_path, uninterrupted, handled_sigterm, capsys, at
+    tmp_path, uninterrupted, handled_sigterm, caplog, at
 ):
+    caplog.set_level("INFO", logger="daisy_jax")
+
     def interrupted_step(state, batch):
         if int(state["count"]) == at - 1:
             signal.raise_signal(signal.SIGTERM)
@@ -305,7 +310,7 @@ def test_sigterm_saves_the_step_and_a_resumed_run_gives_the_same(
 
     with pytest.raises(Terminated):
         train(Config(str(tmp_path)), interrupted_step)
-    assert f"stopped after step {at}; --resume goes on" in capsys.readouterr().err
+    assert f"stopped after step {at}; --resume goes on" in caplog.text
     first = []
 
     def watched_batch(number):

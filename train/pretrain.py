@@ -107,7 +107,8 @@ def train(config: Config, device: str) -> None:
     from daisy_jax.data.labels import LabelsInOrder
     from daisy_jax.data.loading import Batch
     from daisy_jax.model.config import HubertConfig
-    from daisy_jax.model.hubert import Head, Hubert, block_features
+    from daisy_jax.model.frame_labels import block_features
+    from daisy_jax.model.hubert import Head, Hubert
     from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
     from daisy_jax.training.run_folder import Run
     from daisy_jax.training.targets import cluster_targets, mfcc

@@ -17,7 +17,9 @@ from daisy_jax.encode import encode
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule, fixed_layer
 from daisy_jax.model.branches import frame_mean, utterance_entropy
-from daisy_jax.model.hubert import Hubert, embed, frame_labels, require_head, tapped_layers
+from daisy_jax.model.frame_labels import frame_labels
+from daisy_jax.model.hubert import Hubert, embed, require_head
+from daisy_jax.model.layer_loops import tapped_layers
 
 
 class Computed(NamedTuple):

@@ -1,12 +1,10 @@
 """The model: front end, projection, stacked transformer layers, and two kinds of classifiers."""
 
 import copy
-from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from daisy_jax import audio
@@ -20,7 +18,6 @@ from daisy_jax.model.feature_encoder import (
     normalize_waveform,
     valid_positions,
 )
-from daisy_jax.model.inputs import checked_batch
 from daisy_jax.model.transformer import PositionalConvolution, TransformerLayer
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -136,36 +133,6 @@ def final_norm(model: Hubert, hidden: jax.Array) -> jax.Array:
     return model.encoder_norm(hidden) if model.config.norm_first else hidden
 
 
-def last_block(model: Hubert, embedded: Embedded) -> jax.Array:
-    """The last block's output [batch, frames, dim], garbage on padded frames. Differentiable."""
-
-    def one_layer(hidden, layer):
-        return layer(hidden, embedded.frame_mask)[0], None
-
-    return jax.lax.scan(one_layer, embedded.hidden, model.layers)[0]
-
-
-def tapped_layers(model: Hubert, embedded: Embedded) -> tuple[jax.Array, jax.Array]:
-    """All layers, and what branches look at.
-
-    Returns:
-      the last block's output [batch, frames, dim], and the tap of every layer
-      [L, batch, frames, dim]; garbage on padded frames.
-    """
-
-    def one_layer(hidden, layer):
-        block, ffn = layer(hidden, embedded.frame_mask)
-        return block, ffn if model.config.tap == "ffn" else block
-
-    return jax.lax.scan(one_layer, embedded.hidden, model.layers)
-
-
-def label_frames(model: Hubert, last: jax.Array, frame_mask: jax.Array) -> jax.Array:
-    """Labels from the last block's output: int32 [batch, frames], -1 on padded frames."""
-    scores = require_head(model)(final_norm(model, last))
-    return jnp.where(frame_mask, jnp.argmax(scores, axis=-1).astype(jnp.int32), -1)
-
-
 def require_head(model: Hubert) -> Head:
     """The prediction head; an InputError that names the ways out if the model has none."""
     if model.head is None:
@@ -175,49 +142,3 @@ def require_head(model: Hubert) -> Head:
             "or train on stored labels (train/labels.py, then --labels)"
         )
     return model.head
-
-
-def frame_labels(
-    model: Hubert,
-    waveform: Any,
-    lengths: Any = None,
-) -> jax.Array:
-    """HuBERT's own label of each frame: the best-scoring cluster on unmasked input.
-
-    Args:
-      model: a model with HuBERT's prediction head.
-      waveform: float [batch, samples], 16 kHz.
-      lengths: int [batch], true sample counts; None: all full.
-
-    Returns:
-      int32 [batch, frames], clusters from 0; -1 on padded frames.
-
-    Raises:
-      InputError: the model has no prediction head, or an argument is of the wrong shape or type.
-
-    Paper: section 3.1, "running HuBERT and taking the argmax from the last linear layer".
-    """
-    require_head(model)
-    waveform, lengths = checked_batch(waveform, lengths)
-    embedded = embed(model, waveform, lengths)
-    return label_frames(model, last_block(model, embedded), embedded.frame_mask)
-
-
-def block_features(model: Hubert, layer: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from one waveform, float [samples], to layer `layer`'s output [frames, dim].
-
-    For use on the host; waveforms are padded to whole seconds, so that few shapes are compiled.
-    """
-    if not 1 <= layer <= model.config.num_layers:
-        raise InputError(f"layer {layer} of a model with {model.config.num_layers} layers")
-    shallow = model.replace(layers=jax.tree.map(lambda leaf: leaf[:layer], model.layers))
-
-    @jax.jit
-    def run(model: Hubert, waveform: jax.Array, lengths: jax.Array) -> jax.Array:
-        return last_block(model, embed(model, waveform, lengths))[0]
-
-    def features(waveform: np.ndarray) -> np.ndarray:
-        hidden = run(shallow, *audio.batch_of_one(waveform))
-        return np.asarray(hidden)[: audio.frame_count(len(waveform))]
-
-    return features

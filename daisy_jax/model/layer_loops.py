@@ -1,22 +1,17 @@
-"""The two loops over the layers: all utterances to one layer, or each to its own."""
+"""All loops over the layers: every utterance through all of them, to one, or each to its own."""
 
 import functools
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from daisy_jax.model.branches import utterance_entropy
+from daisy_jax.exits import fires
+from daisy_jax.model.criteria import Criterion
 from daisy_jax.model.forms import run_form
 from daisy_jax.model.hubert import Embedded, Hubert
 from daisy_jax.model.pooling import RunningWeights, normalize
-
-FRAMES_PER_SLICE = 512
-"""Frames that fill a CPU in one turn of the inner loop (measured)."""
-LEAST_FRAMES = 1024
-"""Frames below which a GPU or TPU computes a layer hardly faster (estimated;
-benchmarks/first_gpu.py decides)."""
+from daisy_jax.model.slices import RunSlice, State, by_switch, in_loops
 
 Keep = Literal["nothing", "blocks", "taps"]
 """What of every layer is kept."""
@@ -25,6 +20,30 @@ Keep = Literal["nothing", "blocks", "taps"]
 def deepest_layer(allowed: jax.Array) -> jax.Array:
     """Number of the deepest allowed layer, from 1."""
     return len(allowed) - jnp.argmax(allowed[::-1]).astype(jnp.int32)
+
+
+def last_block(model: Hubert, embedded: Embedded) -> jax.Array:
+    """The last block's output [batch, frames, dim], garbage on padded frames. Differentiable."""
+
+    def one_layer(hidden, layer):
+        return layer(hidden, embedded.frame_mask)[0], None
+
+    return jax.lax.scan(one_layer, embedded.hidden, model.layers)[0]
+
+
+def tapped_layers(model: Hubert, embedded: Embedded) -> tuple[jax.Array, jax.Array]:
+    """All layers, and what branches look at.
+
+    Returns:
+      the last block's output [batch, frames, dim], and the tap of every layer
+      [L, batch, frames, dim]; garbage on padded frames.
+    """
+
+    def one_layer(hidden, layer):
+        block, ffn = layer(hidden, embedded.frame_mask)
+        return block, ffn if model.config.tap == "ffn" else block
+
+    return jax.lax.scan(one_layer, embedded.hidden, model.layers)
 
 
 def full_depth(
@@ -73,24 +92,6 @@ def _per_layer(model: Hubert, weights: RunningWeights | None) -> tuple:
     return numbers, jax.tree.map(lambda weight: weight[1:], weights)
 
 
-class _State(NamedTuple):
-    """What a layer changes of a batch."""
-
-    hidden: jax.Array
-    """[batch, frames, dim]"""
-    pooled: jax.Array | None
-    """float32 [batch, frames, dim]"""
-    block: jax.Array | None
-    """[batch, frames, dim], what is kept of this layer; zero where it was not computed."""
-    entropy: jax.Array
-    """float32 [batch], of this layer; +inf where it was not computed."""
-
-
-RunSlice = Callable[[int, jax.Array | int, bool, _State], _State]
-"""Runs a layer on some slots of the packed batch: how many, the first of them, whether the branch
-is left out where nobody may leave, and the state."""
-
-
 def early_exit(
     model: Hubert,
     embedded: Embedded,
@@ -99,56 +100,62 @@ def early_exit(
     threshold: jax.Array,
     allowed: jax.Array,
     keep: Keep,
+    criterion: Criterion,
 ) -> tuple:
     """Each utterance to its own layer.
 
     The outer scan goes over layers. Before each, the rows that are still inside are packed at the
     front; the layer is then computed for about as many rows as these are, and not at all once
-    everybody has left. Shapes are fixed, only what is run depends on the data.
+    everybody has left. Shapes are fixed, only what is run depends on the data: JAX compiles one
+    program for all ways of leaving, and time follows the rows that are still inside.
     """
     hidden, frame_mask = embedded.hidden, embedded.frame_mask
     deepest = deepest_layer(allowed)
 
     def one_layer(carry, per_layer):
-        hidden, pooled, inside, exit_layer, forced = carry
+        hidden, pooled, inside, exit_layer, forced, remembered = carry
         number, weight, may_leave = per_layer
         block = None if keep == "nothing" else jnp.zeros_like(hidden)
-        state = _State(hidden, pooled, block, jnp.full_like(threshold, jnp.inf))
+        state = State(hidden, pooled, block, jnp.full_like(threshold, jnp.inf), remembered)
         cut = functools.partial(
-            _cut_layer, model, number, frame_mask, inside, may_leave, weight, keep
+            _cut_layer, model, number, frame_mask, inside, may_leave, weight, keep, criterion
         )
         count = jnp.sum(inside, dtype=jnp.int32)
         forms = {
-            "loops": functools.partial(_in_loops, cut),
-            "switch": functools.partial(_by_switch, cut),
+            "loops": functools.partial(in_loops, cut),
+            "switch": functools.partial(by_switch, cut),
         }
         state = run_form("layer", forms, count, state)
-        fires = inside & may_leave & (state.entropy < threshold)
-        leaves = fires | (inside & (number == deepest))
+        free = inside & may_leave & fires(state.score, threshold)
+        leaves = free | (inside & (number == deepest))
         carry = (
             state.hidden,
             state.pooled,
             inside & ~leaves,
             jnp.where(leaves, number, exit_layer),
-            forced | (leaves & ~fires),
+            forced | (leaves & ~free),
+            state.remembered,
         )
-        return carry, (state.entropy, state.block)
+        return carry, (state.score, state.block)
 
-    # Under shard_map a loop's state must vary over every device axis that its inputs vary over.
-    # To choose between equals changes no value, but makes the state depend on all inputs.
+    # Under shard_map a loop's state must vary over every device axis that its inputs vary over, and
+    # zeros that are made here vary over none. jax.lax.pcast would say so, but wants the axes by
+    # name, which only the caller of shard_map knows. To choose between equals changes no value,
+    # and makes the state depend on all inputs.
     tie = (hidden[:, 0, 0].astype(jnp.float32) == threshold) & frame_mask[:, 0] & allowed[0]
 
     def tied(array):
         return jnp.where(jnp.expand_dims(tie, range(1, array.ndim)), array, array)
 
-    hidden, pooled, inside, threshold = jax.tree.map(
-        tied, (hidden, pooled, frame_mask[:, 0], threshold)
+    hidden, pooled, inside, threshold, remembered = jax.tree.map(
+        tied, (hidden, pooled, frame_mask[:, 0], threshold, criterion.start(len(frame_mask)))
     )
-    start = (hidden, pooled, inside, jnp.zeros_like(inside, jnp.int32), jnp.zeros_like(inside))
-    (hidden, pooled, _, exit_layer, forced), (entropy, blocks) = jax.lax.scan(
+    nobody = jnp.zeros_like(inside)
+    start = (hidden, pooled, inside, nobody.astype(jnp.int32), nobody, remembered)
+    (hidden, pooled, _, exit_layer, forced, _), (scores, blocks) = jax.lax.scan(
         one_layer, start, (*_per_layer(model, weights), allowed)
     )
-    return hidden, pooled, blocks, entropy.T, exit_layer, forced
+    return hidden, pooled, blocks, scores.T, exit_layer, forced
 
 
 def _cut_layer(
@@ -159,6 +166,7 @@ def _cut_layer(
     may_leave: jax.Array,
     weight: RunningWeights | None,
     keep: Keep,
+    criterion: Criterion,
 ) -> RunSlice:
     """Layer `number` (from 1), to be run on slices of the rows that are inside, packed in front."""
     layer, branch = jax.tree.map(
@@ -183,90 +191,28 @@ def _cut_layer(
         out, ffn = layer(take(state.hidden), mask)
         tapped = ffn if model.config.tap == "ffn" else out
 
-        def evaluate():
-            return utterance_entropy(branch(tapped), mask)
+        before = jax.tree.map(take, (jnp.full_like(state.score, jnp.inf), state.remembered))
 
-        nothing = take(jnp.full_like(state.entropy, jnp.inf))
+        def evaluate():
+            return criterion(branch(tapped), mask, before[1])
+
         if ask:
-            entropy = jax.lax.cond(may_leave, evaluate, lambda: nothing)
+            score, remembered = jax.lax.cond(may_leave, evaluate, lambda: before)
         else:
-            entropy = jnp.where(may_leave, evaluate(), nothing)
+            score, remembered = jax.tree.map(
+                lambda new, old: jnp.where(may_leave, new, old), evaluate(), before
+            )
         pooled, block = state.pooled, state.block
         if pooled is not None and weight is not None:
             pooled = put(pooled, weight.keep * take(pooled) + weight.add * normalize(tapped))
         if block is not None:
             block = put(block, tapped if keep == "taps" else out)
-        return _State(put(state.hidden, out), pooled, block, put(state.entropy, entropy))
+        return State(
+            put(state.hidden, out),
+            pooled,
+            block,
+            put(state.score, score),
+            jax.tree.map(put, state.remembered, remembered),
+        )
 
     return run_slice
-
-
-# Both forms cut the layer out of the stacks where it is sure to be run: layers that nobody reaches
-# are not even copied.
-
-
-def _in_loops(cut: Callable[[], RunSlice], count: jax.Array, state: _State) -> _State:
-    """As many slices as the rows need; the last ones hold one row, so that none is run in vain."""
-    batch, frames = state.hidden.shape[:2]
-    sizes = _loop_sizes(batch, frames)
-
-    def run_loops(state):
-        run_slice = cut()
-        progress = (jnp.zeros_like(count), state)
-        for size in sizes:
-            progress = jax.lax.while_loop(
-                lambda progress, size=size: progress[0] + size <= count,
-                lambda progress, size=size: (
-                    progress[0] + size,
-                    run_slice(size, progress[0], True, progress[1]),
-                ),
-                progress,
-            )
-        return progress[1]
-
-    return jax.lax.cond(count > 0, run_loops, lambda unchanged: unchanged, state)
-
-
-def _loop_sizes(batch: int, frames: int) -> tuple[int, ...]:
-    """Rows of the slices, large ones first; smaller ones take what does not fill a large one."""
-    rows = min(batch, max(1, FRAMES_PER_SLICE // frames))
-    return (rows, 1) if rows > 1 else (rows,)
-
-
-def _by_switch(cut: Callable[[], RunSlice], count: jax.Array, state: _State) -> _State:
-    """One slice, of the smallest size that holds all rows: one question to the host a layer.
-
-    Some rows are computed in vain; a small layer costs an accelerator less than its host's answer.
-    """
-    sizes = _switch_sizes(*state.hidden.shape[:2])
-
-    def all_in(size):
-        return lambda state: cut()(size, 0, False, state)
-
-    # Each size that is too small, and zero among them, moves the choice on by one.
-    chosen = jnp.sum(_largest(count) > jnp.array((0, *sizes[:-1])), dtype=jnp.int32)
-    return jax.lax.switch(chosen, [lambda unchanged: unchanged, *map(all_in, sizes)], state)
-
-
-def _switch_sizes(batch: int, frames: int) -> tuple[int, ...]:
-    """Rows of the slices, small ones first: the batch and its halves, while they fill a device."""
-    sizes = [batch]
-    while sizes[0] > 1 and -(-sizes[0] // 2) * frames >= LEAST_FRAMES:
-        sizes.insert(0, -(-sizes[0] // 2))
-    return tuple(sizes)
-
-
-@jax.custom_batching.custom_vmap
-def _largest(count: jax.Array) -> jax.Array:
-    """The count itself; under vmap the largest of all, the same for all.
-
-    A switch by an index that differs under vmap becomes a choice between the results of all its
-    branches, so that nothing would be saved. With one index it stays a switch.
-    """
-    return count
-
-
-@_largest.def_vmap
-def _largest_of_all(axis_size: int, in_batched: list[bool], counts: jax.Array):
-    del axis_size
-    return _largest(jnp.max(counts, axis=0) if in_batched[0] else counts), False

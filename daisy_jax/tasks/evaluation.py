@@ -1,7 +1,7 @@
 """Rows of Table 1: the rules that a head is evaluated with, what they cost, what they take."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,10 @@ class Choice(NamedTuple):
     """One way to evaluate a head."""
 
     label: str
+    kind: Literal["own", "span", "ratio", "layer", "compute", "oracle"]
+    """The head's own rule; a span; another ratio or layer; equal compute; or an oracle."""
+    value: str | float | None
+    """Which span, ratio, layer, or layer whose compute it is."""
     rule: ExitRule
     exits: tuple[np.ndarray, np.ndarray] | None = None
     """Exit layers and forced exits that are told, in the place of the rule's: an oracle's."""
@@ -50,7 +54,8 @@ def spans(head: TrainedHead, share: float) -> list[Choice]:
     """
     counts, threshold = np.asarray(head.exits["exit_counts"]), head.rule.threshold
     assert threshold is not None
-    return [Choice(rule.name, rule) for rule in span_rules(counts, threshold, share)]
+    rules = span_rules(counts, threshold, share)
+    return [Choice(rule.name, "span", rule.name.removeprefix("span "), rule) for rule in rules]
 
 
 def equal_compute(data: TaskData, config: HubertConfig, layer: int) -> Choice:
@@ -63,13 +68,14 @@ def equal_compute(data: TaskData, config: HubertConfig, layer: int) -> Choice:
     budget = int(multiply_adds(config, data.lengths, layer, none).sum())
     threshold = threshold_for_cost(config, data.entropy, data.lengths, budget)
     rule = ExitRule("", threshold, np.ones(config.num_layers, bool))
-    return Choice(f"compute of layer {layer}", rule)
+    return Choice(f"compute of layer {layer}", "compute", layer, rule)
 
 
 def at_ratio(head: TrainedHead, ratio: float) -> Choice:
     """Another ratio at inference."""
     threshold = float(exit_threshold(head.mean_entropy, ratio))
-    return Choice(f"at ratio {ratio:g}", ExitRule("", threshold, np.ones_like(head.rule.allowed)))
+    rule = ExitRule("", threshold, np.ones_like(head.rule.allowed))
+    return Choice(f"at ratio {ratio:g}", "ratio", ratio, rule)
 
 
 def label_oracle(head: TrainedHead, data: TaskData, share: float) -> Choice:
@@ -77,7 +83,7 @@ def label_oracle(head: TrainedHead, data: TaskData, share: float) -> Choice:
     agrees = np.asarray(data.agreement >= share)
     never = np.logical_not(agrees.any(axis=1))
     label = f"first layer with {share:.0%} of the final labels"
-    return Choice(label, head.rule, (agrees.argmax(axis=1) + 1, never))
+    return Choice(label, "oracle", None, head.rule, (agrees.argmax(axis=1) + 1, never))
 
 
 def best_layers(
@@ -100,7 +106,8 @@ def best_layers(
         quality.append(values if measure.higher_is_better else -values)
     ranked = np.nan_to_num(np.stack(quality), nan=-np.inf)
     best = ranked.argmax(axis=0) + 1
-    return Choice("best layer of each utterance", head.rule, (best, np.zeros(len(best), bool)))
+    exits = best, np.zeros(len(best), bool)
+    return Choice("best layer of each utterance", "oracle", None, head.rule, exits)
 
 
 def upstream_seconds(
@@ -172,6 +179,8 @@ def summary(
         row |= {"upstream_seconds": None, "full_depth_seconds": None}
     found: dict[str, Any] = {
         "rule": choice.label,
+        "kind": choice.kind,
+        "value": choice.value,
         "threshold": choice.rule.threshold,
         "allowed": (np.flatnonzero(choice.rule.allowed) + 1).tolist(),
         "measures": {},

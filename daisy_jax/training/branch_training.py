@@ -11,7 +11,9 @@ import optax
 
 from daisy_jax import audio, parallel
 from daisy_jax.model.branches import Branches, branch_loss, utterance_entropy, utterance_loss
-from daisy_jax.model.hubert import Hubert, embed, label_frames, tapped_layers
+from daisy_jax.model.frame_labels import label_frames
+from daisy_jax.model.hubert import Hubert, embed
+from daisy_jax.model.layer_loops import tapped_layers
 
 
 def _labelled_taps(

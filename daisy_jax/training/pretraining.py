@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from daisy_jax.model.hubert import Hubert, embed, final_norm, last_block, require_head
+from daisy_jax.model.hubert import Hubert, embed, final_norm, require_head
+from daisy_jax.model.layer_loops import last_block
 
 
 def span_mask(

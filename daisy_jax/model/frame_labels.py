@@ -1,0 +1,66 @@
+"""HuBERT's own labels of frames, and features of one layer for clustering."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from daisy_jax import audio
+from daisy_jax.errors import InputError
+from daisy_jax.model.hubert import Hubert, embed, final_norm, require_head
+from daisy_jax.model.inputs import checked_batch
+from daisy_jax.model.layer_loops import last_block
+
+
+def label_frames(model: Hubert, last: jax.Array, frame_mask: jax.Array) -> jax.Array:
+    """Labels from the last block's output: int32 [batch, frames], -1 on padded frames."""
+    scores = require_head(model)(final_norm(model, last))
+    return jnp.where(frame_mask, jnp.argmax(scores, axis=-1).astype(jnp.int32), -1)
+
+
+def frame_labels(
+    model: Hubert,
+    waveform: Any,
+    lengths: Any = None,
+) -> jax.Array:
+    """HuBERT's own label of each frame: the best-scoring cluster on unmasked input.
+
+    Args:
+      model: a model with HuBERT's prediction head.
+      waveform: float [batch, samples], 16 kHz.
+      lengths: int [batch], true sample counts; None: all full.
+
+    Returns:
+      int32 [batch, frames], clusters from 0; -1 on padded frames.
+
+    Raises:
+      InputError: the model has no prediction head, or an argument is of the wrong shape or type.
+
+    Paper: section 3.1, "running HuBERT and taking the argmax from the last linear layer".
+    """
+    require_head(model)
+    waveform, lengths = checked_batch(waveform, lengths)
+    embedded = embed(model, waveform, lengths)
+    return label_frames(model, last_block(model, embedded), embedded.frame_mask)
+
+
+def block_features(model: Hubert, layer: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from one waveform, float [samples], to layer `layer`'s output [frames, dim].
+
+    For use on the host; waveforms are padded to whole seconds, so that few shapes are compiled.
+    """
+    if not 1 <= layer <= model.config.num_layers:
+        raise InputError(f"layer {layer} of a model with {model.config.num_layers} layers")
+    shallow = model.replace(layers=jax.tree.map(lambda leaf: leaf[:layer], model.layers))
+
+    @jax.jit
+    def run(model: Hubert, waveform: jax.Array, lengths: jax.Array) -> jax.Array:
+        return last_block(model, embed(model, waveform, lengths))[0]
+
+    def features(waveform: np.ndarray) -> np.ndarray:
+        hidden = run(shallow, *audio.batch_of_one(waveform))
+        return np.asarray(hidden)[: audio.frame_count(len(waveform))]
+
+    return features
