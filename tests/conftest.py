@@ -12,6 +12,14 @@ AS_FOR_USERS: dict[str, int | bool] = {"xla_backend_optimization_level": 3}
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have no such flag
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
     AS_FOR_USERS["xla_cpu_use_fusion_emitters"] = True
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of programs that tests start: so many virtual devices, compiled as here."""
+    count = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": " ".join([count, *FLAGS[1:]])}
+
+
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 

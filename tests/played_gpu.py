@@ -37,9 +37,10 @@ def play_gpu(folder: pathlib.Path, fault: str = "") -> dict[str, str]:
     package = folder / "jax_plugins" / "xla_cuda_played"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(PLUGIN.format(fault=fault))
+    from conftest import environment  # which this file, as a program, must not import
+
     # One device, which need not divide batches.
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return kept | {"PYTHONPATH": str(folder)}
+    return environment() | {"PYTHONPATH": str(folder)}
 
 
 def run_here(words: list[str]) -> dict[str, object]:

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import sounds
+from conftest import environment
 from made_models import made_model
 
 import daisy_jax
@@ -44,11 +45,6 @@ def command(there, *arguments, manifest="good.tsv"):
     usual = ["encode", "--manifest", there / manifest, "--model", there / "model"]
     usual += ["--threshold", "1.2", "--accelerator", "cpu"]
     return [*PROGRAM, *map(str, [*usual, *arguments])]
-
-
-def environment():
-    """One device."""
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
 def run(there, *arguments, manifest="good.tsv"):

@@ -1,7 +1,6 @@
 """The training scripts as programs, on made speech and with tiny models."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import sounds
+from conftest import environment
 from made_models import SMALL, made_model
 from safetensors.numpy import load_file
 
@@ -17,7 +17,6 @@ import daisy_jax
 from daisy_jax.checkpoints import named_leaves
 
 TRAIN = pathlib.Path(__file__).parent.parent / "train"
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
 TINY = "--num-layers 2 --dim 16 --ffn-dim 16 --num-heads 2 --conv-dim 4 --pos-conv-kernel 4"
 PRETRAIN = (
     *f"{TINY} --head-dim 4 --clusters 4 --unmasked-steps 2 --steps 4 --batch-size 4".split(),
@@ -32,14 +31,14 @@ def command(script: str, *arguments) -> list[str]:
 
 def run(script: str, *arguments) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(script, *arguments), capture_output=True, text=True, env=ENVIRONMENT, check=False
+        command(script, *arguments), capture_output=True, text=True, env=environment(), check=False
     )
 
 
 def run_until(step: int, number: int, script: str, *arguments) -> int:
     """Starts a script, sends a signal once it has logged a step; its exit status."""
     process = subprocess.Popen(
-        command(script, *arguments), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command(script, *arguments), stderr=subprocess.PIPE, text=True, env=environment()
     )
     try:
         for line in process.stderr:

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import sounds
+from conftest import environment
 from made_models import SMALL, made_model
 from safetensors.numpy import load_file
 
@@ -33,7 +34,7 @@ def start(data: pathlib.Path, output: pathlib.Path, *extra, devices: int = 1) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        env=environment(devices),
     )
 
 

@@ -1,7 +1,6 @@
 """Stage 2 as programs: train, stop, resume, spread over devices, evaluate, report."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -13,6 +12,7 @@ import made_corpora
 import numpy as np
 import pyarrow.parquet
 import pytest
+from conftest import environment
 from made_models import made_model
 from safetensors.numpy import load_file
 
@@ -26,10 +26,6 @@ FOLDERS = {
     "ss": "Libri2Mix",
 }
 SHORT = "--preset daisy-tiny --steps 4 --save-every 2 --log-every 1 --batch-size 4"
-
-
-def environment(devices: int = 1) -> dict[str, str]:
-    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 
 def run(script: str, *arguments, devices: int = 1, status: int = 0) -> str:

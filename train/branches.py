@@ -40,7 +40,7 @@ class Config:
     """A part of the data, or another folder, that branches are scored on before each checkpoint;
     empty: LibriSpeech's dev-clean where it is there and not trained on; none: no validation."""
     labels: str = ""
-    """A folder of frame labels (train/labels.py); empty: the model's own prediction head."""
+    """A feature store of frame labels (train/labels.py); empty: the model's own prediction head."""
     strict: bool = False
     """End at the first file that cannot be read, instead of leaving it out."""
     workers: int = 0
