@@ -55,8 +55,8 @@ def main() -> None:
     from forced_exits import Forced
 
     from daisy_jax import audio, parallel
+    from daisy_jax.tasks.asr import CHARACTERS
     from daisy_jax.tasks.downstream import downstream_step, head_optimizer, new_params
-    from daisy_jax.tasks.heads.asr import CHARACTERS
     from daisy_jax.tasks.presets import make_task, read_preset
 
     forced = Forced(config.size, config.dtype)

@@ -96,11 +96,8 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     from daisy_jax.checkpoints import load
     from daisy_jax.data.corpus import corpus_name
     from daisy_jax.features.extract import model_digest
-    from daisy_jax.tasks.asr import Asr
     from daisy_jax.tasks.downstream import Evaluator
     from daisy_jax.tasks.evaluation import best_layers, label_oracle, summary, upstream_seconds
-    from daisy_jax.tasks.lexicon_decoding import lexicon_decoder
-    from daisy_jax.tasks.presets import make_task
     from daisy_jax.tasks.task_data import open_examples, with_features
     from daisy_jax.tasks.trained_heads import load_head
 
@@ -121,9 +118,9 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     folder, task = config.data or trained["data"], head.task
     if config.splits:
         chosen = dataclasses.replace(task.settings, **{config.part: config.splits})
-        task = make_task(task.name, chosen)
-    if isinstance(task, Asr) and config.lexicon:
-        task.decoder = lexicon_decoder(config.lexicon, config.language_model)
+        task = type(task)(chosen)
+    if config.lexicon:
+        task.use_lexicon(config.lexicon, config.language_model)
     try:
         examples = open_examples(task, config.part, folder)
     except InputError as error:
@@ -166,6 +163,8 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     result = {
         "run": run.name,
         "task": task.name,
+        "title": task.title,
+        "whole": task.whole,
         "trained": head.rule.name,
         "trained_on": head.dataset,
         "training_utterances": sum(head.exits["exit_counts"]),
@@ -182,7 +181,7 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "settings": trained,
         "mean_entropy": head.mean_entropy.tolist(),
         "exits": head.exits,
-        "decoder": describe_decoder(task),
+        "decoder": "lexicon" if config.lexicon else None,
         "device": device,
         "measures": {name: measure._asdict() for name, measure in task.measures.items()},
         "unprocessed": unprocessed(data),
@@ -212,13 +211,6 @@ def chosen_rules(head: Any, data: Any, model_config: Any, config: Config) -> lis
         except InputError as error:
             print(f"no row at equal compute: {error}")
     return found
-
-
-def describe_decoder(task: Any) -> str | None:
-    """How texts were found; None where there are none."""
-    if not hasattr(task, "decoder"):
-        return None
-    return "greedy" if task.decoder is None else "lexicon"
 
 
 def unprocessed(data: Any) -> dict[str, float]:

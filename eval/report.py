@@ -20,25 +20,13 @@ from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command
 from daisy_jax.errors import InputError
+from daisy_jax.tasks.presets import TASKS
+from daisy_jax.tasks.table1 import paper_rows, paper_source
 from daisy_jax.whole_files import write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PAPER = pathlib.Path(__file__).with_name("table1.json")
-TITLES = {
-    "asr": "Speech recognition",
-    "sid": "Speaker identification",
-    "se": "Speech enhancement",
-    "ss": "Speech separation",
-}
-WHOLE = {
-    "asr": (28_539, 2_620),
-    "sid": (138_361, 8_251),
-    "se": (10_000, 824),
-    "ss": (13_900, 3_000),
-}
-"""Utterances of the whole training and test sets; of VoiceBank's training set at least so many."""
 NEARLY = 0.99  # of them: some files are left out for their length
 
 
@@ -57,9 +45,8 @@ def main() -> None:
     results = [result for run in config.runs for result in read_results(pathlib.Path(run))]
     if not results:
         raise InputError("nothing to report; evaluate runs with eval/downstream.py first")
-    paper = json.loads(PAPER.read_text(encoding="utf-8"))
-    lines = table1(results, paper)
-    for task in TITLES:
+    lines = table1(results)
+    for task in tasks_of(results):
         lines += task_tables([result for result in results if result["task"] == task])
     text = "\n".join(lines)
     print(text)
@@ -67,6 +54,7 @@ def main() -> None:
         folder = pathlib.Path(config.output)
         write_text(folder / "report.md", text + "\n")
         kept = [{k: v for k, v in result.items() if k != "utterance_rows"} for result in results]
+        paper = {task: paper_rows(task) for task in tasks_of(results)}
         write_json(folder / "report.json", {"results": kept, "paper": paper})
         print(f"written: {folder / 'report.md'}, {folder / 'report.json'}")
         save_picture(folder / "figure3.png", lambda: draw(results))
@@ -91,10 +79,20 @@ def read_results(run: pathlib.Path) -> list[dict[str, Any]]:
     return [result]
 
 
+def tasks_of(results: list[dict[str, Any]]) -> list[str]:
+    """The tasks of some results: the paper's in its order, then others."""
+    order = [*TASKS, *(result["task"] for result in results)]
+    there = {result["task"] for result in results}
+    return [task for task in dict.fromkeys(order) if task in there]
+
+
 def differences_from_the_paper(result: dict[str, Any]) -> list[str]:
     """Why a run cannot stand beside the paper's figures; empty if it can."""
-    settings, (train, test) = result["settings"], WHOLE[result["task"]]
+    settings = result["settings"]
     preset = settings["settings"]
+    if result["whole"] is None:
+        return ["a task that the paper does not have"]
+    train, test = result["whole"]
     found = []
     if result["training_utterances"] < NEARLY * train or result["utterances"] < NEARLY * test:
         counts = f"{result['training_utterances']} training and {result['utterances']} test"
@@ -120,9 +118,9 @@ def heading(measures: dict[str, Any], name: str) -> str:
     return measures[name]["title"] + (f", {unit}" if unit else "")
 
 
-def table1(results: list[dict[str, Any]], paper: dict[str, Any]) -> list[str]:
+def table1(results: list[dict[str, Any]]) -> list[str]:
     """Markdown lines in the paper's layout: a row a rule, two columns a task."""
-    tasks = [task for task in TITLES if any(result["task"] == task for result in results)]
+    tasks = tasks_of(results)
     rows: dict[tuple, dict[str, list[str]]] = {}
     comparable = set()
     heads = {}
@@ -149,11 +147,11 @@ def table1(results: list[dict[str, Any]], paper: dict[str, Any]) -> list[str]:
         "branches in the same run, on " + ", ".join(sorted({r["device"] for r in results})) + "."
     )
     if comparable:
-        lines.append(f"\nThe paper's ({paper['source']}; its time is that of the whole loop):")
+        lines.append(f"\nThe paper's ({paper_source()}; its time is that of the whole loop):")
         kept = [task for task in tasks if task in comparable]
         body = []
-        for label in paper[kept[0]]:
-            entries = [paper[task][label] for task in kept]
+        for label in paper_rows(kept[0]):
+            entries = [paper_rows(task)[label] for task in kept]
             cells = [
                 c for entry in entries for c in (entry["measures"], f"{entry['time_saved']} %")
             ]
@@ -190,7 +188,7 @@ def task_tables(results: list[dict[str, Any]]) -> list[str]:
     """Markdown lines of one task: what was run, every rule, equal compute."""
     if not results:
         return []
-    lines = [f"\n## {TITLES[results[0]['task']]}\n"]
+    lines = [f"\n## {results[0]['title']}\n"]
     for result in results:
         reasons = differences_from_the_paper(result)
         kind = f"not comparable with the paper: {'; '.join(reasons)}" if reasons else "the paper's"
@@ -319,7 +317,7 @@ def draw(results: list[dict[str, Any]]) -> "Figure":
     from matplotlib import pyplot
 
     markers = {"mean": "o", "threshold": "s", "min-max": "^"}
-    tasks = [task for task in TITLES if any(result["task"] == task for result in results)]
+    tasks = tasks_of(results)
     figure, axes = pyplot.subplots(
         1, len(tasks), figsize=(4.2 * len(tasks), 3.8), layout="constrained", squeeze=False
     )
@@ -350,7 +348,7 @@ def draw(results: list[dict[str, Any]]) -> "Figure":
         axis.set(
             xlabel="upstream time saved, %",
             ylabel=heading(measures, name),
-            title=TITLES[task] + (" (stand-in)" if stand_in else ""),
+            title=mine[0]["title"] + (" (stand-in)" if stand_in else ""),
         )
     named = {}
     for axis in axes[0]:

@@ -1,17 +1,33 @@
-"""What others may add without touching the package, each in a few lines: an exit criterion."""
+"""What others may add without touching the package: a criterion, a corpus, a task."""
 
 import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SMALL, random_model, speech_like
+from conftest import SMALL, environment, random_model, speech_like
+from made_models import SMALL as MADE
+from made_models import made_model
+from own_task import Loudness, OneFile
 
-from daisy_jax import audio, encode
+from daisy_jax import InputError, audio, encode, parallel, save
+from daisy_jax.features.contents import Layers
+from daisy_jax.features.extract import Extractor, extract_corpus
 from daisy_jax.model.hubert import embed
 from daisy_jax.model.layer_loops import tapped_layers
+from daisy_jax.tasks.presets import task_class
+from daisy_jax.tasks.trained_heads import load_head
+from daisy_jax.training.branch_validation import Validation
+
+PROJECT = pathlib.Path(__file__).parents[1]
 
 # ---- an exit criterion ----
 
@@ -104,3 +120,93 @@ def test_what_is_remembered_follows_its_utterance(model, batch):
     )(np.stack([waveform, waveform[::-1]]), np.stack([lengths, lengths[::-1]]))
     np.testing.assert_array_equal(batches[0], whole.exit_layer)
     np.testing.assert_array_equal(batches[1], whole.exit_layer[::-1])
+
+
+# ---- a corpus with its own layout ----
+
+
+@pytest.fixture(scope="module")
+def one_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    recordings = speech_like([9_000, 6_000, 8_100, 3_000, 7_000, 5_000, 4_000, 6_500])
+    np.save(folder / "samples.npy", np.concatenate(recordings))
+    np.save(folder / "ends.npy", np.cumsum([len(each) for each in recordings]))
+    return folder
+
+
+def test_a_corpus_of_ones_own_goes_everywhere(one_file, tmp_path):
+    corpus, model = OneFile(one_file), made_model()
+    store = extract_corpus(tmp_path, Extractor(model, Layers((0, 3))), corpus, one_file)
+    assert [row.id for row in store.rows] == corpus.names
+    for index, length in enumerate(corpus.lengths):
+        out = encode(model, corpus.read(index, 0, int(length))[None], threshold=-np.inf)
+        np.testing.assert_allclose(store.entropy[index], out.entropy[0], rtol=1e-4)
+    validation = Validation(parallel.replicate(model), corpus, None, 20_000)
+    scores = validation.scores(parallel.replicate(model.branches))
+    assert sorted(scores.frames.tolist()) == sorted(audio.frame_count(corpus.lengths).tolist())
+
+
+# ---- a fifth task ----
+
+
+PRESET = """
+[loudness.made]
+corpus = ""
+train = ["all"]
+dev = ["all"]
+test = ["all"]
+steps = 60
+batch_size = 4
+learning_rate = 3e-2
+weight_decay = 0.0
+clip = 1.0
+save_every = 30
+criterion = "accuracy"
+head = {}
+"""
+
+
+def test_a_fifth_task_is_trained_evaluated_and_reported(one_file, tmp_path):
+    save(made_model(), tmp_path / "model")
+    (tmp_path / "loudness.toml").write_text(PRESET)
+
+    path = os.pathsep.join([str(PROJECT / "tests"), *sys.path])
+    usual = ["--accelerator=cpu"]
+
+    def run(script, *arguments):
+        done = subprocess.run(
+            [sys.executable, PROJECT / script, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment() | {"PYTHONPATH": path},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(
+        "train/downstream.py",
+        *["--task", "own_task:Loudness", "--preset", tmp_path / "loudness.toml"],
+        *["--model", tmp_path / "model", "--data", one_file, "--output", tmp_path / "run"],
+        *["--features", tmp_path / "features", "--layer", 2, *usual],
+    )
+    head = load_head(tmp_path / "run" / "head")
+    assert isinstance(head.task, Loudness)
+    assert (head.dim, head.classes) == (MADE.dim, ("quiet", "loud"))
+    said = run("eval/downstream.py", tmp_path / "run", "--timed", 0, *usual)
+    assert "| rule | accuracy, % | exit layer |" in said
+    result = json.loads((tmp_path / "run" / "evaluation" / "results.json").read_text())
+    assert result["rows"][0]["measures"]["accuracy"]["value"] > 0.6  # it has learned something
+    said = run("eval/report.py", tmp_path / "run")
+    assert "## Loud frames" in said
+    assert "a task that the paper does not have" in said
+
+
+def test_a_task_that_is_not_there_is_refused_in_one_line():
+    for name, said in (
+        ("asrr", "no task 'asrr'; there are asr, sid, se, ss, or MODULE:CLASS"),
+        ("no_such_module:X", "No module named 'no_such_module'"),
+        ("own_task:OneFile", "no task 'own_task:OneFile'"),
+        ("own_task:Nothing", "has no attribute 'Nothing'"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            task_class(name)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from daisy_jax.tasks.heads.asr import CHARACTERS, AsrHead, AsrSettings, asr_loss, greedy_text, spell
-from daisy_jax.tasks.heads.masks import MaskHead, MaskSettings, mask_loss, separate
-from daisy_jax.tasks.heads.sid import SidHead, SidSettings, sid_loss
+from daisy_jax.tasks.asr import CHARACTERS, AsrHead, AsrSettings, asr_loss, greedy_text, spell
+from daisy_jax.tasks.masks import MaskHead, MaskSettings, mask_loss, separate
+from daisy_jax.tasks.sid import SidHead, SidSettings, sid_loss
 from daisy_jax.tasks.spectra import Stft
 
 FRAMES = np.array([24, 15, 0, 9], np.int32)

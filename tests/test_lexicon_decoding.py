@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from daisy_jax.errors import InputError
-from daisy_jax.tasks.heads.asr import CHARACTERS
+from daisy_jax.tasks.asr import CHARACTERS
 from daisy_jax.tasks.lexicon_decoding import lexicon_decoder, read_lexicon
 
 pytest.importorskip("flashlight.lib.text")

@@ -18,8 +18,8 @@ from daisy_jax.exits import ExitRule
 from daisy_jax.features.contents import AtExit, Layers
 from daisy_jax.model import slices
 from daisy_jax.model.forms import one_form
+from daisy_jax.tasks.asr import CHARACTERS
 from daisy_jax.tasks.downstream import downstream_step, head_optimizer, new_params
-from daisy_jax.tasks.heads.asr import CHARACTERS
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.training.branch_training import branch_optimizer, branch_step, branches_loss
 from daisy_jax.training.pretraining import masked_prediction_loss

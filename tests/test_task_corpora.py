@@ -16,7 +16,7 @@ from daisy_jax.data.librispeech import transcripts
 from daisy_jax.data.mixtures import open_libri2mix, open_voicebank
 from daisy_jax.data.voxceleb import open_voxceleb
 from daisy_jax.errors import InputError
-from daisy_jax.tasks.heads.asr import CHARACTERS, greedy_text
+from daisy_jax.tasks.asr import CHARACTERS, greedy_text
 from daisy_jax.tasks.presets import PRESETS, TASKS, make_task, read_preset
 
 REAL = pathlib.Path(os.environ.get("SPEECH", ""))

@@ -27,8 +27,9 @@ from daisy_jax.reporting import strictly
 class Config:
     """One stage 2 run."""
 
-    task: Literal["asr", "sid", "se", "ss"]
-    """Speech recognition, speaker identification, enhancement or separation."""
+    task: str
+    """asr (speech recognition), sid (speaker identification), se (enhancement), ss (separation), or
+    MODULE:CLASS of a task of one's own."""
     preset: str = "superb"
     """Where the other defaults and the head come from: superb (most likely what the paper's numbers
     were made with), minisuperb (small heads, short runs), daisy-tiny (for the packaged model and
@@ -99,12 +100,10 @@ class Config:
 
 def defaults() -> dict:
     """What the task's preset says, for the command line's defaults."""
-    from daisy_jax.tasks.presets import TASKS, read_preset
+    from daisy_jax.tasks.presets import read_preset, task_class
 
     task, preset = given_options("task", "preset")
-    if task not in TASKS:
-        task = "asr"  # what was given is refused when it is parsed
-    settings = read_preset(task, preset or "superb")
+    settings = read_preset(task_class(task or "asr").name, preset or "superb")
     taken = {"steps", "batch_size", "learning_rate", "save_every", "criterion", "train", "dev"}
     values = {name: getattr(settings, name) for name in taken}
     return values | {"data": settings.corpus, "preset": preset or "superb"}
@@ -154,7 +153,7 @@ def train(config: Config, device: str) -> None:
         head_optimizer,
         new_params,
     )
-    from daisy_jax.tasks.presets import make_task, read_preset
+    from daisy_jax.tasks.presets import make_task, read_preset, task_class
     from daisy_jax.tasks.task import LONGEST_SECONDS, fingerprint_of
     from daisy_jax.tasks.task_data import open_examples, with_features
     from daisy_jax.tasks.trained_heads import TrainedHead, count_exits, save_head
@@ -163,11 +162,12 @@ def train(config: Config, device: str) -> None:
 
     if config.ratio is None and config.layer is None and not config.full:
         config = dataclasses.replace(config, ratio=0.7)
+    name = task_class(config.task).name
     what = "full" if config.full else f"layer-{config.layer}"
     what = what if config.ratio is None else f"ratio-{config.ratio:g}"
-    config = dataclasses.replace(config, output=config.output or f"runs/{config.task}-{what}")
+    config = dataclasses.replace(config, output=config.output or f"runs/{name}-{what}")
     settings = dataclasses.replace(
-        read_preset(config.task, config.preset),
+        read_preset(name, config.preset),
         train=config.train,
         dev=config.dev,
         criterion=config.criterion,
@@ -226,7 +226,7 @@ def train(config: Config, device: str) -> None:
     if parallel.is_first():
         hours = training.lengths.sum() / audio.SAMPLE_RATE / 3600
         print(
-            f"{config.task}, {rule.name}: {len(training.lengths)} utterances, {hours:.2f} h; mean "
+            f"{task.name}, {rule.name}: {len(training.lengths)} utterances, {hours:.2f} h; mean "
             f"exit layer {exits['mean']:.2f} of {num_layers} ({exits['min']} to {exits['max']}); "
             f"on {device}"
         )
@@ -270,6 +270,7 @@ def train(config: Config, device: str) -> None:
     trained = TrainedHead(
         task,
         jax.device_get(params),
+        upstream.config.dim,
         config.preset,
         classes,
         model_digest(upstream),

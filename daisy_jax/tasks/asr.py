@@ -1,42 +1,123 @@
-"""Speech recognition on LibriSpeech: word error rate of greedy decoding."""
+"""Speech recognition on LibriSpeech: BLSTM layers, characters by CTC, word error rate."""
 
-from collections.abc import Callable
+import dataclasses
+import itertools
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from daisy_jax import audio
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.librispeech import transcripts
-from daisy_jax.tasks.heads.asr import (
-    CHARACTERS,
-    AsrHead,
-    AsrSettings,
-    asr_loss,
-    greedy_text,
-    spell,
-)
+from daisy_jax.tasks.losses import ctc_loss
+from daisy_jax.tasks.lstm import BidirectionalLstm
 from daisy_jax.tasks.metrics import word_errors
 from daisy_jax.tasks.spec_augment import SpecAugment
-from daisy_jax.tasks.task import Examples, Measure, Measured, TaskSettings
+from daisy_jax.tasks.task import Examples, Measure, Measured, Task, TaskSettings
+
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+CHARACTERS = (*SPECIAL, "|", *"ETAOINHSRDLUMWCFGYPBVK'XJQZ")
+"""The 32 outputs: fairseq's letters by frequency behind its four special entries. The first is
+CTC's blank, `|` ends a word, `</s>` an utterance."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AsrSettings:
+    """Size of the head and augmentation of its input."""
+
+    projection: int
+    """Width of the linear layer in front."""
+    units: int
+    """Of each direction."""
+    layers: int
+    dropout: float
+    """Behind each BLSTM layer, in training."""
+    augment: SpecAugment = dataclasses.field(default_factory=SpecAugment)
+
+
+class AsrHead(nnx.Module):
+    """Linear, BLSTM layers, linear to the characters."""
+
+    def __init__(self, dim: int, settings: AsrSettings, *, rngs: nnx.Rngs):
+        self.projection = nnx.Linear(dim, settings.projection, rngs=rngs)
+        self.lstm = BidirectionalLstm(
+            settings.projection, settings.units, settings.layers, settings.dropout, rngs=rngs
+        )
+        self.output = nnx.Linear(2 * settings.units, len(CHARACTERS), rngs=rngs)
+        self.augment = settings.augment
+
+    def __call__(
+        self, features: jax.Array, num_frames: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Scores of the characters.
+
+        Args:
+          features: float32 [batch, frames, dim].
+          num_frames: int [batch], valid frames.
+          key: of augmentation and dropout; None: evaluation.
+
+        Returns:
+          float32 [batch, frames, 32].
+        """
+        mask = jnp.arange(features.shape[1])[None] < num_frames[:, None]
+        if key is None:
+            return self.output(self.lstm(self.projection(features), mask))
+        augment_key, between_key, last_key = jax.random.split(key, 3)
+        features = self.augment(features, num_frames, augment_key)
+        hidden = self.lstm(self.projection(features), mask, between_key)
+        return self.output(self.lstm.drop(hidden, last_key))
+
+
+def asr_loss(
+    head: AsrHead,
+    features: jax.Array,
+    num_frames: jax.Array,
+    characters: jax.Array,
+    key: jax.Array | None,
+) -> jax.Array:
+    """CTC loss per character, nats: `characters` int [batch, labels], 0 behind each text."""
+    logits = head(features, num_frames, key)
+    mask = jnp.arange(logits.shape[1])[None] < num_frames[:, None]
+    return ctc_loss(logits, mask, characters, characters > 0)
+
+
+def spell(text: str) -> np.ndarray:
+    """A transcript's characters, int32 [labels]: words end with `|`, the text with `</s>`.
+
+    Case does not matter; what is not in the alphabet becomes `<unk>`.
+    """
+    places = {character: place for place, character in enumerate(CHARACTERS)}
+    unknown = places["<unk>"]
+    letters = [letter for word in text.upper().split() for letter in (*word, "|")]
+    found = [places.get(letter, unknown) for letter in letters] + [places["</s>"]]
+    return np.asarray(found, np.int32)
+
+
+def greedy_text(best: np.ndarray) -> str:
+    """The text of the best-scoring characters, int [frames]: repeats joined, blanks dropped."""
+    letters = [CHARACTERS[place] for place, _ in itertools.groupby(best.tolist())]
+    spoken = "".join(letter for letter in letters if letter not in SPECIAL)
+    return " ".join(spoken.replace("|", " ").split())
+
 
 WIDEST_TEXT = 64
 """Texts are padded to a multiple of so many characters, so that few shapes are compiled."""
 
 
-class Asr:
+class Asr(Task):
     """Texts are the targets."""
 
     name = "asr"
+    title = "Speech recognition"
+    whole = (28_539, 2_620)
     measures: ClassVar = {"wer": Measure("WER", "%", higher_is_better=False, scale=100)}
 
     def __init__(self, settings: TaskSettings):
-        self.settings = settings
+        super().__init__(settings)
         head = dict(settings.head)
-        self.decoder: Callable[[np.ndarray], str] | None = None
-        """From log probabilities, float [frames, 32], to a text; None: greedy decoding."""
         augment = SpecAugment(**head.pop("augment", {}))
         self._head = AsrSettings(**head, augment=augment)
 
@@ -77,16 +158,14 @@ class Asr:
             return jax.nn.log_softmax(logits)
         return logits.argmax(axis=-1).astype(np.int32)
 
-    def cut(self, output, num_frames, samples):
-        """As for every `Task`."""
-        return output[:num_frames]
-
     def measure(self, examples, index, output):
         """As for every `Task`."""
         text = greedy_text(output) if self.decoder is None else self.decoder(output)
         reference = " ".join(examples.targets[index].upper().split())
         return Measured({"wer": word_errors(reference, text)}, text)
 
-    def unprocessed(self, examples, index):
-        """As for every `Task`."""
-        return None
+    def use_lexicon(self, lexicon: str, language_model: str) -> None:
+        """As for every `Task`; the decoder takes log probabilities, float [frames, 32]."""
+        from daisy_jax.tasks.lexicon_decoding import lexicon_decoder
+
+        self.decoder = lexicon_decoder(lexicon, language_model)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from daisy_jax.errors import InputError
-from daisy_jax.tasks.heads.asr import CHARACTERS
+from daisy_jax.tasks.asr import CHARACTERS
 
 WORD_END = CHARACTERS.index("|")
 

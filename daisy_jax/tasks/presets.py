@@ -1,17 +1,18 @@
 """Tasks by name and preset."""
 
 import dataclasses
+import importlib
 import pathlib
 import tomllib
 from typing import Any
 
 from daisy_jax.errors import InputError
 from daisy_jax.tasks.asr import Asr
-from daisy_jax.tasks.mixtures import Enhancement, Separation
+from daisy_jax.tasks.masks import Enhancement, Separation
 from daisy_jax.tasks.sid import Sid
 from daisy_jax.tasks.task import Task, TaskSettings
 
-TASKS: dict[str, type] = {kind.name: kind for kind in (Asr, Sid, Enhancement, Separation)}
+TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Asr, Sid, Enhancement, Separation)}
 PRESETS = pathlib.Path(__file__).with_name("presets.toml")
 
 
@@ -19,7 +20,7 @@ def read_preset(task: str, preset: str) -> TaskSettings:
     """The settings of a task.
 
     Args:
-      task: asr, sid, se or ss.
+      task: asr, sid, se or ss, or the name of a task of the user's.
       preset: superb, minisuperb, or a TOML file of the user's with one table [TASK.NAME].
 
     Raises:
@@ -58,11 +59,37 @@ def settings_of(table: dict[str, Any], where: str) -> TaskSettings:
         raise InputError(f"{where}: {error}") from None
 
 
+def task_class(task: str) -> type[Task]:
+    """A task by its name, or by MODULE:CLASS.
+
+    Raises:
+      InputError: there is no such task.
+    """
+    if task in TASKS:
+        return TASKS[task]
+    module, _, name = task.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name) if name else None
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"task {task!r}: {error}; give MODULE:CLASS that can be imported"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        known = ", ".join(TASKS)
+        raise InputError(f"no task {task!r}; there are {known}, or MODULE:CLASS of a Task")
+    return found
+
+
 def make_task(task: str, settings: TaskSettings) -> Task:
     """A task with its settings."""
-    if task not in TASKS:
-        raise InputError(f"no task {task!r}; there are {', '.join(TASKS)}")
+    kind = task_class(task)
     try:
-        return TASKS[task](settings)
+        return kind(settings)
     except (TypeError, KeyError) as error:
-        raise InputError(f"the head's settings of {task} are not right: {error}") from None
+        raise InputError(f"the head's settings of {kind.name} are not right: {error}") from None
+
+
+def task_reference(task: Task) -> str:
+    """What `task_class` finds a task by again."""
+    kind = type(task)
+    return kind.name if TASKS.get(kind.name) is kind else f"{kind.__module__}:{kind.__qualname__}"

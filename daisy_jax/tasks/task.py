@@ -1,8 +1,10 @@
 """What the training and the evaluation of every downstream task have in common."""
 
+import abc
 import dataclasses
 import hashlib
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -86,32 +88,43 @@ LONGEST_SECONDS = 300.0
 """Of an utterance; attention over more would not fit where it should."""
 
 
-class Task(Protocol):
-    """One of the four. Features are float32 [batch, frames, dim], pooled up to each exit."""
+class Task(abc.ABC):
+    """A downstream task: its corpus, head, loss and measures, and what the paper says of it.
 
-    name: str
-    settings: TaskSettings
-    measures: dict[str, Measure]
+    Features are float32 [batch, frames, dim], pooled up to each exit. A task of one's own is a
+    subclass with the four class attributes and the abstract methods; `--task MODULE:CLASS` takes it
+    (`tests/test_extensions.py` shows one).
+    """
+
+    name: ClassVar[str]
+    """On command lines, in presets and in run folders."""
+    title: ClassVar[str]
+    """In reports."""
+    measures: ClassVar[dict[str, Measure]]
     """By name; the first is the one to look at."""
+    whole: ClassVar[tuple[int, int] | None] = None
+    """Utterances of the whole training and test sets, where the paper has figures for them."""
+    decoder: Callable[[np.ndarray], str] | None = None
+    """From a head's outputs to a text, where the task has texts; None: its own way."""
 
-    def open(
-        self,
-        folder: str,
-        part: str,
-    ) -> Examples:
+    def __init__(self, settings: TaskSettings):
+        self.settings = settings
+
+    @abc.abstractmethod
+    def open(self, folder: str, part: str) -> Examples:
         """One part of the corpus, "train", "dev" or "test"."""
-        ...
 
+    @abc.abstractmethod
     def head(self, dim: int, classes: tuple[str, ...], *, rngs: nnx.Rngs) -> nnx.Module:
         """A new head."""
-        ...
 
+    @abc.abstractmethod
     def targets(
         self, examples: Examples, crops: list[Crop], rows: slice, width: int
     ) -> dict[str, np.ndarray]:
         """Some rows of a batch's targets, of one width; of an empty crop an empty row."""
-        ...
 
+    @abc.abstractmethod
     def loss(
         self,
         head: Any,
@@ -121,25 +134,32 @@ class Task(Protocol):
         key: jax.Array | None,
     ) -> jax.Array:
         """Mean over the utterances with a frame; with a key as in training."""
-        ...
 
+    @abc.abstractmethod
     def outputs(
         self, head: Any, features: jax.Array, num_frames: jax.Array, targets: Arrays
     ) -> jax.Array:
         """What is predicted, by row."""
-        ...
 
+    @abc.abstractmethod
     def measure(self, examples: Examples, index: int, output: np.ndarray) -> Measured:
         """One utterance's measures; `output` is cut to its valid frames or samples."""
-        ...
+
+    def cut(self, output: np.ndarray, num_frames: int, samples: int) -> np.ndarray:
+        """One row of `outputs` without its padding; nothing to cut where it has no frames."""
+        return output[:num_frames] if output.ndim else output
 
     def unprocessed(self, examples: Examples, index: int) -> Measured | None:
         """The same measures of the input itself; None where it has none."""
-        ...
+        return None
 
-    def cut(self, output: np.ndarray, num_frames: int, samples: int) -> np.ndarray:
-        """One row of `outputs` without its padding."""
-        ...
+    def use_lexicon(self, lexicon: str, language_model: str) -> None:
+        """Decodes texts with a lexicon.
+
+        Raises:
+          InputError: the task has no texts.
+        """
+        raise InputError(f"{self.name} has no texts, so that a lexicon is of no use; leave it out")
 
 
 def fingerprint_of(examples: Examples) -> str:

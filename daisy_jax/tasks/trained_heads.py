@@ -11,7 +11,7 @@ from daisy_jax.checkpoints import CONFIG, TENSORS, fill, named_leaves, read_tens
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
 from daisy_jax.tasks.downstream import Params, new_params
-from daisy_jax.tasks.presets import make_task, settings_of
+from daisy_jax.tasks.presets import make_task, settings_of, task_reference
 from daisy_jax.tasks.task import Task
 from daisy_jax.whole_files import read_json
 
@@ -35,6 +35,8 @@ class TrainedHead(NamedTuple):
 
     task: Task
     params: Params
+    dim: int
+    """Width of the features."""
     preset: str
     classes: tuple[str, ...]
     upstream: str
@@ -87,11 +89,11 @@ def save_head(folder: pathlib.Path, head: TrainedHead) -> None:
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(head.params).items()}
     config = {
         "format": FORMAT,
-        "task": head.task.name,
+        "task": task_reference(head.task),
         "preset": head.preset,
         "settings": dataclasses.asdict(head.task.settings),
         "classes": head.classes,
-        "dim": _dim(head.params),
+        "dim": head.dim,
         "upstream": head.upstream,
         "dataset": head.dataset,
         "mean_entropy": head.mean_entropy.tolist(),
@@ -102,13 +104,6 @@ def save_head(folder: pathlib.Path, head: TrainedHead) -> None:
         },
     }
     write_folder(folder, tensors, {CONFIG: config, EXITS: head.exits})
-
-
-def _dim(params: Params) -> int:
-    """Width of the features, as any first layer of a head has it."""
-    head = params["head"]
-    first = head.projection if hasattr(head, "projection") else head.lstm.forward[0]
-    return first.kernel.shape[0]
 
 
 def load_head(path: str | pathlib.Path) -> TrainedHead:
@@ -143,6 +138,7 @@ def load_head(path: str | pathlib.Path) -> TrainedHead:
     return TrainedHead(
         task,
         params,
+        config["dim"],
         config["preset"],
         classes,
         config["upstream"],

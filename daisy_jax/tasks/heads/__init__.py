@@ -1,1 +1,0 @@
-"""Downstream heads: modules and losses, from pooled features to what a task wants."""
