@@ -342,7 +342,7 @@ def test_the_page_needs_no_other_file(there, monkeypatch):
 
 def test_a_page_escapes_what_it_is_given(there, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "eval")
-    from pages import html_page, table
+    from daisy_jax.console.pages import html_page, table
 
     lines = table(["name", "a|b"], [["<script>alert(1)</script>", "1"]])
     page = html_page("<t>", "\n".join(lines), tmp_path, [])

@@ -11,17 +11,19 @@ it. docs/training.md leads through it.
 import contextlib
 import dataclasses
 import pathlib
-from typing import Literal
+from typing import ClassVar, Literal
 
-from daisy_jax.accelerator import Accelerator, trunk_dtype, use_accelerator
+from daisy_jax.accelerator import trunk_dtype
 from daisy_jax.console.terminal import parse_config, run_command
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import strictly
 from daisy_jax.signals import delayed_signals
+from daisy_jax.training.settings import DistributedOptions, own_options_first
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@own_options_first
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(DistributedOptions):
     """One stage 1 run."""
 
     preset: Literal["paper", "daisy-tiny"] = "paper"
@@ -41,10 +43,6 @@ class Config:
     empty: LibriSpeech's dev-clean where it is there and not trained on; none: no validation."""
     labels: str = ""
     """A feature store of frame labels (train/labels.py); empty: the model's own prediction head."""
-    strict: bool = False
-    """End at the first file that cannot be read, instead of leaving it out."""
-    workers: int = 0
-    """Processes that read and decode; 0: threads."""
     noise: str = ""
     """Noise recordings, mixed into some of the crops; empty: none (the paper)."""
     noise_probability: float = 0.5
@@ -69,31 +67,16 @@ class Config:
     """What the frozen trunk computes in; auto: float32 on a CPU, float16 on NVIDIA GPUs before
     Ampere (V100, T4), else bfloat16. Branches are float32. With float32 all products are, on every
     accelerator; a GPU's TF32 and a TPU's bfloat16 are not taken in its place."""
-    seed: int = 0
-    """Of initial weights and batches."""
     save_every: int = 1_000
     """Steps between two checkpoints, and between two validations."""
-    log_every: int = 50
-    """Steps between two lines of metrics.jsonl."""
-    tensorboard: bool = False
-    """Write metrics for TensorBoard too, into OUTPUT/events."""
-    resume: bool = False
-    """Continue the run in the output folder."""
-    accelerator: Accelerator = "auto"
-    """Where to compute."""
-    deterministic: bool = False
-    """On a GPU, give the same numbers in every run, at some cost; a CPU always does."""
-    processes: str = ""
-    """To train in several processes, start this command in each: auto under Slurm, MPI, Kubernetes
-    and on TPU pods, or HOST:PORT,COUNT,INDEX with process 0's address. With auto each task of Slurm
-    or Open MPI takes one GPU: start as many on each node as it has GPUs."""
+
+    least: ClassVar[dict[str, float]] = {
+        **DistributedOptions.least,
+        **{"crop_seconds": 0.025, "learning_rate": 0, "clip": 0},
+    }
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch_size": 1, "save_every": 1, "log_every": 1, "seed": 0}
-        least |= {"workers": 0, "crop_seconds": 0.025, "learning_rate": 0, "clip": 0}
-        for name, value in least.items():
-            if not getattr(self, name) >= value:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {value}")
+        super().__post_init__()
         if self.snr_range[0] > self.snr_range[1]:
             raise InputError(f"snr_range is {self.snr_range}; give the lower ratio first")
 
@@ -113,11 +96,7 @@ CALIBRATION_UTTERANCES = 500  # of the training data, where there is no validati
 
 def main() -> None:
     config: Config = parse_config(Config, PRESETS, __doc__)
-    from daisy_jax import parallel  # before the accelerator: processes are joined first
-
-    parallel.join_processes(config.processes)
-    device = use_accelerator(config.accelerator, config.deterministic, dtype=config.dtype)
-    parallel.warn_of_unused_gpus(config.processes)
+    device = config.start(config.dtype)
     with strictly(config.strict):
         train(config, device)
 

@@ -13,18 +13,19 @@ takes it. docs/downstream.md leads through the four tasks.
 import dataclasses
 import importlib.util
 import pathlib
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import tyro
 
-from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.terminal import given_options, run_command
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import strictly
+from daisy_jax.training.settings import DistributedOptions, own_options_first
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@own_options_first
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(DistributedOptions):
     """One stage 2 run."""
 
     task: str
@@ -57,10 +58,6 @@ class Config:
     daisy-jax encode --store layers that holds them all."""
     cache: Literal["layers", "entropies"] = "layers"
     """What is stored: every layer's features, or entropies alone."""
-    strict: bool = False
-    """End at the first file that cannot be read, instead of leaving it out."""
-    workers: int = 0
-    """Processes that read; 0: threads."""
     steps: int = 0
     """Optimizer steps."""
     batch_size: int = 0
@@ -75,27 +72,8 @@ class Config:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the upstream computes in. With float32 all products are, the head's too; with the others
     a GPU takes TF32 and a TPU bfloat16 for the head's."""
-    seed: int = 0
-    """Of initial weights, batches, dropout and augmentation."""
-    log_every: int = 50
-    """Steps between two lines of metrics.jsonl."""
-    tensorboard: bool = False
-    """Write metrics for TensorBoard too, into OUTPUT/events."""
-    resume: bool = False
-    """Continue the run in the output folder."""
-    accelerator: Accelerator = "auto"
-    """Where to compute."""
-    deterministic: bool = False
-    """On a GPU, give the same numbers in every run, at some cost; a CPU always does."""
-    processes: str = ""
-    """To train in several processes, as for train/branches.py: with auto, a task for each GPU."""
 
-    def __post_init__(self) -> None:
-        least = {"steps": 1, "batch_size": 1, "save_every": 1, "log_every": 1, "seed": 0}
-        least |= {"workers": 0, "learning_rate": 0}
-        for name, value in least.items():
-            if not getattr(self, name) >= value:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {value}")
+    least: ClassVar[dict[str, float]] = {**DistributedOptions.least, "learning_rate": 0}
 
 
 def defaults() -> dict:
@@ -126,11 +104,7 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__, default=preset)
     if sum([config.ratio is not None, config.layer is not None, config.full]) > 1:
         raise InputError("--ratio, --layer and --full exclude each other; give one of them")
-    from daisy_jax import parallel  # before the accelerator: processes are joined first
-
-    parallel.join_processes(config.processes)
-    device = use_accelerator(config.accelerator, config.deterministic, dtype=config.dtype)
-    parallel.warn_of_unused_gpus(config.processes)
+    device = config.start(config.dtype)
     with strictly(config.strict):
         train(config, device)
 

@@ -14,13 +14,15 @@ import pathlib
 
 import tyro
 
-from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command
 from daisy_jax.reporting import strictly
+from daisy_jax.training.settings import RunOptions, own_options_first
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@own_options_first
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunOptions):
     """One pretraining run."""
 
     data: str
@@ -72,16 +74,8 @@ class Config:
     """Of AdamW."""
     clip: float = 1.0
     """Largest global norm of the gradient."""
-    seed: int = 0
-    """Of weights, batches, masks and clusters."""
     save_every: int = 500
     """Steps between two checkpoints."""
-    log_every: int = 50
-    """Steps between two lines of metrics.jsonl."""
-    resume: bool = False
-    """Continue the run in the output folder."""
-    accelerator: Accelerator = "auto"
-    """Where to compute."""
 
 
 def main() -> None:
