@@ -63,7 +63,6 @@ def main() -> None:
     device = use_accelerator(config.accelerator, dtype=config.dtype)
 
     import jax
-    import numpy as np
     from flax import nnx
 
     import daisy_jax
@@ -147,9 +146,31 @@ def main() -> None:
                 flush=True,
             )
 
+    state = new_state()
+    measure_memory(config, step, state, trunk, result)
+    stats = jax.local_devices()[0].memory_stats() or {}
+    result["peak_bytes"] = stats.get("peak_bytes_in_use") or (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    where = "the device" if stats else "this process"
+    print(f"peak memory of {where} in all of this: {result['peak_bytes'] / 2**30:.2f} GiB")
+    if config.output:
+        pathlib.Path(config.output).write_text(
+            json.dumps(result, indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def measure_memory(
+    config: Config, step: Any, state: Any, trunk: Any, result: dict[str, Any]
+) -> None:
+    """What steps of 15 s take by plan, and the largest batch; `--run-largest` runs it."""
+    import jax
+    import numpy as np
+
+    from daisy_jax import audio, parallel
+
     print("\n| batch | planned memory of a step on each device, GiB |")
     print("| --- | ---: |")
-    state = new_state()
     for rows in config.memory_batches:
         shapes = {
             "waveform": ((rows, 15 * audio.SAMPLE_RATE), np.float32),
@@ -177,16 +198,6 @@ def main() -> None:
             "lengths": np.full(rows, 15 * audio.SAMPLE_RATE, np.int32),
         }
         jax.block_until_ready(step(state, trunk, parallel.place(batch)))
-    stats = jax.local_devices()[0].memory_stats() or {}
-    result["peak_bytes"] = stats.get("peak_bytes_in_use") or (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    where = "the device" if stats else "this process"
-    print(f"peak memory of {where} in all of this: {result['peak_bytes'] / 2**30:.2f} GiB")
-    if config.output:
-        pathlib.Path(config.output).write_text(
-            json.dumps(result, indent=2) + "\n", encoding="utf-8"
-        )
 
 
 def write_files(folder: pathlib.Path, count: int, samples: int) -> None:

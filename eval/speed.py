@@ -163,6 +163,28 @@ def main() -> None:
         print(f"| {k} | {saved:.1%} | {fewer:.1%} | {apart:.2f} |")
 
     # ---- a ragged batch ----
+    result["ragged"] = ragged_batch(config, forced, ours)
+
+    # ---- what a call costs ----
+    calls = result["calls"] = call_costs(config, model, draw)
+    result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"eager call / jitted call, daisy-tiny, 1 s: {calls['eager'] / calls['jitted']:.2f}")
+    print(f"compiling one shape: {calls['compile']:.1f} s")
+    print(f"peak memory of this process: {result['peak_bytes'] / 1e9:.1f} GB")
+    print("; ".join(f"{name} {version}" for name, version in result["versions"].items()))
+    if config.output:
+        folder = pathlib.Path(config.output)
+        write_json(folder / "speed.json", result)
+        print(f"written: {folder / 'speed.json'}")
+        save_picture(folder / "speed.png", lambda: savings_by_layer(result))
+
+
+def ragged_batch(config: Config, forced: Any, ours: Callable[..., Any]) -> dict[str, float]:
+    """Seconds of a batch of read speech's durations, at full depth and with exits."""
+    import numpy as np
+
+    import daisy_jax
+
     widths = [round(16_000 * seconds) for seconds in RAGGED]
     ragged, lengths = daisy_jax.audio.pad_batch([np.ones(width) for width in widths])
     exits = forced.spread(len(RAGGED))
@@ -173,13 +195,20 @@ def main() -> None:
         },
         config.runs,
     )
-    result["ragged"] = times
     print(
         f"\nragged, {len(RAGGED)} x {RAGGED[0]:g} to {RAGGED[-1]:g} s: full depth "
         f"{times['full depth']:.3f} s, exits {times['exits'] / times['full depth']:.2f} of it"
     )
+    return times
 
-    # ---- what a call costs ----
+
+def call_costs(config: Config, model: Any, draw: Callable[[int, float], Any]) -> dict[str, float]:
+    """Seconds of an eager and of a jitted call of the packaged model, and of a compilation."""
+    import jax
+    import jax.numpy as jnp
+
+    import daisy_jax
+
     packaged, second = daisy_jax.load(), draw(1, 1.0)
     compiled = jax.jit(daisy_jax.encode)
     options: dict[str, Any] = {"threshold": jnp.full(1, 0.3, jnp.float32)}
@@ -193,17 +222,7 @@ def main() -> None:
     start = time.perf_counter()
     jax.jit(daisy_jax.encode).lower(model, draw(1, 9.0), threshold=0.5).compile()
     calls["compile"] = time.perf_counter() - start
-    result["calls"] = calls
-    result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"eager call / jitted call, daisy-tiny, 1 s: {calls['eager'] / calls['jitted']:.2f}")
-    print(f"compiling one shape: {calls['compile']:.1f} s")
-    print(f"peak memory of this process: {result['peak_bytes'] / 1e9:.1f} GB")
-    print("; ".join(f"{name} {version}" for name, version in result["versions"].items()))
-    if config.output:
-        folder = pathlib.Path(config.output)
-        write_json(folder / "speed.json", result)
-        print(f"written: {folder / 'speed.json'}")
-        save_picture(folder / "speed.png", lambda: savings_by_layer(result))
+    return calls
 
 
 def torch_reference(config: Config, place: str) -> Callable[[Any], Callable[[], object]] | None:

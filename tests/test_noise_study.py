@@ -16,6 +16,7 @@ import sounds
 from made_models import SMALL, made_model
 
 import daisy_jax
+from daisy_jax.console.pages import html_page, table
 from daisy_jax.cost import multiply_adds
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.noisy import CLEAN, NoisyCorpus, draw_noises
@@ -340,10 +341,7 @@ def test_the_page_needs_no_other_file(there, monkeypatch):
     assert "A small set: 6 utterances." in page
 
 
-def test_a_page_escapes_what_it_is_given(there, monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(ROOT / "eval")
-    from daisy_jax.console.pages import html_page, table
-
+def test_a_page_escapes_what_it_is_given(tmp_path):
     lines = table(["name", "a|b"], [["<script>alert(1)</script>", "1"]])
     page = html_page("<t>", "\n".join(lines), tmp_path, [])
     assert "<script>" not in page

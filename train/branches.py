@@ -10,8 +10,9 @@ it. docs/training.md leads through it.
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from daisy_jax.accelerator import trunk_dtype
 from daisy_jax.console.terminal import parse_config, run_command
@@ -116,14 +117,7 @@ def train(config: Config, device: str) -> None:
         read_crops,
         read_labels,
     )
-    from daisy_jax.data.corpus import (
-        Corpus,
-        Selection,
-        corpus_name,
-        fingerprint,
-        open_corpus,
-    )
-    from daisy_jax.data.librispeech import VALIDATION, has_split, training_splits
+    from daisy_jax.data.corpus import Selection, corpus_name, fingerprint, open_corpus
     from daisy_jax.data.loading import Batch
     from daisy_jax.exits import Calibration
     from daisy_jax.features.store import FeatureStore, StoredLabels
@@ -151,29 +145,8 @@ def train(config: Config, device: str) -> None:
     # ---- data ----
     samples = round(config.crop_seconds * audio.SAMPLE_RATE)
 
-    def opened(folder: str, splits: tuple[str, ...]) -> tuple[Corpus, StoredLabels | None]:
-        corpus = open_corpus(folder, splits)
-        if parallel.is_first():
-            hours = corpus.lengths.sum() / audio.SAMPLE_RATE / 3600
-            what = " ".join([folder, *splits])
-            print(
-                f"{what}: {len(corpus.names)} utterances, {hours:.2f} h; on {device}, trunk in "
-                f"{dtype}{why}"
-            )
-        if stored is None:
-            return corpus, None
-        corpus, places = stored.of(corpus)
-        return corpus, StoredLabels(stored, places)
-
-    splits = training_splits(config.data, config.splits)
-    held_out = config.validation
-    if not held_out:  # only where it is a part of its own
-        held_out = VALIDATION if splits and has_split(config.data, VALIDATION) else "none"
-    inside = has_split(config.data, held_out)
-    if inside and (not splits or held_out in splits):
-        raise InputError(
-            f"{held_out} is trained on, too; name the parts to train on with --splits, without it"
-        )
+    opened = functools.partial(open_data, stored, f"on {device}, trunk in {dtype}{why}")
+    splits, held_out, inside = parts(config)
     corpus, labels = opened(config.data, splits)
     data = {"utterances": fingerprint(corpus)}
     noises = open_corpus(config.noise) if config.noise else None
@@ -204,13 +177,8 @@ def train(config: Config, device: str) -> None:
         return read
 
     # ---- branches and optimizer ----
-    run = Run(
-        pathlib.Path(config.output),
-        config,
-        config.resume,
-        data=data,
-        tensorboard=config.tensorboard,
-    )
+    output = pathlib.Path(config.output)
+    run = Run(output, config, config.resume, data=data, tensorboard=config.tensorboard)
     rngs = nnx.Rngs(config.seed)
     branches = Branches(trunk.config.num_layers, trunk.config.dim, num_classes, rngs=rngs)
     warmup = max(round(config.warmup_share * config.steps), 1)
@@ -218,12 +186,6 @@ def train(config: Config, device: str) -> None:
     optimizer = branch_optimizer(schedule, config.weight_decay, config.clip)
     state = (branches, jax.jit(optimizer.init)(branches))
     step = branch_step(optimizer)
-
-    def describe(values: dict) -> str:
-        shown = (0, (trunk.config.num_layers - 1) // 2, -1)  # first, middle and last layer
-        losses, accuracies = values["layer_loss"], values["layer_accuracy"]
-        loss = " ".join(f"{losses[layer]:.3f}" for layer in shown)
-        return f"loss {loss}  accuracy " + " ".join(f"{accuracies[layer]:.3f}" for layer in shown)
 
     # ---- loop ----
     branches, _ = fit(
@@ -236,7 +198,7 @@ def train(config: Config, device: str) -> None:
         log_every=config.log_every,
         workers=config.workers,
         validate=None if held_out == "none" else (lambda state: validation.summary(state[0])),
-        describe=describe,
+        describe=first_middle_last,
     )
 
     # ---- calibrated model ----
@@ -255,6 +217,48 @@ def train(config: Config, device: str) -> None:
     )
     save(whole, run.folder / "model")
     print(f"{run.folder / 'model'}: calibrated on {name}; next, daisy-jax encode FILES --model ...")
+
+
+def open_data(stored: Any, where: str, folder: str, splits: tuple[str, ...]) -> tuple[Any, Any]:
+    """A corpus and its labels out of a store, which may be None, as the labels then are."""
+    from daisy_jax import audio, parallel
+    from daisy_jax.data.corpus import open_corpus
+    from daisy_jax.features.store import StoredLabels
+
+    corpus = open_corpus(folder, splits)
+    if parallel.is_first():
+        hours = corpus.lengths.sum() / audio.SAMPLE_RATE / 3600
+        print(
+            f"{' '.join([folder, *splits])}: {len(corpus.names)} utterances, {hours:.2f} h; {where}"
+        )
+    if stored is None:
+        return corpus, None
+    corpus, places = stored.of(corpus)
+    return corpus, StoredLabels(stored, places)
+
+
+def parts(config: Config) -> tuple[tuple[str, ...], str, bool]:
+    """Parts of the data to train on, the held-out part or "none", and whether it is of the data."""
+    from daisy_jax.data.librispeech import VALIDATION, has_split, training_splits
+
+    splits = training_splits(config.data, config.splits)
+    held_out = config.validation
+    if not held_out:  # only where it is a part of its own
+        held_out = VALIDATION if splits and has_split(config.data, VALIDATION) else "none"
+    inside = has_split(config.data, held_out)
+    if inside and (not splits or held_out in splits):
+        raise InputError(
+            f"{held_out} is trained on, too; name the parts to train on with --splits, without it"
+        )
+    return splits, held_out, inside
+
+
+def first_middle_last(values: dict[str, Any]) -> str:
+    """Loss and accuracy of three layers, for the progress."""
+    losses, accuracies = values["layer_loss"], values["layer_accuracy"]
+    shown = (0, (len(losses) - 1) // 2, -1)
+    loss = " ".join(f"{losses[layer]:.3f}" for layer in shown)
+    return f"loss {loss}  accuracy " + " ".join(f"{accuracies[layer]:.3f}" for layer in shown)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,50 @@ def require_measure(task: Any, criterion: str) -> None:
         )
 
 
+def require_exits(config: Config, upstream: Any) -> None:
+    """Refuses exits that the model does not have."""
+    from daisy_jax.exits import fixed_layer
+
+    if config.ratio is not None and upstream.branches is None:
+        raise InputError(
+            f"{config.model} has no branches, so no ratio can be met; train them with "
+            "train/branches.py, or give --layer or --full"
+        )
+    if config.layer is not None:
+        fixed_layer(config.layer, upstream.config.num_layers)  # a layer that there is
+
+
+def with_defaults(config: Config) -> tuple[Config, Any]:
+    """The configuration with what was left open, and the task's settings."""
+    from daisy_jax.tasks.presets import read_preset, task_class
+
+    if config.ratio is None and config.layer is None and not config.full:
+        config = dataclasses.replace(config, ratio=0.7)
+    name = task_class(config.task).name
+    what = "full" if config.full else f"layer-{config.layer}"
+    what = what if config.ratio is None else f"ratio-{config.ratio:g}"
+    config = dataclasses.replace(config, output=config.output or f"runs/{name}-{what}")
+    settings = dataclasses.replace(
+        read_preset(name, config.preset),
+        train=config.train,
+        dev=config.dev,
+        criterion=config.criterion,
+    )
+    return config, settings
+
+
+def exit_rule(config: Config, mean_entropy: Any, num_layers: int) -> Any:
+    """Where utterances leave: eq. (3) on the training set, or one layer."""
+    import numpy as np
+
+    from daisy_jax.exits import ExitRule, exit_threshold, fixed_layer
+
+    if config.ratio is None:
+        return fixed_layer(num_layers if config.layer is None else config.layer, num_layers)
+    threshold = float(exit_threshold(mean_entropy, config.ratio))
+    return ExitRule(f"ratio {config.ratio:g}", threshold, np.ones(num_layers, bool))
+
+
 def main() -> None:
     preset = Config(task=tyro.MISSING, **defaults())
     config = tyro.cli(Config, description=__doc__, default=preset)
@@ -119,46 +163,23 @@ def train(config: Config, device: str) -> None:
     from daisy_jax.data.batches import EpochBatches, crop_width
     from daisy_jax.data.corpus import corpus_name
     from daisy_jax.data.loading import Batch
-    from daisy_jax.exits import ExitRule, exit_threshold, fixed_layer
     from daisy_jax.features.extract import model_digest
-    from daisy_jax.tasks.downstream import (
-        Evaluator,
-        downstream_step,
-        head_optimizer,
-        new_params,
-    )
-    from daisy_jax.tasks.presets import make_task, read_preset, task_class
+    from daisy_jax.tasks.downstream import Evaluator, downstream_step, head_optimizer, new_params
+    from daisy_jax.tasks.presets import make_task
     from daisy_jax.tasks.task import LONGEST_SECONDS, fingerprint_of
     from daisy_jax.tasks.task_data import open_examples, with_features
     from daisy_jax.tasks.trained_heads import TrainedHead, count_exits, save_head
     from daisy_jax.training.run_folder import Run
     from daisy_jax.training.training import fit
 
-    if config.ratio is None and config.layer is None and not config.full:
-        config = dataclasses.replace(config, ratio=0.7)
-    name = task_class(config.task).name
-    what = "full" if config.full else f"layer-{config.layer}"
-    what = what if config.ratio is None else f"ratio-{config.ratio:g}"
-    config = dataclasses.replace(config, output=config.output or f"runs/{name}-{what}")
-    settings = dataclasses.replace(
-        read_preset(name, config.preset),
-        train=config.train,
-        dev=config.dev,
-        criterion=config.criterion,
-    )
+    config, settings = with_defaults(config)
     task = make_task(config.task, settings)
     require_measure(task, config.criterion)
 
     # ---- upstream and data ----
     upstream = load(config.model, config.dtype)
     num_layers = upstream.config.num_layers
-    if config.ratio is not None and upstream.branches is None:
-        raise InputError(
-            f"{config.model} has no branches, so no ratio can be met; train them with "
-            "train/branches.py, or give --layer or --full"
-        )
-    if config.layer is not None:
-        fixed_layer(config.layer, num_layers)  # a layer that there is
+    require_exits(config, upstream)
     opened = {part: open_examples(task, part, config.data) for part in ("train", "dev")}
     run = Run(
         pathlib.Path(config.output),
@@ -187,22 +208,17 @@ def train(config: Config, device: str) -> None:
 
     # ---- where utterances leave ----
     mean_entropy = training.entropy.mean(axis=0)
-    if config.ratio is not None:
-        threshold = float(exit_threshold(mean_entropy, config.ratio))
-        everywhere = np.ones(num_layers, bool)
-        rule = ExitRule(f"ratio {config.ratio:g}", threshold, everywhere)
-    else:
-        rule = fixed_layer(num_layers if config.layer is None else config.layer, num_layers)
+    rule = exit_rule(config, mean_entropy, num_layers)
     exit_layer, forced = rule.exits(training.entropy)
     exits = count_exits(exit_layer, forced, num_layers)
     dataset = f"{corpus_name(config.data)} {','.join(config.train)}"
     exits |= {"threshold": rule.threshold, "ratio": config.ratio, "dataset": dataset}
     if parallel.is_first():
         hours = training.lengths.sum() / audio.SAMPLE_RATE / 3600
+        layers = f"{exits['mean']:.2f} of {num_layers} ({exits['min']} to {exits['max']})"
         print(
             f"{task.name}, {rule.name}: {len(training.lengths)} utterances, {hours:.2f} h; mean "
-            f"exit layer {exits['mean']:.2f} of {num_layers} ({exits['min']} to {exits['max']}); "
-            f"on {device}"
+            f"exit layer {layers}; on {device}"
         )
 
     # ---- batches ----
