@@ -19,7 +19,7 @@ from daisy_jax.features import files
 from daisy_jax.model import slices
 from daisy_jax.model.forms import one_form
 from daisy_jax.model.hubert import embed
-from daisy_jax.training.branch_training import branch_optimizer, branch_step
+from daisy_jax.training.branches import branch_optimizer, branch_step
 
 PAPER_STEPS = 88_000  # section 4
 

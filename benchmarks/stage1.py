@@ -70,8 +70,8 @@ def main() -> None:
     from daisy_jax.model.branches import Branches
     from daisy_jax.model.hubert import embed
     from daisy_jax.model.layer_loops import last_block
-    from daisy_jax.training.branch_training import branch_optimizer, branch_step
-    from daisy_jax.training.training import warmup_then_decay
+    from daisy_jax.training.branches import branch_optimizer, branch_step
+    from daisy_jax.training.loop import warmup_then_decay
 
     configs = {
         "tiny": lambda: dataclasses.replace(daisy_jax.load().config, num_classes=0),
@@ -234,7 +234,7 @@ def reader(folder: str, rows: int, samples: int) -> Callable[[int], dict[str, An
 
 def endless(read: Callable[[int], dict[str, Any]], workers: int) -> Any:
     """Batches one after the other, read ahead."""
-    from daisy_jax.data.loading import batches
+    from daisy_jax.data.prefetch import batches
 
     return batches(read, 0, sys.maxsize >> 32, workers)
 

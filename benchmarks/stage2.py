@@ -56,8 +56,8 @@ def main() -> None:
 
     from daisy_jax import audio, parallel
     from daisy_jax.tasks.asr import CHARACTERS
-    from daisy_jax.tasks.downstream import downstream_step, head_optimizer, new_params
     from daisy_jax.tasks.presets import make_task, read_preset
+    from daisy_jax.tasks.training import downstream_step, head_optimizer, new_params
 
     forced = Forced(config.size, config.dtype)
     upstream = parallel.replicate(forced.model)

@@ -96,10 +96,10 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     from daisy_jax.checkpoints import load
     from daisy_jax.data.corpus import corpus_name
     from daisy_jax.features.extract import model_digest
-    from daisy_jax.tasks.downstream import Evaluator
     from daisy_jax.tasks.evaluation import best_layers, label_oracle, summary, upstream_seconds
     from daisy_jax.tasks.task_data import open_examples, with_features
     from daisy_jax.tasks.trained_heads import load_head
+    from daisy_jax.tasks.training import Evaluator
 
     if not (run / "config.json").is_file():
         raise InputError(f"{run}: no run of train/downstream.py there (no config.json)")

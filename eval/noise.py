@@ -72,7 +72,7 @@ class Config:
 
     def check(self) -> None:
         """Refuses what cannot be meant."""
-        from daisy_jax.data.noisy import require_levels
+        from daisy_jax.data.noisy_corpus import require_levels
 
         names = []
         for text in self.conditions:
@@ -157,7 +157,7 @@ def measure_all(model: Any, config: Config) -> tuple[Any, list[Any]]:
 
     from daisy_jax.audio import SAMPLE_RATE
     from daisy_jax.data.corpus import corpus_name
-    from daisy_jax.data.noisy import CLEAN
+    from daisy_jax.data.noisy_corpus import CLEAN
 
     measuring = Measuring(model, config)
     calibration = clean_entropies(model, config, measuring)
@@ -223,8 +223,13 @@ def noisy_conditions(
     """Clean speech and its noisy versions by kind of noise, and the log of the mixtures."""
     import numpy as np
 
-    from daisy_jax.data.noisy import NoisyCorpus, draw_noises, read_speakers, unknown_speakers
-    from daisy_jax.data.noisy_files import mixture_rows
+    from daisy_jax.data.noisy_corpus import (
+        NoisyCorpus,
+        draw_noises,
+        read_speakers,
+        unknown_speakers,
+    )
+    from daisy_jax.data.noisy_folder import mixture_rows
 
     speakers = read_speakers(config.speakers) if config.speakers else {}
     kinds: dict[str, list[Any]] = {}
@@ -246,7 +251,7 @@ def noisy_conditions(
 
 def write(folder: pathlib.Path, study: Any, found: dict[str, Any], mixtures: list[Any]) -> None:
     """Numbers, every utterance's entropies, and the log."""
-    from daisy_jax.data.noisy_files import LOG, write_log
+    from daisy_jax.data.noisy_folder import LOG, write_log
     from daisy_jax.whole_files import write_json, write_rows
 
     write_json(folder / "results.json", found)

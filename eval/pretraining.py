@@ -45,8 +45,8 @@ def main() -> None:
     from daisy_jax.model.frame_labels import block_features, label_frames
     from daisy_jax.model.hubert import embed
     from daisy_jax.model.layer_loops import last_block
+    from daisy_jax.training.cluster_targets import mfcc, nearest_centroid
     from daisy_jax.training.pretraining import span_mask
-    from daisy_jax.training.targets import mfcc, nearest_centroid
 
     folder = pathlib.Path(config.run)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -17,9 +17,9 @@ import daisy_jax
 from daisy_jax.exits import ExitRule
 from daisy_jax.features.extract import model_digest
 from daisy_jax.features.store import FeatureStore
-from daisy_jax.tasks.downstream import new_params
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.trained_heads import EXITS_FORMAT, TrainedHead, count_exits, save_head
+from daisy_jax.tasks.training import new_params
 
 PROGRAM = [sys.executable, "-c", "from daisy_jax.commands.main import main; main()"]
 FILES = 24
@@ -232,7 +232,7 @@ def without_rays(errors):
 def test_ray_says_which_shard_could_not_be_written_and_does_the_others(there, tmp_path):
     pytest.importorskip("ray")
     # In the place of shard 1's part lies a folder that cannot be replaced.
-    (tmp_path / "manifest" / "00001.parquet" / "x").mkdir(parents=True)
+    (tmp_path / "index" / "00001.parquet" / "x").mkdir(parents=True)
     given = ["--output", tmp_path, "--shard-files", 8, "--ray"]
     done = run(there, *given)
     assert done.returncode == 1
@@ -277,7 +277,7 @@ def wait_for(condition, seconds=200):
 
 
 def parts(folder):
-    return list((folder / "manifest").glob("[0-9]*.parquet"))
+    return list((folder / "index").glob("[0-9]*.parquet"))
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks for processes in /proc")

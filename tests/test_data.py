@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daisy_jax import audio
-from daisy_jax.data import manifest
+from daisy_jax.data import durations
 from daisy_jax.data.batches import (
     Augmentation,
     Crop,
@@ -21,12 +21,12 @@ from daisy_jax.data.batches import (
 from daisy_jax.data.corpus import fingerprint, open_corpus
 from daisy_jax.data.labels import LabelsInOrder
 from daisy_jax.data.librispeech import has_split, training_splits
-from daisy_jax.data.noise import draw_noise, mix
+from daisy_jax.data.mixing import draw_noise, mix
 from daisy_jax.data.prepared import prepare
 from daisy_jax.data.sound_files import sound_files
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import strictly
-from daisy_jax.training.targets import cluster_targets, mfcc
+from daisy_jax.training.cluster_targets import cluster_targets, mfcc
 
 
 class Arrays:
@@ -219,8 +219,8 @@ def test_a_prepared_folder_has_no_splits(prepared):
 def test_only_new_and_changed_files_are_opened_again(tmp_path, monkeypatch):
     folder = sounds.speech_folder(tmp_path / "speech", 4, (0.3, 0.9))
     opened = []
-    real = manifest.open_file
-    monkeypatch.setattr(manifest, "open_file", lambda file: opened.append(file.name) or real(file))
+    real = durations.open_file
+    monkeypatch.setattr(durations, "open_file", lambda file: opened.append(file.name) or real(file))
     first = open_corpus(folder)
     assert len(opened) == 4
     opened.clear()
@@ -236,11 +236,11 @@ def test_only_new_and_changed_files_are_opened_again(tmp_path, monkeypatch):
     assert changed_corpus.lengths[changed_corpus.names.index(first.names[0])] == 17_600
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "daisy_jax_manifest/0"}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "daisy_jax_durations/0"}'])
 def test_a_memory_that_is_not_understood_is_made_anew(tmp_path, content):
     folder = sounds.speech_folder(tmp_path / "speech", 2, (0.3, 0.9))
     first = open_corpus(folder)
-    manifest._place(folder).write_text(content)
+    durations._place(folder).write_text(content)
     np.testing.assert_array_equal(open_corpus(folder).lengths, first.lengths)
 
 

@@ -19,11 +19,11 @@ from daisy_jax.exits import ExitRule, fixed_layer
 from daisy_jax.features.contents import Labels, Layers
 from daisy_jax.features.extract import Extractor, encode_shard
 from daisy_jax.model.pooling import pool
-from daisy_jax.tasks import downstream
-from daisy_jax.tasks.downstream import Evaluator, new_params
+from daisy_jax.tasks import training
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.task_data import open_examples, with_features
 from daisy_jax.tasks.trained_heads import TrainedHead, count_exits, load_head, save_head
+from daisy_jax.tasks.training import Evaluator, new_params
 
 LAYERS = SMALL.num_layers
 EVERYWHERE = np.ones(LAYERS, bool)
@@ -127,7 +127,7 @@ def test_stored_and_computed_features_are_the_same(corpora, model, middle, tap):
         rule = middle if tap == "block" else fixed_layer(2, LAYERS)
         batch = batch_of(data, rule, crops_of(data, 5))
         arguments = (params, data.upstream, rule.threshold, rule.allowed, batch)
-        found.append(jax.jit(downstream.batch_features)(*arguments))
+        found.append(jax.jit(training.batch_features)(*arguments))
     stored, computed = found
     np.testing.assert_array_equal(stored.num_frames, computed.num_frames)
     np.testing.assert_array_equal(stored.exit_layer, computed.exit_layer)
@@ -142,7 +142,7 @@ def test_features_stop_at_each_utterances_own_exit(speakers, middle):
     batch = batch_of(speakers, middle, crops_of(speakers, 6))
     weights = jnp.linspace(-1, 1, LAYERS + 1, dtype=jnp.float32)
     params = {"layer_weights": weights}
-    found = downstream.batch_features(params, None, None, None, batch).pooled
+    found = training.batch_features(params, None, None, None, batch).pooled
     for row, layer in enumerate(batch["exit_layer"].tolist()[:6]):
         kept = jnp.asarray(batch["items"][row : row + 1, : layer + 1], jnp.float32)
         alone = pool(kept, weights[: layer + 1], jnp.array([layer]))
@@ -163,7 +163,7 @@ def test_each_device_runs_the_upstream_on_its_own_rows_alone(corpora, model, mid
     placed = parallel.place(batch_of(data, middle, crops_of(data, 8)))
     weights = {"layer_weights": jnp.zeros(LAYERS + 1, jnp.float32)}
     arguments = parallel.replicate((weights, data.upstream))
-    run = jax.jit(downstream.batch_features).lower(*arguments, 0.5, middle.allowed, placed)
+    run = jax.jit(training.batch_features).lower(*arguments, 0.5, middle.allowed, placed)
     program = run.compile().as_text()
     assert "all-gather" not in program
     frames = audio.frame_count(16_000)
@@ -176,7 +176,7 @@ def test_each_device_runs_the_upstream_on_its_own_rows_alone(corpora, model, mid
 
 def loss_of(params, upstream, data, rule, batch):
     arguments = (params, upstream, rule.threshold, rule.allowed, batch)
-    features = downstream.batch_features(*arguments)
+    features = training.batch_features(*arguments)
     pooled, frames = features.pooled, features.num_frames
     return data.task.loss(params["head"], pooled, frames, batch["targets"], None)
 
@@ -241,7 +241,7 @@ def test_an_evaluation_has_every_utterance_once_whatever_the_batches(speakers, m
 
 def test_a_measure_that_is_not_defined_for_an_utterance_is_left_out():
     rows = [{"pesq_total": value, "pesq_weight": 1.0} for value in (2.0, float("nan"), 3.0)]
-    evaluation = downstream.Evaluation(rows, 0.5)
+    evaluation = training.Evaluation(rows, 0.5)
     assert evaluation.value("pesq") == 2.5
     assert len(evaluation.measure("pesq")[0]) == 2
     assert evaluation.value("loss") == 0.5

@@ -13,7 +13,7 @@ import soundfile
 from flax import nnx
 
 import daisy_jax
-from daisy_jax.training.targets import mfcc
+from daisy_jax.training.cluster_targets import mfcc
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = daisy_jax.HubertConfig(

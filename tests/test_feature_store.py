@@ -255,7 +255,7 @@ def test_a_spoilt_store_is_named(model, corpus, finished, tmp_path):
         FeatureStore(folder)
     part = part_file(folder, 1)
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"not a whole part of a manifest .* remove it"):
+    with pytest.raises(InputError, match=r"not a whole part of an index .* remove it"):
         made(folder, model, corpus)
     part.unlink()
     store = made(folder, model, corpus)

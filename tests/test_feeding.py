@@ -21,9 +21,9 @@ from daisy_jax.features.contents import Layers
 from daisy_jax.features.extract import Extractor
 from daisy_jax.features.store import FeatureStore, StoredLabels
 from daisy_jax.model import frame_labels as labelling
-from daisy_jax.tasks.downstream import Evaluator, new_params
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.task_data import open_examples, with_features
+from daisy_jax.tasks.training import Evaluator, new_params
 from daisy_jax.training.branch_validation import Validation
 
 LABELS = pathlib.Path(__file__).parents[1] / "train" / "labels.py"

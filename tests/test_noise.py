@@ -13,8 +13,8 @@ import sounds
 
 from daisy_jax.data.corpus import Selection, open_corpus
 from daisy_jax.data.librispeech import transcripts
-from daisy_jax.data.noise import cut_noise, last_offset, mix
-from daisy_jax.data.noisy import (
+from daisy_jax.data.mixing import active_power, cut_noise, last_offset, mix
+from daisy_jax.data.noisy_corpus import (
     CLEAN,
     RECIPES,
     Draw,
@@ -26,8 +26,7 @@ from daisy_jax.data.noisy import (
     speaker,
     unknown_speakers,
 )
-from daisy_jax.data.noisy_files import read_log
-from daisy_jax.data.speech_level import active_power
+from daisy_jax.data.noisy_folder import read_log
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import strictly
 

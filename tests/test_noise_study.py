@@ -19,8 +19,8 @@ import daisy_jax
 from daisy_jax.console.pages import html_page, table
 from daisy_jax.cost import multiply_adds
 from daisy_jax.data.corpus import open_corpus
-from daisy_jax.data.noisy import CLEAN, NoisyCorpus, draw_noises
-from daisy_jax.data.noisy_files import Mixture, read_log, write_log
+from daisy_jax.data.noisy_corpus import CLEAN, NoisyCorpus, draw_noises
+from daisy_jax.data.noisy_folder import Mixture, read_log, write_log
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
 from daisy_jax.study.level_errors import difference, level_sums, level_values

@@ -16,8 +16,8 @@ import pytest
 from daisy_jax import parallel
 from daisy_jax.errors import InputError
 from daisy_jax.signals import Terminated
+from daisy_jax.training.loop import fit
 from daisy_jax.training.run_folder import Run
-from daisy_jax.training.training import fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ FULL_DISK = """
     from daisy_jax import parallel
     from daisy_jax.training.run_folder import Run
     from daisy_jax.console.terminal import run_command
-    from daisy_jax.training.training import fit
+    from daisy_jax.training.loop import fit
 
     def main():
         def step(state, batch):

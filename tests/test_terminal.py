@@ -10,7 +10,7 @@ import pytest
 from daisy_jax import reporting
 from daisy_jax.console.reports import shown_reports
 from daisy_jax.console.terminal import run_command
-from daisy_jax.data.loading import batches
+from daisy_jax.data.prefetch import batches
 from daisy_jax.reporting import as_table, followed, leave_out, strictly
 from daisy_jax.signals import delayed_signals
 

@@ -21,10 +21,10 @@ from daisy_jax.model.frame_labels import frame_labels
 from daisy_jax.model.hubert import embed, final_norm
 from daisy_jax.model.layer_loops import last_block, tapped_layers
 from daisy_jax.signals import Terminated
-from daisy_jax.training.branch_training import branch_scores, branches_loss, clip_each_branch
+from daisy_jax.training.branches import branch_scores, branches_loss, clip_each_branch
+from daisy_jax.training.loop import fit, warmup_then_decay
 from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
 from daisy_jax.training.run_folder import Run
-from daisy_jax.training.training import fit, warmup_then_decay
 
 # ---- losses against numpy in float64 ----
 

@@ -118,15 +118,15 @@ def train(config: Config, device: str) -> None:
         read_labels,
     )
     from daisy_jax.data.corpus import Selection, corpus_name, fingerprint, open_corpus
-    from daisy_jax.data.loading import Batch
+    from daisy_jax.data.prefetch import Batch
     from daisy_jax.exits import Calibration
     from daisy_jax.features.store import FeatureStore, StoredLabels
     from daisy_jax.model.branches import Branches
     from daisy_jax.model.hubert import require_head
-    from daisy_jax.training.branch_training import branch_optimizer, branch_step
     from daisy_jax.training.branch_validation import Validation
+    from daisy_jax.training.branches import branch_optimizer, branch_step
+    from daisy_jax.training.loop import fit, warmup_then_decay
     from daisy_jax.training.run_folder import Run
-    from daisy_jax.training.training import fit, warmup_then_decay
 
     dtype = trunk_dtype(jax.devices()[0]) if config.dtype == "auto" else config.dtype
     why = " (no bfloat16 before Ampere)" if (config.dtype, dtype) == ("auto", "float16") else ""

@@ -162,15 +162,15 @@ def train(config: Config, device: str) -> None:
     from daisy_jax.checkpoints import load
     from daisy_jax.data.batches import EpochBatches, crop_width
     from daisy_jax.data.corpus import corpus_name
-    from daisy_jax.data.loading import Batch
+    from daisy_jax.data.prefetch import Batch
     from daisy_jax.features.extract import model_digest
-    from daisy_jax.tasks.downstream import Evaluator, downstream_step, head_optimizer, new_params
     from daisy_jax.tasks.presets import make_task
     from daisy_jax.tasks.task import LONGEST_SECONDS, fingerprint_of
     from daisy_jax.tasks.task_data import open_examples, with_features
     from daisy_jax.tasks.trained_heads import TrainedHead, count_exits, save_head
+    from daisy_jax.tasks.training import Evaluator, downstream_step, head_optimizer, new_params
+    from daisy_jax.training.loop import fit
     from daisy_jax.training.run_folder import Run
-    from daisy_jax.training.training import fit
 
     config, settings = with_defaults(config)
     task = make_task(config.task, settings)

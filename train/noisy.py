@@ -52,7 +52,7 @@ def main() -> None:
     import numpy as np
 
     from daisy_jax.data.corpus import corpus_name, fingerprint, open_corpus
-    from daisy_jax.data.noisy import (
+    from daisy_jax.data.noisy_corpus import (
         RECIPES,
         NoisyCorpus,
         draw_levels,
@@ -62,7 +62,7 @@ def main() -> None:
         require_levels,
         unknown_speakers,
     )
-    from daisy_jax.data.noisy_files import write_noisy
+    from daisy_jax.data.noisy_folder import write_noisy
 
     if config.recipe == "every":
         require_levels(config.snrs)

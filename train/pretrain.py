@@ -99,14 +99,14 @@ def train(config: Config, device: str) -> None:
     from daisy_jax.data.batches import Augmentation, draw_by_duration, read_crops, read_labels
     from daisy_jax.data.corpus import open_corpus
     from daisy_jax.data.labels import LabelsInOrder
-    from daisy_jax.data.loading import Batch
+    from daisy_jax.data.prefetch import Batch
     from daisy_jax.model.config import HubertConfig
     from daisy_jax.model.frame_labels import block_features
     from daisy_jax.model.hubert import Head, Hubert
+    from daisy_jax.training.cluster_targets import cluster_targets, mfcc
+    from daisy_jax.training.loop import fit, loss_and_accuracy, warmup_then_decay
     from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
     from daisy_jax.training.run_folder import Run
-    from daisy_jax.training.targets import cluster_targets, mfcc
-    from daisy_jax.training.training import fit, loss_and_accuracy, warmup_then_decay
     from daisy_jax.whole_files import whole_files
 
     # ---- data ----

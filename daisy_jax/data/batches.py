@@ -7,7 +7,7 @@ import numpy as np
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus
 from daisy_jax.data.labels import FrameLabels
-from daisy_jax.data.noise import draw_noise, mix
+from daisy_jax.data.mixing import draw_noise, mix
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import leave_out
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from daisy_jax import audio
-from daisy_jax.data.manifest import Entry, measure
+from daisy_jax.data.durations import Entry, measure
 from daisy_jax.data.prepared import INDEX, PreparedCorpus
 from daisy_jax.data.sound_files import SUFFIXES, is_inside, sound_files
 from daisy_jax.data.tfds import TfdsCorpus, dataset_name, is_tfds_folder

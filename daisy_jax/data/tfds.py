@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from daisy_jax import audio
-from daisy_jax.data.manifest import keep, recall
+from daisy_jax.data.durations import keep, recall
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import followed
 

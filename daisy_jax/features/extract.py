@@ -26,15 +26,15 @@ from daisy_jax.data.corpus import (
     fingerprint,
     sound_fingerprint,
 )
+from daisy_jax.data.durations import READERS, Entry, open_file
 from daisy_jax.data.file_list import FileList, deal
-from daisy_jax.data.loading import Batch, batches
-from daisy_jax.data.manifest import READERS, Entry, open_file
+from daisy_jax.data.prefetch import Batch, batches
 from daisy_jax.devices import fetched_behind
 from daisy_jax.errors import InputError
 from daisy_jax.features.contents import Content
 from daisy_jax.features.files import MAX_SECONDS
 from daisy_jax.features.shard_format import (
-    MANIFEST,
+    INDEX,
     Row,
     finished_part,
     write_shard,
@@ -309,7 +309,7 @@ def encode_shard(
     rows = finished_shard(folder, number, source, retry)
     if rows is not None:
         return rows
-    (folder / MANIFEST).mkdir(parents=True, exist_ok=True)  # fails early where it cannot be written
+    (folder / INDEX).mkdir(parents=True, exist_ok=True)  # fails early where it cannot be written
     usable, unusable = _measure(files.folder, names, number, max_seconds)
     corpus = FolderCorpus(files.folder, list(usable), list(usable.values()))
     return extractor.write_shard(folder, number, corpus, files.folder, source, unusable)

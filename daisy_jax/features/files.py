@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from daisy_jax import audio
-from daisy_jax.data.loading import reader_threads
+from daisy_jax.data.prefetch import reader_threads
 from daisy_jax.devices import platform_of
 from daisy_jax.encode import Encoded, encode
 from daisy_jax.errors import InputError

@@ -1,7 +1,7 @@
 """Shards of feature stores: how they are written, checked and found again.
 
 A store is a folder with `features-00000.safetensors`, ... (float16 [items, frames, dim], or int32
-[items, frames], under each utterance's identifier) and `manifest/00000.parquet`, ..., one table in
+[items, frames], under each utterance's identifier) and `index/00000.parquet`, ..., one table in
 as many parts: a row an utterance with its path, shard, frames, where it left, its mean entropy at
 every layer, and how well each layer's labels agree with the last one's. In the place of a shard's
 one file there may be `npy/ID.npy`, one for each utterance. A part is written behind its shard, so
@@ -20,11 +20,11 @@ from daisy_jax.errors import InputError
 from daisy_jax.whole_files import files_digest, whole_files
 
 FORMAT = "daisy_jax_features/3"
-MANIFEST = "manifest"
+INDEX = "index"
 
 
 class Row(NamedTuple):
-    """One utterance of the manifest."""
+    """One utterance of the index."""
 
     id: str
     path: str
@@ -51,8 +51,8 @@ def shard_file(folder: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def part_file(folder: pathlib.Path, number: int) -> pathlib.Path:
-    """Where a shard's part of the manifest is."""
-    return folder / MANIFEST / f"{number:05}.parquet"
+    """Where a shard's part of the index is."""
+    return folder / INDEX / f"{number:05}.parquet"
 
 
 def npy_file(folder: pathlib.Path, id: str) -> pathlib.Path:
@@ -67,7 +67,7 @@ def write_shard(
     rows: list[Row],
     source: dict[str, str],
 ) -> None:
-    """Writes one shard and its part of the manifest; without the part the shard counts for nothing.
+    """Writes one shard and its part of the index; without the part the shard counts for nothing.
 
     Args:
       folder: the store.
@@ -127,7 +127,7 @@ def finished_part(
       number: of the shard.
       source: what it must belong to.
       verify: take it for missing if its bytes are not those that were written, or if its part of
-        the manifest cannot be read.
+        the index cannot be read.
 
     Raises:
       InputError: it belongs to something else.
@@ -167,7 +167,7 @@ def _schema():
 
 
 def read_part(path: pathlib.Path) -> tuple[list[Row], dict[str, str]]:
-    """The rows and the source of one part of a manifest.
+    """The rows and the source of one part of an index.
 
     Raises:
       InputError: it is not a whole part of this version.
@@ -181,6 +181,6 @@ def read_part(path: pathlib.Path) -> tuple[list[Row], dict[str, str]]:
         return [Row(**row) for row in table.to_pylist()], source
     except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path}: not a whole part of a manifest ({str(error)[:80]}); remove it, and its shard "
+            f"{path}: not a whole part of an index ({str(error)[:80]}); remove it, and its shard "
             "is made again"
         ) from None

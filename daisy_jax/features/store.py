@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from daisy_jax.data.corpus import Corpus, Selection
 from daisy_jax.errors import InputError
 from daisy_jax.features.shard_format import (
-    MANIFEST,
+    INDEX,
     npy_file,
     part_file,
     read_part,
@@ -36,9 +36,9 @@ class FeatureStore:
           InputError: there is none, or it is not finished, or its shards do not belong together.
         """
         self.folder = pathlib.Path(folder)
-        parts = sorted((self.folder / MANIFEST).glob("[0-9]*.parquet"))
+        parts = sorted((self.folder / INDEX).glob("[0-9]*.parquet"))
         if not parts:
-            raise InputError(f"{folder}: no feature store there (no {MANIFEST} with any part)")
+            raise InputError(f"{folder}: no feature store there (no {INDEX} with any part)")
         read = [read_part(part) for part in parts]
         sources = [{k: v for k, v in source.items() if k != "sha256"} for _, source in read]
         self.source = sources[0]
@@ -59,7 +59,7 @@ class FeatureStore:
             if self.items and not self._npy and not shard_file(self.folder, number).is_file()
         ]
         if lacking:
-            raise InputError(f"{lacking[0]}: is missing; remove its part of the manifest, too")
+            raise InputError(f"{lacking[0]}: is missing; remove its part of the index, too")
         self.frames = np.asarray([row.frames for row in self.rows], np.int32)
         self.entropy = np.asarray([row.entropy for row in self.rows if row.frames], np.float32)
         """float32 [readable utterances, L]."""
@@ -76,7 +76,7 @@ class FeatureStore:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Everything of one utterance: the manifest's row, and its features if they are stored."""
+        """Everything of one utterance: the index's row, and its features if they are stored."""
         row = self.rows[index]
         element: dict[str, Any] = row._asdict()
         if self.items and row.frames:
@@ -91,7 +91,7 @@ class FeatureStore:
         float16 [items, frames, dim]; labels and units are int32 [1, frames].
 
         Raises:
-          InputError: they are not there as the manifest says.
+          InputError: they are not there as the index says.
         """
         row = self.rows[index]
         chosen = slice(*items.indices(len(self.items))), slice(*frames.indices(row.frames))
@@ -119,7 +119,7 @@ class FeatureStore:
     def verify(self) -> list[str]:
         """A line for each shard whose bytes are not those that were written."""
         problems = []
-        for part in sorted((self.folder / MANIFEST).glob("[0-9]*.parquet")):
+        for part in sorted((self.folder / INDEX).glob("[0-9]*.parquet")):
             rows, kept = read_part(part)
             digest, files = kept.get("sha256"), shard_files(self.folder, int(part.stem), rows, kept)
             if digest is not None and files_digest(files) != digest:

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from daisy_jax.data.noisy import RECIPES, label
-from daisy_jax.data.noisy_files import Mixture
+from daisy_jax.data.noisy_corpus import RECIPES, label
+from daisy_jax.data.noisy_folder import Mixture
 from daisy_jax.errors import InputError
 from daisy_jax.tasks.metrics import RESAMPLES, middle
 

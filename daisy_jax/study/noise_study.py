@@ -10,7 +10,7 @@ import numpy as np
 
 from daisy_jax.cost import multiply_adds
 from daisy_jax.data.corpus import Corpus, corpus_name
-from daisy_jax.data.noisy import CLEAN, label
+from daisy_jax.data.noisy_corpus import CLEAN, label
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
 from daisy_jax.features.contents import Layers

@@ -19,11 +19,11 @@ from daisy_jax.exits import (
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.hubert import Hubert
 from daisy_jax.reporting import followed
-from daisy_jax.tasks.downstream import Evaluation, Evaluator, Params
 from daisy_jax.tasks.metrics import bootstrap_interval
 from daisy_jax.tasks.task import Measure
 from daisy_jax.tasks.task_data import TaskData
 from daisy_jax.tasks.trained_heads import TrainedHead
+from daisy_jax.tasks.training import Evaluation, Evaluator, Params
 from daisy_jax.timing import medians
 
 

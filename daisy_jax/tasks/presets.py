@@ -1,7 +1,8 @@
-"""Tasks by name and preset."""
+"""Tasks by name: their presets, and what Table 1 of the paper says of them."""
 
 import dataclasses
 import importlib
+import json
 import pathlib
 import tomllib
 from typing import Any
@@ -14,6 +15,7 @@ from daisy_jax.tasks.task import Task, TaskSettings
 
 TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Asr, Sid, Enhancement, Separation)}
 PRESETS = pathlib.Path(__file__).with_name("presets.toml")
+TABLE1 = pathlib.Path(__file__).with_name("table1.json")
 
 
 def read_preset(task: str, preset: str) -> TaskSettings:
@@ -93,3 +95,13 @@ def task_reference(task: Task) -> str:
     """What `task_class` finds a task by again."""
     kind = type(task)
     return kind.name if TASKS.get(kind.name) is kind else f"{kind.__module__}:{kind.__qualname__}"
+
+
+def paper_source() -> str:
+    """Where the figures are from."""
+    return json.loads(TABLE1.read_text(encoding="utf-8"))["source"]
+
+
+def paper_rows(task: str) -> dict[str, dict[str, Any]]:
+    """The paper's rows of a task, by rule: "measures" and "time_saved"; none of other tasks."""
+    return json.loads(TABLE1.read_text(encoding="utf-8")).get(task, {})

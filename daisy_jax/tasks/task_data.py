@@ -11,7 +11,7 @@ from daisy_jax.data.corpus import corpus_name
 from daisy_jax.errors import InputError
 from daisy_jax.features.contents import Layers
 from daisy_jax.features.extract import Extractor, extract_corpus, model_source, store_digest
-from daisy_jax.features.shard_format import MANIFEST
+from daisy_jax.features.shard_format import INDEX
 from daisy_jax.features.store import FeatureStore
 from daisy_jax.model.hubert import Hubert
 from daisy_jax.tasks.task import Examples, Task, part_of, usable_lengths
@@ -122,7 +122,7 @@ def with_features(
       OSError: the store cannot be written.
     """
     everywhere = parallel.replicate(upstream) if live else None
-    if (features / MANIFEST).is_dir():
+    if (features / INDEX).is_dir():
         store = FeatureStore(features)
         require_layers_of(store, upstream)
         if not live:

@@ -10,9 +10,9 @@ import numpy as np
 from daisy_jax.checkpoints import CONFIG, TENSORS, fill, named_leaves, read_tensors, write_folder
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
-from daisy_jax.tasks.downstream import Params, new_params
 from daisy_jax.tasks.presets import make_task, settings_of, task_reference
 from daisy_jax.tasks.task import Task
+from daisy_jax.tasks.training import Params, new_params
 from daisy_jax.whole_files import read_json
 
 FORMAT = "daisy_jax_head/1"

@@ -9,12 +9,12 @@ from daisy_jax import audio, parallel
 from daisy_jax.data.batches import WholeBatches, read_labels, read_whole
 from daisy_jax.data.corpus import Corpus
 from daisy_jax.data.labels import FrameLabels
-from daisy_jax.data.loading import Batch, batches
+from daisy_jax.data.prefetch import Batch, batches
 from daisy_jax.devices import fetched_behind
 from daisy_jax.errors import InputError
 from daisy_jax.model.branches import Branches
 from daisy_jax.model.hubert import Hubert
-from daisy_jax.training.branch_training import BranchScores, branch_scores
+from daisy_jax.training.branches import BranchScores, branch_scores
 
 
 class Validation:

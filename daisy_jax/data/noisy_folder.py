@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from daisy_jax import audio
-from daisy_jax.data.noisy import CLEAN, NoisyCorpus
+from daisy_jax.data.noisy_corpus import CLEAN, NoisyCorpus
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import followed, leave_out
 from daisy_jax.whole_files import read_json, whole_files, write_json, write_text

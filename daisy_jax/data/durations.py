@@ -17,7 +17,7 @@ from daisy_jax import audio
 from daisy_jax.reporting import followed
 from daisy_jax.whole_files import write_json
 
-FORMAT = "daisy_jax_manifest/2"
+FORMAT = "daisy_jax_durations/1"
 READERS = 8
 """Threads that open files: they wait for the disk, not for the processor."""
 

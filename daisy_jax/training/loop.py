@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from daisy_jax import parallel
-from daisy_jax.data.loading import Batch, batches
+from daisy_jax.data.prefetch import Batch, batches
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import Progress, logger, report_progress
 from daisy_jax.signals import Terminated, delayed_signals
@@ -88,17 +88,9 @@ def fit(
             recent.append(metrics)
             stopping, last, scores = stop(), done == steps, None
             if done % log_every == 0 or last:
-                values = _means(recent)
-                _check(values, done)
                 rate = (done - counted) / (time.perf_counter() - started)
-                speed = {"steps_per_second": rate}
-                text = f"{describe(values)}  {rate:.3g} steps/s"
-                if "audio_seconds" in values:
-                    speed["audio_per_second"] = rate * values["audio_seconds"]
-                    text += f"  {speed['audio_per_second']:.0f} times real time"
-                run.log(done, values | speed)
                 left = datetime.timedelta(seconds=round((steps - done) / rate))
-                show(done, f"{text}  {left} left")
+                show(done, f"{_log_means(run, recent, done, rate, describe)}  {left} left")
                 recent, started, counted = [], time.perf_counter(), done
             if done % save_every == 0 or last or stopping:
                 _check(metrics, done)  # before such a state takes the place of a good one
@@ -121,6 +113,25 @@ def fit(
     if stopping:  # because of a signal to another process
         raise Terminated
     return state
+
+
+def _log_means(
+    run: Run,
+    recent: list[Metrics],
+    done: int,
+    rate: float,
+    describe: Callable[[dict[str, Any]], str],
+) -> str:
+    """Logs the means since the last line, and says them briefly; `rate` is steps a second."""
+    values = _means(recent)
+    _check(values, done)
+    speed = {"steps_per_second": rate}
+    text = f"{describe(values)}  {rate:.3g} steps/s"
+    if "audio_seconds" in values:
+        speed["audio_per_second"] = rate * values["audio_seconds"]
+        text += f"  {speed['audio_per_second']:.0f} times real time"
+    run.log(done, values | speed)
+    return text
 
 
 @contextlib.contextmanager

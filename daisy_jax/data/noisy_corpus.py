@@ -16,7 +16,7 @@ import numpy as np
 
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus
-from daisy_jax.data.noise import SpeechLevel, cut_noise, last_offset, mix
+from daisy_jax.data.mixing import SpeechLevel, cut_noise, last_offset, mix
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import leave_out
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from daisy_jax import audio, parallel
 from daisy_jax.data.batches import WholeBatches
-from daisy_jax.data.loading import Batch, batches
+from daisy_jax.data.prefetch import Batch, batches
 from daisy_jax.devices import fetched_behind
 from daisy_jax.encode import encode_taps
 from daisy_jax.errors import InputError
