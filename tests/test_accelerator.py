@@ -56,7 +56,8 @@ SOURCES = {
     for folder in ("train", "eval", "benchmarks", "conversions", "daisy_jax/commands")
     for path in sorted((ROOT / folder).glob("*.py"))
 }
-WITH_OPTION = {name for name, text in SOURCES.items() if "\n    accelerator: Accelerator =" in text}
+OPTION = re.compile(r"\n    accelerator: Accelerator =|\nclass Config\((Run|Distributed)Options\)")
+WITH_OPTION = {name for name, text in SOURCES.items() if OPTION.search(text)}
 WITH_DTYPE = sorted(name for name in WITH_OPTION if "\n    dtype: Literal[" in SOURCES[name])
 BESIDE_TORCH = {name for name in WITH_OPTION if "torch_place" in SOURCES[name]}
 
