@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import os
 import pathlib
 import platform
 import re
@@ -90,8 +91,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(every | self.settings, indent=2) + "\n"
             write_text(self.folder / CONFIG, text)
-        # Orbax logs what it raises too; of that our own line is enough.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        logging.getLogger("absl").addFilter(_not_from_orbax)
 
         self._score = score
 
@@ -238,11 +238,13 @@ class Run:
             raise self._unwritten(error) from error
 
     def _unwritten(self, error: Exception) -> OSError:
-        reason = re.search(r"([^:]*?) *\[os_error_code", str(error))
+        # Of TensorStore's errors Orbax passes the text alone, in which the number stands.
+        code = re.search(r"os_error_code='?(\d+)", str(error))
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        reason = os.strerror(number) if number else str(error).splitlines()[0]
         return OSError(
-            f"{self.folder / CHECKPOINTS}: a checkpoint could not be written "
-            f"({reason[1].strip() if reason else str(error).splitlines()[0]}); make room, then "
-            f"--resume goes on after step {self._manager.latest_step() or 0}"
+            f"{self.folder / CHECKPOINTS}: a checkpoint could not be written ({reason}); make "
+            f"room, then --resume goes on after step {self._manager.latest_step() or 0}"
         )
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
@@ -264,8 +266,14 @@ class Run:
             self._wait()
         finally:
             self._manager.close()
+            logging.getLogger("absl").removeFilter(_not_from_orbax)
             if self._log is not None:
                 self._log.close()
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs what it raises, too; of that our own line is enough."""
+    return "orbax" not in record.pathname
 
 
 def _versions() -> dict[str, str]:
