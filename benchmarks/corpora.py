@@ -131,7 +131,7 @@ def memory(config: Config, folder: pathlib.Path) -> None:
     everywhere = np.ones(model.config.num_layers, bool)
     extractor = Extractor(model, AtExit(ExitRule("", threshold, everywhere)))
     names = [f"{number}.wav" for number in range(config.stream)]
-    files = FileList(folder / "short", names, 0)
+    files = FileList(folder / "short", names, {}, 0)
     shards = -(-config.stream // 500)
     print(f"\n{config.stream} files of 0.5 s in {shards} shards: files, resident memory in MB")
     for number in range(shards):

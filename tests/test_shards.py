@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 import sounds
 from made_models import SMALL, made_model
 
@@ -15,6 +16,7 @@ from daisy_jax import audio
 from daisy_jax.data.file_list import deal, read_list
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
+from daisy_jax.features import extract
 from daisy_jax.features.contents import AtExit, Labels, Layers, Units
 from daisy_jax.features.extract import Extractor, encode_shard, shard_size
 from daisy_jax.features.shard_format import npy_file, part_file, shard_file
@@ -36,10 +38,11 @@ def speech(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def listed(speech, tmp_path_factory):
-    """A list with a repeated line, fairseq's column, and two files that are no audio."""
+    """A list with a repeated line, fairseq's numbers of some files, and two that are no audio."""
     names = sorted(str(path.relative_to(speech)) for path in speech.rglob("*.flac"))
     (speech / "note.txt").write_text("nothing")
-    lines = [str(speech), *[f"{name}\t4000" for name in names], f"./{names[0]}", "gone.wav"]
+    known = [f"{name}\t{soundfile.info(speech / name).frames}" for name in names[::2]]
+    lines = [str(speech), *known, *names[1::2], f"./{names[0]}", "gone.wav"]
     path = tmp_path_factory.mktemp("list") / "all.tsv"
     path.write_text("\n".join([*lines, "note.txt"]) + "\n")
     return path
@@ -64,6 +67,26 @@ def all_shards(extractor, files, folder, count=3, **options):
 
 
 # ---- lists ----
+
+
+def test_a_files_number_is_used_and_a_wrong_one_is_its_error(
+    extractor, speech, tmp_path, monkeypatch
+):
+    names = sorted(str(path.relative_to(speech)) for path in speech.rglob("*.flac"))[:4]
+    frames = [soundfile.info(speech / name).frames for name in names]
+    told = [frames[0], frames[1] - 320, 399, frames[3] + 1]
+    lines = [f"{name}\t{number}" for name, number in zip(names, told, strict=True)]
+    (tmp_path / "list").write_text("\n".join([str(speech), *lines, "gone.wav\t5000"]))
+    monkeypatch.setattr(extract, "open_file", lambda path: pytest.fail("was opened"))
+    files = read_list(tmp_path / "list")
+    rows = {row.id: row for row in encode_shard(extractor, files, 0, 1, tmp_path / "store")}
+    assert rows[names[0]].error is None
+    assert rows[names[0]].frames == audio.frame_count(frames[0])
+    for index in (1, 3):
+        said = f"{frames[index]} samples at 16 kHz, and the list says {told[index]}"
+        assert said in rows[names[index]].error
+    assert "shorter than 400 samples" in rows[names[2]].error
+    assert "gone.wav" in rows["gone.wav"].error
 
 
 def test_a_list_has_each_file_once(listed, speech):

@@ -148,6 +148,7 @@ class FolderCorpus:
         """Files that can be used, and what `measure` found in each."""
         self._files = files
         self._plain = [entry.rate == audio.SAMPLE_RATE for entry in entries]
+        self._listed = [entry.rate == 0 for entry in entries]  # nobody has opened these yet
         self.names = [str(file.relative_to(folder)) for file in files]
         self.lengths = np.asarray([entry.samples for entry in entries], np.int64)
 
@@ -155,7 +156,16 @@ class FolderCorpus:
         """As for every `Corpus`."""
         import soundfile
 
-        file, wanted = self._files[index], min(samples, int(self.lengths[index]) - start)
+        file, length = self._files[index], int(self.lengths[index])
+        wanted = min(samples, length - start)
+        if self._listed[index]:
+            waveform = audio.load(file)
+            if len(waveform) != length:
+                raise InputError(
+                    f"{file}: {len(waveform)} samples at 16 kHz, and the list says {length}; write "
+                    "the list again, or leave its numbers out"
+                )
+            return waveform[start : start + wanted]
         if not self._plain[index]:
             return audio.load(file)[start : start + wanted]
         name = audio.soundfile_name(file)

@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     samples: int
     """At 16 kHz; 0 if the file cannot be used."""
     rate: int
-    """The file's own sampling rate, Hz."""
+    """The file's own sampling rate, Hz; 0: not known, as only a list has said the length."""
     error: str | None
     """Why it cannot be used, or None."""
 

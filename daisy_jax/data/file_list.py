@@ -1,11 +1,12 @@
 """Lists of sound files, in fairseq's manifest format.
 
-The first line is a folder, each further one a path below it; what follows a tab, such as fairseq's
-number of samples, is not used.
+The first line is a folder, each further one a path below it, and behind a tab, where it is known,
+the number of samples at 16 kHz. A file with a number need not be opened before it is read.
 """
 
 import hashlib
 import pathlib
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,6 +21,8 @@ class FileList(NamedTuple):
     folder: pathlib.Path
     names: list[str]
     """Paths below the folder."""
+    samples: dict[str, int]
+    """By name, where the list says it."""
     repeated: int
     """Lines that said again what was there before."""
 
@@ -50,15 +53,17 @@ def read_list(path: str | pathlib.Path) -> FileList:
             f"{path}: its first line is {_nameable(head)[:80]!r}; it must be a folder, and the "
             "other lines paths below it (fairseq's manifest format)"
         )
-    names = [line.partition("\t")[0] for line in lines]
-    names = [_nameable(str(pathlib.PurePath(name))) for name in names if name]
+    pairs = [line.partition("\t")[::2] for line in lines]
+    known = [(_nameable(str(pathlib.PurePath(name))), number) for name, number in pairs if name]
+    names = [name for name, _ in known]
+    samples = {name: int(number) for name, number in known if re.fullmatch(r"\d+", number)}
     bad = next((name for name in names if not is_inside(name)), None)
     if bad is not None:
         raise InputError(f"{path}: {bad!r} does not lie below {head}; give paths below the folder")
     if not names:
         raise InputError(f"{path}: lists no file")
     once = list(dict.fromkeys(names))
-    return FileList(folder.resolve(), once, len(names) - len(once))
+    return FileList(folder.resolve(), once, samples, len(names) - len(once))
 
 
 def _nameable(name: str) -> str:

@@ -310,7 +310,7 @@ def encode_shard(
     if rows is not None:
         return rows
     (folder / INDEX).mkdir(parents=True, exist_ok=True)  # fails early where it cannot be written
-    usable, unusable = _measure(files.folder, names, number, max_seconds)
+    usable, unusable = _measure(files, names, number, max_seconds)
     corpus = FolderCorpus(files.folder, list(usable), list(usable.values()))
     return extractor.write_shard(folder, number, corpus, files.folder, source, unusable)
 
@@ -324,12 +324,14 @@ def finished_shard(
 
 
 def _measure(
-    folder: pathlib.Path, names: list[str], number: int, max_seconds: float
+    files: FileList, names: list[str], number: int, max_seconds: float
 ) -> tuple[dict[pathlib.Path, Entry], list[Row]]:
     """Files with their durations, and rows of those that cannot be used."""
-    paths = [folder / name for name in names]
+    paths = [files.folder / name for name in names]
+    listed = [files.samples.get(name) for name in names]
     with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
-        entries = list(readers.map(functools.partial(_entry, max_seconds=max_seconds), paths))
+        entry = functools.partial(_entry, max_seconds=max_seconds)
+        entries = list(readers.map(entry, paths, listed))
     usable = {}
     unusable = []
     for name, path, entry in zip(names, paths, entries, strict=True):
@@ -341,11 +343,14 @@ def _measure(
     return usable, unusable
 
 
-def _entry(path: pathlib.Path, max_seconds: float) -> Entry:
+def _entry(path: pathlib.Path, listed: int | None, max_seconds: float) -> Entry:
     try:
-        entry = open_file(path)
+        entry = open_file(path) if listed is None else Entry(0, 0, listed, 0, None)
     except OSError as error:
         return Entry(0, 0, 0, 0, error.strerror or str(error))
+    if listed is not None and listed < audio.FRAME_WINDOW:
+        too_short = f"shorter than {audio.FRAME_WINDOW} samples (25 ms), as the list says"
+        return entry._replace(error=too_short)
     seconds = entry.samples / audio.SAMPLE_RATE
     if entry.error is None and seconds > max_seconds:
         error = f"{seconds:.1f} s long; split it, or allow more (--max-seconds with --retry)"
