@@ -125,7 +125,6 @@ def test_exits_with_other_flags_come_from_another_process(monkeypatch, failure):
         assert ("unknown flag" if failure == "code" else "180 seconds") in line["failed"]
 
 
-@pytest.mark.slow
 def test_the_small_run_measures_everything_on_a_cpu(tmp_path):
     words = ["--small", "--accelerator=cpu", f"--output={tmp_path / 'lines.jsonl'}"]
     run = subprocess.run(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers import options_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,13 +49,8 @@ def test_command_on_the_samples_runs(command):
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_flags_of_script_exist(command):
     script, *words = shlex.split(command)[1:]
-    result = subprocess.run(
-        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    for word in words:
-        if word.startswith("--"):
-            assert word.split("=")[0] in result.stdout, word
+    given = {word.split("=")[0] for word in words if word.startswith("--")}
+    assert given <= options_of([sys.executable, ROOT / script])
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])

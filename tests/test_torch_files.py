@@ -300,6 +300,10 @@ def test_shared_objects_are_read_once(case, tmp_path):
         shared = [shared, shared]
     torch.save(content | {"extra_state": shared}, tmp_path / "shared.pt")
     convert(tmp_path / "shared.pt", tmp_path / "ours")
+    torch.save(content, tmp_path / "plain.pt")
+    convert(tmp_path / "plain.pt", tmp_path / "same")
+    files = [tmp_path / name / "model.safetensors" for name in ("ours", "same")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize("content", [torch.ones(3), {"model": torch.ones(3), "cfg": {"model": {}}}])
