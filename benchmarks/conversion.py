@@ -61,10 +61,10 @@ def write(config: Config, path: pathlib.Path) -> None:
     """Writes the checkpoint."""
     import numpy as np
 
+    from daisy_jax import HubertConfig
     from daisy_jax.checkpoints import abstract_model, named_leaves
     from daisy_jax.conversions.rules import make_tensors
     from daisy_jax.conversions.trunk import FAIRSEQ, TRANSFORMERS, trunk_rules
-    from daisy_jax.model.config import HubertConfig
 
     shape = {"base": HubertConfig.base, "large": HubertConfig.large, "xlarge": HubertConfig.xlarge}
     model = shape[config.size]()

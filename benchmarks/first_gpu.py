@@ -60,7 +60,7 @@ def main() -> None:
     from gpu_rules import decisions
     from gpu_sizes import sizes
 
-    from daisy_jax.errors import InputError
+    from daisy_jax import InputError
 
     measurements = gpu_steps.MEASUREMENTS | gpu_models.MEASUREMENTS
     unknown = [name for name in config.only if name not in measurements]

@@ -15,9 +15,9 @@ from typing import Any
 
 import tyro
 
+from daisy_jax import InputError
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.terminal import run_command
-from daisy_jax.errors import InputError
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "eval"))  # for forced_exits
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 import daisy_jax
-from daisy_jax.timing import medians
+from daisy_jax.devices import medians
 
 
 class Sizes(NamedTuple):

@@ -15,7 +15,7 @@ import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.terminal import run_command
-from daisy_jax.timing import medians
+from daisy_jax.devices import medians
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "eval"))  # for torch_place
 

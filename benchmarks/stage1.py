@@ -23,7 +23,7 @@ import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.terminal import run_command
-from daisy_jax.timing import medians
+from daisy_jax.devices import medians
 
 PAPER_STEPS, PAPER_BATCH = 88_000, 32  # section 4
 MEAN_SECONDS = 12.3  # of a LibriSpeech utterance: 961 h in 281 241

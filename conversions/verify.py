@@ -21,9 +21,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from daisy_jax import InputError
 from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command
-from daisy_jax.errors import InputError
 
 SAMPLE = pathlib.Path(__file__).parent.parent / "daisy_jax" / "samples" / "reading-3.flac"
 SPECIALS = 4  # rows of fairseq's label embeddings that belong to no cluster

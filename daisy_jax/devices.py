@@ -1,4 +1,4 @@
-"""Where a model's calls run, and loops that give a device its next work before they take the last.
+"""Devices: which one runs a call, how to keep it busy, and how long it takes.
 
 JAX dispatches a computation and goes on. A loop that fetches each result at once makes the device
 wait while the host copies, cuts and stores it and reads the next batch.
@@ -6,7 +6,9 @@ wait while the host copies, cuts and stores it and reads the next batch.
 
 import collections
 import itertools
-from collections.abc import Generator, Iterable
+import statistics
+import time
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -60,3 +62,16 @@ def platform_of(tree: Any) -> str:
     if default is None:
         return jax.default_backend()
     return default if isinstance(default, str) else default.platform
+
+
+def medians(tasks: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
+    """Median seconds of each task, all tasks in turn after one warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for task in tasks.values():
+        task()
+    for _ in range(runs):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from daisy_jax import InputError
 from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command
-from daisy_jax.errors import InputError
 from daisy_jax.training.metrics_log import METRICS, read_metrics
 
 if TYPE_CHECKING:

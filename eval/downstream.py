@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from daisy_jax import InputError
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pages import table
 from daisy_jax.console.terminal import run_command
-from daisy_jax.errors import InputError
 from daisy_jax.reporting import followed
 from daisy_jax.whole_files import write_json, write_rows
 
@@ -91,9 +91,8 @@ def main() -> None:
 
 def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     """Evaluates one run, prints its table, writes its files."""
-    from daisy_jax import parallel
+    from daisy_jax import load, parallel
     from daisy_jax.audio import SAMPLE_RATE
-    from daisy_jax.checkpoints import load
     from daisy_jax.data.corpus import corpus_name
     from daisy_jax.features.extract import model_digest
     from daisy_jax.tasks.evaluation import best_layers, label_oracle, summary, upstream_seconds

@@ -46,12 +46,9 @@ def main() -> None:
 
     import numpy as np
 
-    from daisy_jax import audio
-    from daisy_jax.calibration import calibrate
-    from daisy_jax.checkpoints import load
+    from daisy_jax import InputError, audio, calibrate, load
     from daisy_jax.data.batches import WholeBatches, read_whole
     from daisy_jax.data.corpus import Corpus, open_corpus
-    from daisy_jax.errors import InputError
 
     model = load(config.model or None)
     pairs = [text.partition("=") for text in config.sets]

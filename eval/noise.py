@@ -22,9 +22,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from daisy_jax import InputError
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.terminal import run_command
-from daisy_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def main() -> None:
     from noise_pictures import pictures
     from noise_report import report, results
 
-    from daisy_jax.checkpoints import load
+    from daisy_jax import load
     from daisy_jax.console.pages import html_page
     from daisy_jax.whole_files import write_text
 
@@ -188,7 +188,7 @@ def measure_all(model: Any, config: Config) -> tuple[Any, list[Any]]:
 
 def clean_entropies(model: Any, config: Config, measuring: Measuring) -> Any:
     """A `Calibration` of the clean speech that thresholds come from."""
-    from daisy_jax.exits import Calibration
+    from daisy_jax import Calibration
 
     if config.threshold_from:
         folder = config.threshold_from
@@ -205,7 +205,8 @@ def exit_rules(calibration: Any, config: Config) -> dict[float, list[Any]]:
     """For each ratio: every layer allowed, then the spans."""
     import numpy as np
 
-    from daisy_jax.exits import ExitRule, exit_threshold, span_rules
+    from daisy_jax import exit_threshold
+    from daisy_jax.exits import ExitRule, span_rules
 
     layers = len(calibration.mean_entropy)
     rules = {}

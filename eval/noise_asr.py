@@ -4,9 +4,9 @@ import json
 import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from daisy_jax import InputError
 from daisy_jax.console.pages import ranges, table
 from daisy_jax.data.noisy_folder import read_log
-from daisy_jax.errors import InputError
 from daisy_jax.study.level_errors import (
     Estimate,
     LevelSums,

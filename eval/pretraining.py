@@ -38,8 +38,7 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from daisy_jax import audio
-    from daisy_jax.checkpoints import load
+    from daisy_jax import audio, load
     from daisy_jax.data.corpus import open_corpus
     from daisy_jax.devices import fetched_behind
     from daisy_jax.model.frame_labels import block_features, label_frames

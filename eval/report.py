@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from daisy_jax import InputError
 from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command
-from daisy_jax.errors import InputError
 from daisy_jax.tasks.presets import TASKS, paper_rows, paper_source
 from daisy_jax.whole_files import write_json, write_text
 

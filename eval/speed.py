@@ -25,8 +25,8 @@ import tyro
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command
+from daisy_jax.devices import medians
 from daisy_jax.reporting import followed
-from daisy_jax.timing import medians
 from daisy_jax.whole_files import write_json
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def main() -> None:
     from torch_place import torch_place
 
     import daisy_jax
-    from daisy_jax.cost import multiply_adds
+    from daisy_jax import multiply_adds
     from daisy_jax.model.hubert import embed
 
     forced = Forced(config.size, config.dtype)

@@ -14,9 +14,9 @@ import functools
 import pathlib
 from typing import Any, ClassVar, Literal
 
+from daisy_jax import InputError
 from daisy_jax.accelerator import trunk_dtype
 from daisy_jax.console.terminal import parse_config, run_command
-from daisy_jax.errors import InputError
 from daisy_jax.reporting import strictly
 from daisy_jax.signals import delayed_signals
 from daisy_jax.training.settings import DistributedOptions, own_options_first
@@ -108,8 +108,7 @@ def train(config: Config, device: str) -> None:
     import numpy as np
     from flax import nnx
 
-    from daisy_jax import audio, parallel
-    from daisy_jax.checkpoints import load, save
+    from daisy_jax import Calibration, audio, load, parallel, save
     from daisy_jax.data.batches import (
         Augmentation,
         EpochBatches,
@@ -119,7 +118,6 @@ def train(config: Config, device: str) -> None:
     )
     from daisy_jax.data.corpus import Selection, corpus_name, fingerprint, open_corpus
     from daisy_jax.data.prefetch import Batch
-    from daisy_jax.exits import Calibration
     from daisy_jax.features.store import FeatureStore, StoredLabels
     from daisy_jax.model.branches import Branches
     from daisy_jax.model.hubert import require_head

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal
 
 import tyro
 
+from daisy_jax import InputError
 from daisy_jax.console.terminal import given_options, run_command
-from daisy_jax.errors import InputError
 from daisy_jax.reporting import strictly
 from daisy_jax.training.settings import DistributedOptions, own_options_first
 
@@ -135,7 +135,8 @@ def exit_rule(config: Config, mean_entropy: Any, num_layers: int) -> Any:
     """Where utterances leave: eq. (3) on the training set, or one layer."""
     import numpy as np
 
-    from daisy_jax.exits import ExitRule, exit_threshold, fixed_layer
+    from daisy_jax import exit_threshold
+    from daisy_jax.exits import ExitRule, fixed_layer
 
     if config.ratio is None:
         return fixed_layer(num_layers if config.layer is None else config.layer, num_layers)
@@ -158,8 +159,7 @@ def train(config: Config, device: str) -> None:
     import jax
     import numpy as np
 
-    from daisy_jax import audio, parallel
-    from daisy_jax.checkpoints import load
+    from daisy_jax import audio, load, parallel
     from daisy_jax.data.batches import EpochBatches, crop_width
     from daisy_jax.data.corpus import corpus_name
     from daisy_jax.data.prefetch import Batch

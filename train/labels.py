@@ -43,11 +43,9 @@ def main() -> int:
 
     import numpy as np
 
-    from daisy_jax import audio
-    from daisy_jax.checkpoints import load
+    from daisy_jax import InputError, audio, load
     from daisy_jax.data.corpus import open_corpus
     from daisy_jax.data.librispeech import VALIDATION, has_split, training_splits
-    from daisy_jax.errors import InputError
     from daisy_jax.features.contents import Labels
     from daisy_jax.features.extract import Extractor, extract_corpus
 

@@ -94,15 +94,13 @@ def train(config: Config, device: str) -> None:
     import sklearn  # noqa: F401
     from flax import nnx
 
-    from daisy_jax import audio
-    from daisy_jax.checkpoints import load, save
+    from daisy_jax import Hubert, HubertConfig, audio, load, save
     from daisy_jax.data.batches import Augmentation, draw_by_duration, read_crops, read_labels
     from daisy_jax.data.corpus import open_corpus
     from daisy_jax.data.labels import LabelsInOrder
     from daisy_jax.data.prefetch import Batch
-    from daisy_jax.model.config import HubertConfig
     from daisy_jax.model.frame_labels import block_features
-    from daisy_jax.model.hubert import Head, Hubert
+    from daisy_jax.model.hubert import Head
     from daisy_jax.training.cluster_targets import cluster_targets, mfcc
     from daisy_jax.training.loop import fit, loss_and_accuracy, warmup_then_decay
     from daisy_jax.training.pretraining import masked_prediction_loss, span_mask

@@ -9,6 +9,7 @@ import numpy as np
 
 from daisy_jax.audio import SAMPLE_RATE, batch_of_one
 from daisy_jax.cost import multiply_adds, threshold_for_cost
+from daisy_jax.devices import medians
 from daisy_jax.encode import encode
 from daisy_jax.exits import (
     ExitRule,
@@ -24,7 +25,6 @@ from daisy_jax.tasks.task import Measure
 from daisy_jax.tasks.task_data import TaskData
 from daisy_jax.tasks.trained_heads import TrainedHead
 from daisy_jax.tasks.training import Evaluation, Evaluator, Params
-from daisy_jax.timing import medians
 
 
 class Choice(NamedTuple):
