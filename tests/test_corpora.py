@@ -158,7 +158,7 @@ def test_a_head_of_another_model_is_refused(there, tmp_path):
         exits = {"format": EXITS_FORMAT, **count_exits(np.array([1]), np.array([False]), 3)}
         entropy = np.zeros(3, np.float32)
         head = TrainedHead(
-            task, params, "daisy-tiny", ("a", "b"), upstream, "x", entropy, rule, exits
+            task, params, 16, "daisy-tiny", ("a", "b"), upstream, "x", entropy, rule, exits
         )
         save_head(tmp_path / name, head)
     arguments = ["--store", "pooled", "--output", tmp_path / "store", "--head"]

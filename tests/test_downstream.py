@@ -314,11 +314,11 @@ def test_a_head_comes_back_from_its_folder(name, tmp_path):
     rule = ExitRule("ratio 0.7", 0.25, np.array([True, False, True, True]))
     exits = count_exits(np.array([1, 3]), np.array([False, True]), 4)
     entropy = np.array([3, 2, 1, 0.5], np.float32)
-    saved = TrainedHead(task, params, "p", classes, "0f", "here", entropy, rule, exits)
+    saved = TrainedHead(task, params, SMALL.dim, "p", classes, "0f", "here", entropy, rule, exits)
     save_head(tmp_path / "head", saved)
     found = load_head(tmp_path / "head")
     assert found.task.settings == task.settings
-    assert found[2:6] == saved[2:6]
+    assert found[2:7] == saved[2:7]
     assert found.exits == exits
     np.testing.assert_array_equal(found.mean_entropy, entropy)
     assert found.rule[:2] == rule[:2]
@@ -334,7 +334,10 @@ def test_what_is_no_head_is_refused(tmp_path):
     exits = count_exits(np.array([1]), np.array([False]), 4)
     rule, entropy = fixed_layer(4, 4), np.zeros(4, np.float32)
     params = new_params(task, 16, 4, ("a", "b"), 0)
-    save_head(tmp_path, TrainedHead(task, params, "p", ("a", "b"), "", "", entropy, rule, exits))
+    save_head(
+        tmp_path,
+        TrainedHead(task, params, SMALL.dim, "p", ("a", "b"), "", "", entropy, rule, exits),
+    )
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"classes": ["a", "b", "c"]}))
     with pytest.raises(InputError, match=r"head\.output\.kernel has the shape"):
