@@ -64,7 +64,7 @@ def prepared(tmp_path_factory):
     done = run("prepare.py", folder / "speech", "--output", folder / "prepared")
     assert done.returncode == 0
     assert done.stdout == f"{folder / 'prepared'}: 6 utterances, 1 files left out\n"
-    assert done.stderr.startswith(f"left out: {folder / 'speech' / 'broken.wav'}: ")
+    assert done.stderr.startswith(f"left out (1 so far): {folder / 'speech' / 'broken.wav'}: ")
     return folder / "prepared"
 
 
