@@ -258,7 +258,8 @@ def span_rules(exit_counts: np.ndarray, threshold: float, share: float) -> list[
         try:
             found.append(ExitRule(f"span {name}", threshold, make()))
         except InputError as error:
-            logger.warning("no row for the span %s: %s", name, error)
+            said = "no row for the span %s at the threshold %.4f: %s"
+            logger.warning(said, name, threshold, error)
     return found
 
 

@@ -180,7 +180,7 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "settings": trained,
         "mean_entropy": head.mean_entropy.tolist(),
         "exits": head.exits,
-        "decoder": "lexicon" if config.lexicon else None,
+        "decoder": task.decoding,
         "device": device,
         "measures": {name: measure._asdict() for name, measure in task.measures.items()},
         "unprocessed": unprocessed(data),
@@ -229,7 +229,7 @@ def print_table(result: dict[str, Any]) -> None:
     titles = [f"{m['title']}{', ' + m['unit'] if m['unit'] else ''}" for m in measures.values()]
     print(
         f"\n{result['task']}, {result['settings']['preset']}, trained with {result['trained']} on "
-        f"{result['trained_on']}; {result['utterances']} utterances of {result['tested_on']}\n"
+        f"{result['trained_on']}; {result['utterances']} utterances of {result['tested_on']}"
     )
     header = ["rule", *titles, "exit layer", "forced", "multiply-adds saved", "time saved"]
     rows = []

@@ -1,1 +1,1 @@
-"""What a person sees: errors in one line, signals, progress, the choice of a device."""
+"""What a person sees: errors in one line, progress, tables, pictures and pages."""

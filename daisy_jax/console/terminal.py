@@ -1,4 +1,4 @@
-"""What every command has in common: one-line errors, exit statuses, progress bars."""
+"""What every command has in common: one-line errors, exit statuses, presets of options."""
 
 import argparse
 import os

@@ -86,10 +86,7 @@ def open_corpus(
     return measured_files(folder, files)
 
 
-def measured_files(
-    folder: pathlib.Path,
-    files: list[pathlib.Path],
-) -> "FolderCorpus":
+def measured_files(folder: pathlib.Path, files: list[pathlib.Path]) -> "FolderCorpus":
     """A corpus of sound files below a folder, without those that cannot be used.
 
     Arguments as of `open_corpus`; durations are remembered.

@@ -37,10 +37,7 @@ class Entry(NamedTuple):
     """Why it cannot be used, or None."""
 
 
-def measure(
-    folder: pathlib.Path,
-    files: list[pathlib.Path],
-) -> list[Entry]:
+def measure(folder: pathlib.Path, files: list[pathlib.Path]) -> list[Entry]:
     """An entry for each of `files` below `folder`; only new and changed ones are opened."""
     known = {name: Entry(*values) for name, values in recall(folder).get("entries", {}).items()}
     names = [str(file.relative_to(folder)) for file in files]

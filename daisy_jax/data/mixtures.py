@@ -58,10 +58,7 @@ def open_voicebank(
     return _open(folders, wanted)
 
 
-def open_libri2mix(
-    folder: str | pathlib.Path,
-    part: str,
-) -> Mixtures:
+def open_libri2mix(folder: str | pathlib.Path, part: str) -> Mixtures:
     """Two speakers without noise: `wav16k/min/PART/{mix_clean,s1,s2}/NAME.wav`.
 
     Arguments and errors as of `open_voicebank`; parts are train-100, train-360, dev and test.
@@ -71,10 +68,7 @@ def open_libri2mix(
     return _open(folders, lambda path: True)
 
 
-def _open(
-    folders: list[pathlib.Path],
-    wanted: Callable[[pathlib.Path], bool],
-) -> Mixtures:
+def _open(folders: list[pathlib.Path], wanted: Callable[[pathlib.Path], bool]) -> Mixtures:
     """Files of the same name in all folders; the first holds the inputs."""
     for folder in folders:
         if not folder.is_dir():

@@ -50,10 +50,7 @@ class PreparedCorpus:
         return self._samples[begin:end].astype(np.float32) / audio.FULL_SCALE
 
 
-def prepare(
-    folders: Iterable[str | pathlib.Path],
-    output: str | pathlib.Path,
-) -> tuple[int, int]:
+def prepare(folders: Iterable[str | pathlib.Path], output: str | pathlib.Path) -> tuple[int, int]:
     """Decodes every sound file below `folders` into a prepared folder.
 
     Args:

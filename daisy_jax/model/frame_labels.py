@@ -20,11 +20,7 @@ def label_frames(model: Hubert, last: jax.Array, frame_mask: jax.Array) -> jax.A
     return jnp.where(frame_mask, jnp.argmax(scores, axis=-1).astype(jnp.int32), -1)
 
 
-def frame_labels(
-    model: Hubert,
-    waveform: Any,
-    lengths: Any = None,
-) -> jax.Array:
+def frame_labels(model: Hubert, waveform: Any, lengths: Any = None) -> jax.Array:
     """HuBERT's own label of each frame: the best-scoring cluster on unmasked input.
 
     Args:

@@ -112,6 +112,7 @@ class Asr(Task):
 
     name = "asr"
     title = "Speech recognition"
+    decoding = "greedy"
     whole = (28_539, 2_620)
     measures: ClassVar = {"wer": Measure("WER", "%", higher_is_better=False, scale=100)}
 
@@ -121,11 +122,7 @@ class Asr(Task):
         augment = SpecAugment(**head.pop("augment", {}))
         self._head = AsrSettings(**head, augment=augment)
 
-    def open(
-        self,
-        folder: str,
-        part: str,
-    ) -> Examples:
+    def open(self, folder: str, part: str) -> Examples:
         """As for every `Task`."""
         corpus = open_corpus(folder, getattr(self.settings, part))
         return Examples(corpus, transcripts(folder, corpus), CHARACTERS)
@@ -168,4 +165,4 @@ class Asr(Task):
         """As for every `Task`; the decoder takes log probabilities, float [frames, 32]."""
         from daisy_jax.tasks.lexicon_decoding import lexicon_decoder
 
-        self.decoder = lexicon_decoder(lexicon, language_model)
+        self.decoder, self.decoding = lexicon_decoder(lexicon, language_model), "lexicon"

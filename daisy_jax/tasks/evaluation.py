@@ -86,11 +86,7 @@ def label_oracle(head: TrainedHead, data: TaskData, share: float) -> Choice:
     return Choice(label, "oracle", None, head.rule, (agrees.argmax(axis=1) + 1, never))
 
 
-def best_layers(
-    head: TrainedHead,
-    evaluator: Evaluator,
-    params: Params,
-) -> Choice:
+def best_layers(head: TrainedHead, evaluator: Evaluator, params: Params) -> Choice:
     """Leaves at the layer that is best for the measure, the first of equals.
 
     No rule that decides by utterance can do better with this head: an upper bound, with the

@@ -224,11 +224,7 @@ class Enhancement(_Masks):
     }
     sources = 1
 
-    def open(
-        self,
-        folder: str,
-        part: str,
-    ) -> Examples:
+    def open(self, folder: str, part: str) -> Examples:
         """As for every `Task`."""
         place = the_one(getattr(self.settings, part), f"{self.name}, {part}")
         held_out = self.settings.dev_speakers
@@ -267,11 +263,7 @@ class Separation(_Masks):
     measures: ClassVar = {"si_sdri": Measure("SI-SDRi", "dB", higher_is_better=True)}
     sources = 2
 
-    def open(
-        self,
-        folder: str,
-        part: str,
-    ) -> Examples:
+    def open(self, folder: str, part: str) -> Examples:
         """As for every `Task`."""
         place = the_one(getattr(self.settings, part), f"{self.name}, {part}")
         found = open_libri2mix(folder, place)

@@ -56,11 +56,7 @@ class Sid(Task):
         super().__init__(settings)
         self._head = SidSettings(**settings.head)
 
-    def open(
-        self,
-        folder: str,
-        part: str,
-    ) -> Examples:
+    def open(self, folder: str, part: str) -> Examples:
         """As for every `Task`."""
         wanted = the_one(getattr(self.settings, part), f"sid, {part}")
         limit = self.settings.per_speaker if part == "train" else 0

@@ -104,6 +104,8 @@ class Task(abc.ABC):
     """By name; the first is the one to look at."""
     whole: ClassVar[tuple[int, int] | None] = None
     """Utterances of the whole training and test sets, where the paper has figures for them."""
+    decoding: str | None = None
+    """How texts are found, in results; None: the task has none."""
     decoder: Callable[[np.ndarray], str] | None = None
     """From a head's outputs to a text, where the task has texts; None: its own way."""
 

@@ -20,13 +20,7 @@ from daisy_jax.training.branches import BranchScores, branch_scores
 class Validation:
     """A corpus that branches are scored on: whole utterances, of long ones the first minute."""
 
-    def __init__(
-        self,
-        trunk: Hubert,
-        corpus: Corpus,
-        labels: FrameLabels | None,
-        samples: int,
-    ):
+    def __init__(self, trunk: Hubert, corpus: Corpus, labels: FrameLabels | None, samples: int):
         """Of a trunk on every device (`parallel.replicate`), in batches of up to `samples`."""
         # Attention over a recording of an hour would not fit anywhere.
         lengths = np.minimum(corpus.lengths, audio.WIDTHS[-1])
