@@ -4,7 +4,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from daisy_jax.errors import InputError
 from daisy_jax.reporting import leave_out
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """Utterances by number."""
 

@@ -1,6 +1,6 @@
 """Labels of a corpus' frames, by utterance, as training batches read them."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus
 
 
+@runtime_checkable
 class FrameLabels(Protocol):
     """Labels by utterance, wherever they are."""
 

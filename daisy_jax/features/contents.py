@@ -7,7 +7,7 @@ first and an axis of items behind it, of length 1 but for layers.
 import dataclasses
 import hashlib
 import json
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ class Computed(NamedTuple):
     """int32 [batch]."""
 
 
+@runtime_checkable
 class Content(Protocol):
     """One kind of content."""
 

@@ -1,7 +1,7 @@
 """The architecture of a HuBERT model, as plain data that fits in a JSON file."""
 
 import dataclasses
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from daisy_jax.errors import InputError
 
@@ -85,22 +85,22 @@ class HubertConfig:
                 )
 
     @classmethod
-    def base(cls, **changes: Any) -> Self:
+    def base(cls, **changes: Any) -> "HubertConfig":
         """HuBERT Base: 12 post-LN layers of width 768. `changes` override single fields."""
         return cls(**changes)
 
     @classmethod
-    def large(cls, **changes: Any) -> Self:
+    def large(cls, **changes: Any) -> "HubertConfig":
         """HuBERT Large: 24 pre-LN layers of width 1024. `changes` override single fields."""
         return cls(**({**_PRE_LN, **_LARGE} | changes))
 
     @classmethod
-    def xlarge(cls, **changes: Any) -> Self:
+    def xlarge(cls, **changes: Any) -> "HubertConfig":
         """HuBERT XLarge: 48 pre-LN layers of width 1280. `changes` override single fields."""
         return cls(**({**_PRE_LN, **_XLARGE} | changes))
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
+    def from_dict(cls, fields: dict[str, Any]) -> "HubertConfig":
         """The inverse of `dataclasses.asdict`; unknown and missing fields are an error."""
         known = {field.name for field in dataclasses.fields(cls)}
         if known != set(fields):

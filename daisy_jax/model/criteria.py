@@ -1,13 +1,14 @@
 """Exit criteria: what is compared with the threshold at each layer."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
 from daisy_jax.model.branches import utterance_entropy
 
 
+@runtime_checkable
 class Criterion(Protocol):
     """A score of each utterance at each layer; one below the threshold leaves.
 

@@ -1,7 +1,7 @@
 """The model: front end, projection, stacked transformer layers, and two kinds of classifiers."""
 
 import copy
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ class Hubert(nnx.Module):
         )
         self.calibration: Calibration | None = None
 
-    def replace(self, **parts: Any) -> Self:
+    def replace(self, **parts: Any) -> "Hubert":
         """A copy with some of its attributes exchanged; everything else is shared."""
         changed = copy.copy(self)
         for name, part in parts.items():
