@@ -4,9 +4,12 @@ import math
 import os
 import pathlib
 import re
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, overload
 
+import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from daisy_jax.errors import InputError
 
@@ -32,7 +35,15 @@ def padded_width(samples: int) -> int:
     return next((width for width in WIDTHS if samples <= width), minutes * WIDTHS[-1])
 
 
-def frame_count(samples: Any) -> Any:
+@overload
+def frame_count(samples: int) -> int: ...
+@overload
+def frame_count(samples: np.ndarray) -> np.ndarray: ...
+@overload
+def frame_count(samples: jax.Array) -> jax.Array: ...
+def frame_count(
+    samples: int | np.integer | np.ndarray | jax.Array,
+) -> int | np.integer | np.ndarray | jax.Array:
     """Frames of `samples` samples: an int, or an integer array (numpy or jax) element by element.
 
     0 below 400 samples, 49 for one second. Source: floor((n - kernel) / stride) + 1 through the
@@ -47,14 +58,14 @@ def frame_count(samples: Any) -> Any:
 class Clip(NamedTuple):
     """A file's audio, ready for the model, and what had to be done to it."""
 
-    waveform: np.ndarray
-    """float32 [samples], one channel at 16 kHz, full scale is 1."""
+    waveform: Float[np.ndarray, " samples"]
+    """float32, one channel at 16 kHz, full scale is 1."""
     notes: tuple[str, ...]
     """What was changed, for example "mixed down to one channel"."""
 
 
-def load(path: str | os.PathLike) -> np.ndarray:
-    """Reads a sound file as float32 [samples], one channel at 16 kHz, full scale is +-1.
+def load(path: str | os.PathLike) -> Float[np.ndarray, " samples"]:
+    """Reads a sound file as float32, one channel at 16 kHz, full scale is +-1.
 
     Every format of libsndfile: WAV, FLAC, OGG, MP3 and more. Integer samples are scaled, several
     channels averaged, other rates resampled.
@@ -137,14 +148,16 @@ def cut_off(log: str) -> bool:
     return promised_more or "without an End-Of-Stream flag" in log
 
 
-def as_int16(waveform: np.ndarray) -> np.ndarray:
-    """Int16 [samples] of a float waveform; what exceeds full scale is clipped."""
+def as_int16(waveform: Float[np.ndarray, " samples"]) -> Int[np.ndarray, " samples"]:
+    """Int16 samples of a float waveform; what exceeds full scale is clipped."""
     scaled = np.round(waveform * FULL_SCALE)
     return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
-def batch_of_one(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One waveform, float [samples], as a batch: float32 [1, samples] and lengths int32 [1].
+def batch_of_one(
+    waveform: Float[np.ndarray, " samples"],
+) -> tuple[Float[np.ndarray, "1 width"], Int[np.ndarray, " 1"]]:
+    """One waveform as a batch: waveform float32 and lengths int32.
 
     Padded to whole seconds, so that utterances of many lengths share few compiled shapes.
     """
@@ -153,17 +166,19 @@ def batch_of_one(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pad_batch(
-    waveforms: list[np.ndarray], samples: int | None = None, rows: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+    waveforms: Sequence[Float[np.ndarray, " _"]],
+    samples: int | None = None,
+    rows: int | None = None,
+) -> tuple[Float[np.ndarray, "rows samples"], Int[np.ndarray, " rows"]]:
     """Stacks waveforms of different length, with zeros behind each.
 
     Args:
-      waveforms: float arrays [samples].
+      waveforms: one after the other.
       samples: width of the result; None: the longest waveform's.
       rows: height of the result, filled up with empty rows of length 0; None: no extra rows.
 
     Returns:
-      waveform float32 [rows, samples] and lengths int32 [rows].
+      waveform float32 and lengths int32.
     """
     longest = max((len(waveform) for waveform in waveforms), default=0)
     samples = longest if samples is None else samples

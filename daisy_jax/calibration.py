@@ -1,22 +1,22 @@
 """Branch entropies of a data set, at every layer."""
 
 from collections.abc import Iterable
-from typing import Any
 
-import jax
 import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, Float, Int
 
-from daisy_jax.devices import fetched_behind
 from daisy_jax.encode import encode
 from daisy_jax.errors import InputError
 from daisy_jax.exits import Calibration
 from daisy_jax.model.hubert import Hubert
-from daisy_jax.model.inputs import as_array
+from daisy_jax.model.inputs import AnyArray, as_array
+from daisy_jax.parallel import fetched_behind
 
 
 def calibrate(
     model: Hubert,
-    batches: Iterable[tuple[np.ndarray | jax.Array, np.ndarray | jax.Array | None]],
+    batches: Iterable[tuple[Array | npt.ArrayLike, Array | npt.ArrayLike | None]],
     dataset: str = "",
 ) -> Calibration:
     """Runs a data set through all layers and keeps each utterance's entropies.
@@ -35,8 +35,11 @@ def calibrate(
       InputError: the model has no branches, or there is no utterance.
     """
 
-    def start(waveform: Any, lengths: Any) -> tuple[jax.Array, jax.Array]:
-        out = encode(model, _own(waveform), _own(lengths), threshold=-np.inf)
+    def start(
+        waveform: Array | npt.ArrayLike, lengths: Array | npt.ArrayLike | None
+    ) -> tuple[Float[Array, "batch layers"], Int[Array, " batch"]]:
+        lengths = None if lengths is None else _own(lengths)
+        out = encode(model, _own(waveform), lengths, threshold=-np.inf)
         return out.entropy, out.num_frames
 
     started = (start(waveform, lengths) for waveform, lengths in batches)
@@ -46,7 +49,7 @@ def calibrate(
     return Calibration(np.concatenate(rows), dataset)
 
 
-def _own(array: Any) -> Any:
+def _own(values: Array | npt.ArrayLike) -> AnyArray:
     """A copy of what the caller may fill again for the next batch, while this one is computed."""
-    known = None if array is None else as_array(array)
-    return known.copy() if isinstance(known, np.ndarray) else known
+    array = as_array(values)
+    return array.copy() if isinstance(array, np.ndarray) else array

@@ -3,6 +3,8 @@
 import bisect
 
 import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float, Int, Integer
 
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, frame_count
 from daisy_jax.errors import InputError
@@ -12,10 +14,10 @@ from daisy_jax.model.config import HubertConfig
 
 def multiply_adds(
     config: HubertConfig,
-    samples: int | np.ndarray,
-    exit_layer: int | np.ndarray,
-    allowed: np.ndarray | None = None,
-) -> np.ndarray:
+    samples: int | Integer[np.ndarray, "..."] | npt.ArrayLike,
+    exit_layer: int | Integer[np.ndarray, "..."] | npt.ArrayLike,
+    allowed: npt.ArrayLike | None = None,
+) -> Int[np.ndarray, "..."]:
     """Multiply-adds of the front end, the layers up to the exit and the branches evaluated there.
 
     Counts matrix products and convolutions; norms, activations and softmax are left out, as usual.
@@ -51,11 +53,14 @@ def multiply_adds(
     branch = frames * config.dim * config.num_classes
     branches = np.concatenate([[0], np.cumsum(evaluated)])[exit_layer] * branch
     total = front_end + exit_layer * (projections + attention) + branches
-    return np.where(frames > 0, total, 0)
+    return np.asarray(np.where(frames > 0, total, 0))
 
 
 def threshold_for_cost(
-    config: HubertConfig, entropy: np.ndarray, samples: np.ndarray, budget: int
+    config: HubertConfig,
+    entropy: Float[np.ndarray, "utterances layers"],
+    samples: npt.ArrayLike,
+    budget: int,
 ) -> float:
     """The smallest threshold with which utterances cost at most `budget`, branches included.
 
@@ -76,7 +81,7 @@ def threshold_for_cost(
 
     def within(threshold: float) -> bool:
         exits, _ = exit_layers(entropy, threshold)
-        return multiply_adds(config, samples, exits).sum() <= budget
+        return int(multiply_adds(config, samples, exits).sum()) <= budget
 
     if not within(candidates[-1]):
         raise InputError(

@@ -1,17 +1,19 @@
 """`encode`: from waveforms to features, each utterance leaving the model at its own layer."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from daisy_jax.errors import InputError
 from daisy_jax.model.criteria import Criterion, MeanEntropy
 from daisy_jax.model.hubert import Hubert, embed
-from daisy_jax.model.inputs import checked, checked_batch, has_values
+from daisy_jax.model.inputs import AnyArray, checked, checked_batch, has_values
 from daisy_jax.model.layer_loops import Keep, deepest_layer, early_exit, full_depth
 from daisy_jax.model.pooling import normalize, running_weights
 
@@ -25,32 +27,31 @@ class Encoded(NamedTuple):
     it left before, is zero too.
     """
 
-    last_hidden: jax.Array
-    """[batch, frames, dim], the output of the block at each utterance's exit layer, without the
-    final LayerNorm of pre-LN models (`final_norm` applies it)."""
-    exit_layer: jax.Array
-    """int32 [batch], 1..L; 0 for an utterance without a single frame."""
-    forced: jax.Array
-    """bool [batch], left at the deepest allowed layer because no threshold was met."""
-    entropy: jax.Array
-    """float32 [batch, L], nats; +inf where it was not evaluated."""
-    num_frames: jax.Array
-    """int32 [batch], valid frames; 0 below 400 samples."""
-    hidden_states: jax.Array | None
-    """[batch, L+1, frames, dim] or None; [:, 0] is the transformer's input, [:, k] block k's
-    output."""
-    pooled: jax.Array | None
-    """float32 [batch, frames, dim] or None; the weighted sum of eq. (4)."""
+    last_hidden: Float[Array, "batch frames dim"]
+    """The output of the block at each utterance's exit layer, without the final LayerNorm of pre-LN
+    models (`final_norm` applies it)."""
+    exit_layer: Int[Array, " batch"]
+    """int32, 1..L; 0 for an utterance without a single frame."""
+    forced: Bool[Array, " batch"]
+    """Left at the deepest allowed layer because no threshold was met."""
+    entropy: Float[Array, "batch layers"]
+    """float32, nats; +inf where it was not evaluated."""
+    num_frames: Int[Array, " batch"]
+    """int32, valid frames; 0 below 400 samples."""
+    hidden_states: Float[Array, "batch items frames dim"] | None
+    """Items 0..L or None; [:, 0] is the transformer's input, [:, k] block k's output."""
+    pooled: Float[Array, "batch frames dim"] | None
+    """float32 or None; the weighted sum of eq. (4)."""
 
 
 def encode(
     model: Hubert,
-    waveform: jax.Array | np.ndarray,
-    lengths: jax.Array | np.ndarray | None = None,
+    waveform: Float[Array, "batch samples"] | npt.ArrayLike,
+    lengths: Integer[Array, " batch"] | npt.ArrayLike | None = None,
     *,
-    threshold: Any = None,
-    allowed: jax.Array | np.ndarray | None = None,
-    layer_weights: jax.Array | np.ndarray | None = None,
+    threshold: Float[Array, "*batch"] | npt.ArrayLike | None = None,
+    allowed: Bool[Array, " layers"] | npt.ArrayLike | None = None,
+    layer_weights: Float[Array, " items"] | npt.ArrayLike | None = None,
     return_hidden_states: bool = False,
     criterion: Criterion = MEAN_ENTROPY,
 ) -> Encoded:
@@ -116,11 +117,16 @@ def encode(
             layer_weights, "layer_weights", "a float array", (num_layers + 1,), np.floating
         )
     keep = "blocks" if return_hidden_states else "nothing"
-    return _compiled(model, waveform, lengths, threshold, allowed, layer_weights, keep, criterion)
+    inputs = (waveform, lengths, threshold, allowed, layer_weights)
+    return _compiled(model, inputs, keep, criterion)
 
 
 def encode_taps(
-    model: Hubert, waveform: jax.Array, lengths: jax.Array, threshold: Any, allowed: Any
+    model: Hubert,
+    waveform: Float[AnyArray, "batch samples"],
+    lengths: Integer[AnyArray, " batch"],
+    threshold: Float[AnyArray, "*batch"] | float | None,
+    allowed: Bool[AnyArray, " layers"] | None,
 ) -> Encoded:
     """`encode` with `hidden_states` that are what eq. (4) sums: item 0, then each layer's tap.
 
@@ -129,11 +135,14 @@ def encode_taps(
     """
     if threshold is not None:
         threshold = _broadcast_threshold(threshold, waveform.shape[0])
-    return _compiled(model, waveform, lengths, threshold, allowed, None, "taps", MEAN_ENTROPY)
+    inputs = (waveform, lengths, threshold, allowed, None)
+    return _compiled(model, inputs, "taps", MEAN_ENTROPY)
 
 
-def _broadcast_threshold(threshold: Any, batch: int) -> Any:
-    """float32 [batch], on the host if possible, so that every kind of number compiles once."""
+def _broadcast_threshold(
+    threshold: Float[Array, "..."] | npt.ArrayLike, batch: int
+) -> Float[AnyArray, " {batch}"]:
+    """float32, on the host if possible, so that every kind of number compiles once."""
     xp = jnp if isinstance(threshold, jax.Array) else np
     values = xp.asarray(threshold)
     if values.shape not in ((), (batch,)) or values.dtype.kind not in "fiuV":
@@ -144,73 +153,64 @@ def _broadcast_threshold(threshold: Any, batch: int) -> Any:
         return xp.broadcast_to(values.astype(np.float32), (batch,))
 
 
+class Inputs(NamedTuple):
+    """What is encoded, and how, once it is checked: the arguments of `encode` as arrays of JAX."""
+
+    waveform: Float[Array, "batch samples"]
+    lengths: Integer[Array, " batch"]
+    threshold: Float[Array, " batch"] | None
+    allowed: Bool[Array, " layers"] | None
+    layer_weights: Float[Array, " items"] | None
+
+
 @functools.partial(jax.jit, static_argnames=("keep", "criterion"))
 def _compiled(
-    model: Hubert,
-    waveform: jax.Array,
-    lengths: jax.Array,
-    threshold: jax.Array | None,
-    allowed: jax.Array | None,
-    layer_weights: jax.Array | None,
-    keep: Keep,
-    criterion: Criterion,
+    model: Hubert, inputs: tuple[Array | None, ...], keep: Keep, criterion: Criterion
 ) -> Encoded:
-    run = functools.partial(_encode, keep=keep, criterion=criterion)
-    sharding = jax.typeof(waveform).sharding
+    def run(model: Hubert, inputs: tuple) -> Encoded:
+        return _encode(model, Inputs(*inputs), keep, criterion)
+
+    sharding = jax.typeof(inputs[0]).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
-        return run(model, waveform, lengths, threshold, allowed, layer_weights)
+        return run(model, inputs)
     # Each device packs its own rows, so that none waits for another and no row travels.
     rows, everywhere = PartitionSpec(sharding.spec[0]), PartitionSpec()
-    specs = (everywhere, rows, rows, rows, everywhere, everywhere)
-    arguments = (model, waveform, lengths, threshold, allowed, layer_weights)
-    arguments = tuple(
-        jax.sharding.reshard(argument, NamedSharding(sharding.mesh, spec))
-        for argument, spec in zip(arguments, specs, strict=True)
+    specs = (everywhere, (rows, rows, rows, everywhere, everywhere))
+    placed = jax.tree.map(
+        lambda spec, argument: jax.sharding.reshard(argument, NamedSharding(sharding.mesh, spec)),
+        specs,
+        (model, inputs),
     )
-    return jax.shard_map(run, mesh=sharding.mesh, in_specs=specs, out_specs=rows)(*arguments)
+    return jax.shard_map(run, mesh=sharding.mesh, in_specs=specs, out_specs=rows)(*placed)
 
 
-def _encode(
-    model: Hubert,
-    waveform: jax.Array,
-    lengths: jax.Array,
-    threshold: jax.Array | None,
-    allowed: jax.Array | None,
-    layer_weights: jax.Array | None,
-    keep: Keep,
-    criterion: Criterion,
-) -> Encoded:
-    waveform = waveform.astype(jnp.float32)
-    embedded = embed(model, waveform, lengths)
-    hidden, frame_mask = embedded.hidden, embedded.frame_mask
-    num_frames = jnp.sum(frame_mask, axis=1, dtype=jnp.int32)
-
-    item0 = embedded.projected if model.config.item0 == "projection" else hidden
+def _encode(model: Hubert, inputs: Inputs, keep: Keep, criterion: Criterion) -> Encoded:
+    embedded = embed(model, inputs.waveform.astype(jnp.float32), inputs.lengths)
+    item0 = embedded.projected if model.config.item0 == "projection" else embedded.hidden
     weights, pooled = None, None
-    if layer_weights is not None:
-        weights = running_weights(layer_weights)
+    if inputs.layer_weights is not None:
+        weights = running_weights(inputs.layer_weights)
         pooled = weights.add[0] * normalize(item0)
 
-    if threshold is None or allowed is None or not waveform.shape[0]:
-        num_layers = model.config.num_layers
+    allowed, threshold = inputs.allowed, inputs.threshold
+    if threshold is None or allowed is None or not len(threshold):
         deepest = None if allowed is None else deepest_layer(allowed)
-        hidden, pooled, blocks = full_depth(model, embedded, pooled, weights, deepest, keep)
-        last = num_layers if deepest is None else deepest
-        exit_layer = jnp.where(num_frames > 0, last, 0).astype(jnp.int32)
-        entropy = jnp.full_like(frame_mask, jnp.inf, jnp.float32, shape=(len(lengths), num_layers))
-        forced = num_frames > 0
+        out = full_depth(model, embedded, pooled, weights, deepest, keep)
     else:
-        hidden, pooled, blocks, entropy, exit_layer, forced = early_exit(
-            model, embedded, pooled, weights, threshold, allowed, keep, criterion
-        )
+        out = early_exit(model, embedded, pooled, weights, threshold, allowed, keep, criterion)
 
-    valid = frame_mask[..., None]
+    valid = embedded.frame_mask[..., None]
+    blocks, pooled = out.blocks, out.pooled
     if blocks is not None:
         first = item0 if keep == "taps" else embedded.hidden
         blocks = jnp.concatenate([first[None], blocks])
         blocks = jnp.where(valid[:, None], jnp.moveaxis(blocks, 0, 1), 0)
-    if pooled is not None:
-        pooled = jnp.where(valid, pooled, 0)
     return Encoded(
-        jnp.where(valid, hidden, 0), exit_layer, forced, entropy, num_frames, blocks, pooled
+        last_hidden=jnp.where(valid, out.hidden, 0),
+        exit_layer=out.exit_layer,
+        forced=out.forced,
+        entropy=out.score,
+        num_frames=jnp.sum(embedded.frame_mask, axis=1, dtype=jnp.int32),
+        hidden_states=blocks,
+        pooled=None if pooled is None else jnp.where(valid, pooled, 0),
     )

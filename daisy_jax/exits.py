@@ -3,31 +3,33 @@
 import bisect
 import dataclasses
 import functools
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import logger
 
-Array = TypeVar("Array", jax.Array, np.ndarray)
+AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Calibration:
     """Branch entropies of a data set, from which thresholds are made."""
 
-    entropy: np.ndarray
-    """float [utterances, L], nats: each utterance's mean entropy at each layer."""
+    entropy: Float[np.ndarray, "utterances layers"]
+    """Nats: each utterance's mean entropy at each layer."""
     dataset: str = ""
     """Name of the data set."""
 
     @property
-    def mean_entropy(self) -> np.ndarray:
-        """float32 [L], nats: the mean over utterances."""
+    def mean_entropy(self) -> Float[np.ndarray, " layers"]:
+        """float32, nats: the mean over utterances."""
         return np.asarray(np.mean(self.entropy, axis=0, dtype=np.float64), np.float32)
 
     # A model carries its calibration as static data, so that it has to be hashable by content.
@@ -46,7 +48,9 @@ class Calibration:
         return hash(self._key)
 
 
-def exit_threshold(mean_entropy: jax.Array | np.ndarray, ratio: float | jax.Array) -> jax.Array:
+def exit_threshold(
+    mean_entropy: Float[Array, " layers"] | npt.ArrayLike, ratio: float | Float[Array, ""]
+) -> Float[Array, ""]:
     """Entropy below which an utterance leaves the model.
 
     The mid-point between the largest and the smallest layer-wise mean entropy, scaled. A smaller
@@ -70,7 +74,7 @@ def exit_threshold(mean_entropy: jax.Array | np.ndarray, ratio: float | jax.Arra
     return (jnp.max(mean_entropy) + jnp.min(mean_entropy)) / 2 * ratio
 
 
-def fires(score: Array, threshold: Array) -> Array:
+def fires(score: AnyArray, threshold: AnyArray) -> AnyArray:
     """Whether a score, such as a mean entropy, is low enough to leave: below the threshold.
 
     The one place where they are compared, on a device or on the host. Paper: section 3.1.
@@ -79,18 +83,20 @@ def fires(score: Array, threshold: Array) -> Array:
 
 
 def exit_layers(
-    entropy: np.ndarray, threshold: float, allowed: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+    entropy: Float[np.ndarray, "utterances layers"],
+    threshold: float,
+    allowed: npt.ArrayLike | None = None,
+) -> tuple[Int[np.ndarray, " utterances"], Bool[np.ndarray, " utterances"]]:
     """Where utterances leave, from entropies that were stored before; `encode` decides the same.
 
     Args:
-      entropy: float [utterances, L], nats, as in `Calibration.entropy`.
+      entropy: nats, as in `Calibration.entropy`.
       threshold: nats; an utterance leaves at the first allowed layer whose entropy is below it,
         else, forced, at the deepest allowed one.
       allowed: bool [L], where an utterance may leave; None: everywhere.
 
     Returns:
-      exit layers, int [utterances], 1..L, and bool [utterances], who was forced out.
+      exit layers, 1..L, and who was forced out.
     """
     layers = _layer_numbers(allowed, entropy.shape[1])
     # Rounded to float32 as encode rounds it; stored entropies are exact in it.
@@ -105,11 +111,11 @@ class ExitRule(NamedTuple):
     name: str
     threshold: float | None
     """Nats; None: at the deepest allowed layer, without any branch."""
-    allowed: np.ndarray
-    """bool [L]."""
+    allowed: Bool[np.ndarray, " layers"]
+    """Where they may leave."""
 
     @property
-    def allowed_or_all(self) -> np.ndarray | None:
+    def allowed_or_all(self) -> Bool[np.ndarray, " layers"] | None:
         """`allowed` for a jitted function; None where everybody runs all layers.
 
         A jitted function cannot see that, and would ask for each layer.
@@ -117,12 +123,14 @@ class ExitRule(NamedTuple):
         return None if self.threshold is None and self.allowed[-1] else self.allowed
 
     @property
-    def evaluated(self) -> np.ndarray:
-        """Bool [L], the layers whose branches are computed."""
+    def evaluated(self) -> Bool[np.ndarray, " layers"]:
+        """The layers whose branches are computed."""
         return self.allowed if self.threshold is not None else np.zeros_like(self.allowed)
 
-    def exits(self, entropy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """From stored entropies, float [utterances, L]: exit layers, and who was forced out."""
+    def exits(
+        self, entropy: Float[np.ndarray, "utterances layers"]
+    ) -> tuple[Int[np.ndarray, " utterances"], Bool[np.ndarray, " utterances"]]:
+        """From stored entropies: exit layers, and who was forced out."""
         threshold = -np.inf if self.threshold is None else self.threshold
         if self.threshold is None:  # a model without branches has no entropies
             entropy = np.full((len(entropy), len(self.allowed)), np.inf, np.float32)
@@ -138,7 +146,9 @@ def fixed_layer(layer: int, num_layers: int) -> ExitRule:
 
 
 def threshold_for_budget(
-    entropy: np.ndarray, mean_layers: float, allowed: np.ndarray | None = None
+    entropy: Float[np.ndarray, "utterances layers"] | npt.ArrayLike,
+    mean_layers: float,
+    allowed: npt.ArrayLike | None = None,
 ) -> float:
     """The smallest threshold whose mean exit layer on these utterances is within a budget.
 
@@ -166,7 +176,7 @@ def threshold_for_budget(
     above = np.maximum(np.nextafter(values, np.float32(np.inf)), np.finfo(np.float32).tiny)
     candidates = np.concatenate([[-np.inf], above])
 
-    def within_budget(threshold: np.float32) -> bool:
+    def within_budget(threshold: float) -> bool:
         # Leaving at the deepest layer, less each step that a layer before it spares.
         stays = lowest >= threshold
         total = layers[0] * len(entropy) + int(np.sum(stays.sum(axis=0) * np.diff(layers)))
@@ -180,7 +190,7 @@ def threshold_for_budget(
     return float(candidates[bisect.bisect_left(candidates, True, key=within_budget)])
 
 
-def _layer_numbers(allowed: np.ndarray | None, num_layers: int) -> np.ndarray:
+def _layer_numbers(allowed: npt.ArrayLike | None, num_layers: int) -> Int[np.ndarray, " allowed"]:
     allowed = np.ones(num_layers, bool) if allowed is None else np.asarray(allowed, bool)
     if allowed.shape != (num_layers,) or not allowed.any():
         raise InputError(
@@ -190,7 +200,11 @@ def _layer_numbers(allowed: np.ndarray | None, num_layers: int) -> np.ndarray:
     return np.flatnonzero(allowed) + 1
 
 
-def span_mean(exit_counts: np.ndarray) -> np.ndarray:
+Counts: TypeAlias = Int[np.ndarray, " layers"] | npt.ArrayLike
+Span: TypeAlias = Bool[np.ndarray, " layers"]
+
+
+def span_mean(exit_counts: Counts) -> Span:
     """Allows the one or two layers around the mean exit layer: floor(mean) and ceil(mean).
 
     Args:
@@ -210,7 +224,7 @@ def span_mean(exit_counts: np.ndarray) -> np.ndarray:
     return (layers >= np.floor(mean)) & (layers <= np.ceil(mean))
 
 
-def span_threshold(exit_counts: np.ndarray, share: float = 0.15) -> np.ndarray:
+def span_threshold(exit_counts: Counts, share: float = 0.15) -> Span:
     """Allows the layers at which more than `share` of the utterances left.
 
     Arguments and result as for `span_mean`.
@@ -230,7 +244,7 @@ def span_threshold(exit_counts: np.ndarray, share: float = 0.15) -> np.ndarray:
     return shares > share
 
 
-def span_min_max(exit_counts: np.ndarray) -> np.ndarray:
+def span_min_max(exit_counts: Counts) -> Span:
     """Allows every layer from the earliest to the latest at which an utterance left.
 
     Arguments, result and errors as for `span_mean`. Paper: section 3.3, "min-max".
@@ -240,7 +254,7 @@ def span_min_max(exit_counts: np.ndarray) -> np.ndarray:
     return (layers >= used.min()) & (layers <= used.max())
 
 
-def span_rules(exit_counts: np.ndarray, threshold: float, share: float) -> list[ExitRule]:
+def span_rules(exit_counts: Counts, threshold: float, share: float) -> list[ExitRule]:
     """The three spans with one threshold: section 3.3. One without a layer is left out.
 
     Args:
@@ -263,7 +277,9 @@ def span_rules(exit_counts: np.ndarray, threshold: float, share: float) -> list[
     return found
 
 
-def _counts(exit_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _counts(
+    exit_counts: Counts,
+) -> tuple[Integer[np.ndarray, " layers"], Int[np.ndarray, " layers"]]:
     counts = np.asarray(exit_counts)
     if counts.ndim != 1 or counts.dtype.kind not in "iu" or np.any(counts < 0):
         raise InputError(

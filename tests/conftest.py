@@ -28,6 +28,7 @@ import dataclasses
 import hypothesis
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -152,6 +153,14 @@ def any_model(request, small_models) -> Hubert:
 @pytest.fixture(scope="session")
 def base_model(small_models) -> Hubert:
     return small_models["base"]
+
+
+@pytest.fixture
+def unchecked_annotations():
+    """As in users' programs, for tests that give what annotations forbid to see our own error."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -8,13 +8,22 @@ import scipy.stats
 from flax import nnx
 from scipy.special import softmax
 
-from daisy_jax.model.branches import Branches, branch_loss, frame_mean, utterance_entropy
+from daisy_jax.model import branches
+from daisy_jax.model.branches import Branches
 
 RNG = np.random.default_rng(0)
 LOGITS = (3 * RNG.standard_normal((4, 9, 11))).astype(np.float32)
 LABELS = RNG.integers(0, 11, (4, 9)).astype(np.int32)
 FRAMES = np.array([9, 1, 0, 5])
 MASK = np.arange(9) < FRAMES[:, None]
+
+
+def utterance_entropy(logits, mask):
+    return branches.utterance_entropy(jnp.asarray(logits), jnp.asarray(mask))
+
+
+def branch_loss(logits, labels, mask):
+    return branches.branch_loss(*map(jnp.asarray, (logits, labels, mask)))
 
 
 def test_entropy_equals_scipy_over_valid_frames():
@@ -98,29 +107,28 @@ def test_a_batch_without_frames_has_no_loss_and_no_gradient():
 
 def test_frame_mean_takes_leading_axes():
     values = RNG.standard_normal((3, 4, 9)).astype(np.float32)
-    means = frame_mean(values, MASK[None])
+    means = branches.frame_mean(jnp.asarray(values), jnp.asarray(MASK[None]))
     for row, count in enumerate(FRAMES):
         desired = values[:, row, :count].mean(axis=1) if count else np.zeros(3)
         np.testing.assert_allclose(means[:, row], desired, rtol=0, atol=1e-6)
 
 
 def test_each_layer_has_its_own_float32_classifier():
-    branches = Branches(3, 8, 5, rngs=nnx.Rngs(0))
+    stacked = Branches(3, 8, 5, rngs=nnx.Rngs(0))
     bias = jnp.asarray(RNG.standard_normal((3, 5)), jnp.float32)
-    branches = jax.tree.map(lambda leaf: leaf if leaf.ndim == 3 else bias, branches)
-    assert branches.kernel.shape == (3, 8, 5)
-    assert 0.2 < float(jnp.std(branches.kernel[...])) * np.sqrt(8) < 2  # fan-in of one layer
+    stacked = jax.tree.map(lambda leaf: leaf if leaf.ndim == 3 else bias, stacked)
+    assert stacked.kernel.shape == (3, 8, 5)
+    assert 0.2 < float(jnp.std(stacked.kernel[...])) * np.sqrt(8) < 2  # fan-in of one layer
     tapped = RNG.standard_normal((2, 4, 8)).astype(np.float32)
     for number in range(3):
-        branch = jax.tree.map(lambda leaf, number=number: leaf[number], branches)
-        logits = branch(tapped)
-        kernel = np.asarray(branches.kernel[...], np.float64)[number]
+        branch = jax.tree.map(lambda leaf, number=number: leaf[number], stacked)
+        logits = branch(jnp.asarray(tapped))
+        kernel = np.asarray(stacked.kernel[...], np.float64)[number]
         np.testing.assert_allclose(logits, tapped @ kernel + np.asarray(bias[number]), atol=1e-5)
 
 
 def test_the_branch_product_is_float32_at_the_highest_precision_whatever_the_default():
-    branches = Branches(1, 8, 5, rngs=nnx.Rngs(0))
-    branch = jax.tree.map(lambda leaf: leaf[0], branches)
+    branch = jax.tree.map(lambda leaf: leaf[0], Branches(1, 8, 5, rngs=nnx.Rngs(0)))
     with jax.default_matmul_precision("bfloat16"):
         jaxpr = str(jax.make_jaxpr(branch)(jnp.zeros((2, 4, 8), jnp.bfloat16)))
     assert "Precision.HIGHEST" in jaxpr

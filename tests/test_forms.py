@@ -70,13 +70,13 @@ def test_forms_follow_the_platform_that_is_lowered_for(monkeypatch):
         "two": lambda x: jnp.cos(x),
         "three": lambda x: jnp.tanh(x),
     }
-    traced = jax.jit(lambda x: run_form("made", made, x)).trace(1.0)
+    traced = jax.jit(lambda x: run_form("made", made, x)).trace(jnp.float32(1))
     for platform, function in (("cpu", "sine"), ("cuda", "cosine"), ("rocm", "tanh")):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert [name for name in ("sine", "cosine", "tanh") if f"stablehlo.{name}" in text] == [
             function
         ]
-    assert run_form("made", made, 1.0) == jnp.sin(1.0)
+    assert run_form("made", made, jnp.float32(1)) == jnp.sin(1.0)
 
 
 def test_one_form_everywhere_and_back_again():

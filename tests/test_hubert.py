@@ -77,10 +77,10 @@ def test_frame_labels_are_the_nearest_label_embeddings(any_model):
 
 def test_head_scores_are_cosines_over_a_tenth(base_model):
     hidden = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
-    scores = base_model.head(hidden)
+    scores = base_model.head(jnp.asarray(hidden))
     assert scores.dtype == jnp.float32
     assert_close_to_scale(scores, cosine_scores(base_model, hidden.astype(np.float64)) / 0.1)
-    assert np.all(np.isfinite(base_model.head(np.zeros((1, 32), np.float32))))
+    assert np.all(np.isfinite(base_model.head(jnp.zeros((1, 32)))))
 
 
 def test_frame_labels_without_lengths_and_under_jit(base_model):
@@ -112,13 +112,14 @@ def test_frame_labels_refuse_what_encode_refuses(base_model, waveform, lengths, 
 
 
 def test_final_norm_is_the_last_layer_norm_of_pre_ln_models_only(small_models):
-    hidden = np.random.default_rng(0).standard_normal((2, 3, 32)).astype(np.float32)
+    hidden = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 32)), jnp.float32)
     assert final_norm(small_models["base"], hidden) is hidden
     large = small_models["large"]
-    desired = reference_of(large).norm("encoder_norm", hidden.astype(np.float64))
+    desired = reference_of(large).norm("encoder_norm", np.asarray(hidden, np.float64))
     assert_close_to_scale(final_norm(large, hidden), desired)
 
 
+@pytest.mark.usefixtures("unchecked_annotations")  # a lambda for a module
 def test_masked_frames_become_the_mask_embedding_before_the_positional_convolution(base_model):
     reference = reference_of(base_model)
     projected, _ = reference.embed(WAVEFORMS[0])
@@ -126,14 +127,14 @@ def test_masked_frames_become_the_mask_embedding_before_the_positional_convoluti
     masked[0, [2, 3]] = True
     masked[1, 5] = True  # padding, which stays padding
     projected[[2, 3]] = reference.weights["mask_embedding"]
-    embedded = embed(base_model, BATCH, BATCH_LENGTHS, masked)
+    embedded = embed(base_model, BATCH, BATCH_LENGTHS, jnp.asarray(masked))
     plain = embed(base_model, BATCH, BATCH_LENGTHS)
     np.testing.assert_array_equal(embedded.projected, plain.projected)
     np.testing.assert_array_equal(embedded.hidden[1:], plain.hidden[1:])
     assert np.max(np.abs(embedded.hidden[0] - plain.hidden[0])) > 0.1
     # Without the positional convolution the input is the projection or the embedding itself.
     flat = base_model.replace(positional_convolution=lambda hidden: hidden)
-    hidden = embed(flat, BATCH, BATCH_LENGTHS, masked).hidden[0, :9]
+    hidden = embed(flat, BATCH, BATCH_LENGTHS, jnp.asarray(masked)).hidden[0, :9]
     assert_close_to_scale(hidden, reference.norm("encoder_norm", projected))
 
 
@@ -260,6 +261,7 @@ def test_from_dict_names_unknown_and_missing_fields():
         ({"conv_bias": 1}, "config conv_bias is 1; wanted true or false"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_impossible_configs_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         HubertConfig.base(**changes)

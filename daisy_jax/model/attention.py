@@ -1,25 +1,26 @@
 """Scaled dot-product attention in the form that the platform computes fastest."""
 
 import functools
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
 
 from daisy_jax.model.forms import run_form
 
+Heads: TypeAlias = Float[Array, "batch frames heads head_dim"]
+Frames: TypeAlias = Bool[Array, "batch frames"]
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.Array) -> jax.Array:
+
+def attend(query: Heads, key: Heads, value: Heads, frame_mask: Frames) -> Heads:
     """Attention in which no frame looks at padding; softmax in float32.
 
     Args:
-      query: [batch, frames, heads, head_dim], as key and value.
+      query: what looks.
       key: what a query is compared with.
       value: what is averaged.
-      frame_mask: bool [batch, frames], true on valid frames. Padded frames get garbage.
-
-    Returns:
-      [batch, frames, heads, head_dim].
+      frame_mask: true on valid frames. Padded frames get garbage.
     """
     head_dim = query.shape[-1]
     short = query.dtype in (jnp.bfloat16, jnp.float16)
@@ -28,23 +29,26 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.A
     return run_form("attention", forms, query, key, value, frame_mask)
 
 
-def _by_head(query, key, value, frame_mask):
+def _by_head(query: Heads, key: Heads, value: Heads, frame_mask: Frames) -> Heads:
     """The scores of one head stay in the cache."""
     heads_first = tuple(jnp.moveaxis(array, 2, 0) for array in (query, key, value))
     one_head = functools.partial(_average, frame_mask=frame_mask[:, None, :])
     return jnp.moveaxis(jax.lax.map(lambda head: one_head(*head), heads_first), 0, 2)
 
 
-def _at_once(query, key, value, frame_mask):
+def _at_once(query: Heads, key: Heads, value: Heads, frame_mask: Frames) -> Heads:
     """One product for all heads."""
     query, key, value = (jnp.moveaxis(array, 2, 1) for array in (query, key, value))
     return jnp.moveaxis(_average(query, key, value, frame_mask[:, None, None, :]), 1, 2)
 
 
 def _average(
-    query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.Array
-) -> jax.Array:
-    """Values averaged by softmax(query . key); each array is [..., frames, head_dim]."""
+    query: Float[Array, "*rows frames head_dim"],
+    key: Float[Array, "*rows frames head_dim"],
+    value: Float[Array, "*rows frames head_dim"],
+    frame_mask: Bool[Array, "..."],
+) -> Float[Array, "*rows frames head_dim"]:
+    """Values averaged by softmax(query . key)."""
     query = query * query.shape[-1] ** -0.5
     scores = jnp.einsum("...th,...sh->...ts", query, key, preferred_element_type=jnp.float32)
     scores = jnp.where(frame_mask, scores, jnp.finfo(jnp.float32).min)
@@ -58,7 +62,9 @@ def _average(
 # the one that decides.
 
 
-def _tied(array: jax.Array, decides: jax.Array, otherwise: Any) -> jax.Array:
+def _tied(
+    array: Shaped[Array, "batch ..."], decides: Heads, otherwise: int | Shaped[Array, ""]
+) -> Shaped[Array, "batch ..."]:
     """The array itself, made to depend on another one, row by row.
 
     Only where the other's row begins with a NaN is it `otherwise`; nothing there is of use anyhow.
@@ -67,7 +73,7 @@ def _tied(array: jax.Array, decides: jax.Array, otherwise: Any) -> jax.Array:
     return jnp.where(jnp.expand_dims(broken, range(1, array.ndim)), otherwise, array)
 
 
-def _kernel(query, key, value, frame_mask):
+def _kernel(query: Heads, key: Heads, value: Heads, frame_mask: Frames) -> Heads:
     # An even number of frames, which the gradient asks for, and at least one more than there are.
     frames = query.shape[1]
     padded = frames + 2 - frames % 2
@@ -84,7 +90,7 @@ def _kernel(query, key, value, frame_mask):
 
 
 @jax.custom_vjp
-def _fused(query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.Array) -> jax.Array:
+def _fused(query: Heads, key: Heads, value: Heads, frame_mask: Frames) -> Heads:
     """CuDNN's kernel, by which scores are never stored."""
     return _kernel(query, key, value, frame_mask)
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
 from daisy_jax.model.forms import run_form
 
@@ -19,8 +20,10 @@ class Branches(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (num_layers, dim, num_classes)))
         self.bias = nnx.Param(jnp.zeros((num_layers, num_classes)))
 
-    def __call__(self, tapped: jax.Array) -> jax.Array:
-        """One layer's tapped features [batch, frames, dim] -> logits [batch, frames, classes].
+    def __call__(
+        self, tapped: Float[Array, "batch frames dim"]
+    ) -> Float[Array, "batch frames classes"]:
+        """Logits, float32, from one layer's tapped features, by the classifier of that layer.
 
         As exact as a float32 product at the highest precision, in every form: the reduced precision
         that accelerators use by default would move exit decisions.
@@ -32,14 +35,18 @@ class Branches(nnx.Module):
         return logits + self.bias[...][None, None]
 
 
-def _float32_product(tapped: jax.Array, kernel: jax.Array) -> jax.Array:
+def _float32_product(
+    tapped: Float[Array, "batch frames dim"], kernel: Float[Array, "dim classes"]
+) -> Float[Array, "batch frames classes"]:
     return jnp.einsum(
         "btd,dc->btc", tapped.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST
     )
 
 
 @jax.custom_jvp
-def _product_of_three_parts(tapped: jax.Array, kernel: jax.Array) -> jax.Array:
+def _product_of_three_parts(
+    tapped: Float[Array, "batch frames dim"], kernel: Float[Array, "dim classes"]
+) -> Float[Array, "batch frames classes"]:
     """The float32 product of bfloat16 features and a float32 kernel, in matrix units for bfloat16.
 
     The kernel is cut into three parts of eight bits each, whose sum is the kernel: products of two
@@ -68,13 +75,17 @@ def _product_of_three_parts_jvp(primals, tangents):
     return _product_of_three_parts(tapped, kernel), tangent
 
 
-def frame_mean(values: jax.Array, frame_mask: jax.Array) -> jax.Array:
-    """Mean of values [..., frames] over each row's valid frames; 0 for a row without frames."""
+def frame_mean(
+    values: Float[Array, "*rows frames"], frame_mask: Bool[Array, "*#rows frames"]
+) -> Float[Array, "*rows"]:
+    """Mean over each row's valid frames; 0 for a row without frames."""
     total = jnp.sum(jnp.where(frame_mask, values, 0), axis=-1)
     return total / jnp.maximum(jnp.sum(frame_mask, axis=-1), 1).astype(total.dtype)
 
 
-def utterance_entropy(logits: jax.Array, frame_mask: jax.Array) -> jax.Array:
+def utterance_entropy(
+    logits: Float[Array, "*rows frames classes"], frame_mask: Bool[Array, "*#rows frames"]
+) -> Float[Array, "*rows"]:
     """Mean entropy of a branch's predictions over an utterance's valid frames.
 
     Args:
@@ -96,7 +107,11 @@ def utterance_entropy(logits: jax.Array, frame_mask: jax.Array) -> jax.Array:
     return frame_mean(jnp.log(total) - expected, frame_mask)
 
 
-def branch_loss(logits: jax.Array, labels: jax.Array, frame_mask: jax.Array) -> jax.Array:
+def branch_loss(
+    logits: Float[Array, "batch frames classes"],
+    labels: Int[Array, "batch frames"],
+    frame_mask: Bool[Array, "batch frames"],
+) -> Float[Array, ""]:
     """Cross entropy of one branch: the mean over an utterance's frames, then over utterances.
 
     Arguments as of `utterance_loss`. Rows without a valid frame do not count.
@@ -110,7 +125,11 @@ def branch_loss(logits: jax.Array, labels: jax.Array, frame_mask: jax.Array) -> 
     return jnp.sum(utterance_loss(logits, labels, frame_mask)) / rows.astype(jnp.float32)
 
 
-def utterance_loss(logits: jax.Array, labels: jax.Array, frame_mask: jax.Array) -> jax.Array:
+def utterance_loss(
+    logits: Float[Array, "batch frames classes"],
+    labels: Int[Array, "batch frames"],
+    frame_mask: Bool[Array, "batch frames"],
+) -> Float[Array, " batch"]:
     """Cross entropy of one branch on each utterance: the mean over its frames.
 
     Args:

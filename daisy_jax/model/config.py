@@ -1,7 +1,8 @@
 """The architecture of a HuBERT model, as plain data that fits in a JSON file."""
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 from daisy_jax.errors import InputError
 
@@ -85,30 +86,38 @@ class HubertConfig:
                 )
 
     @classmethod
-    def base(cls, **changes: Any) -> "HubertConfig":
+    def base(cls, **changes: int | str) -> "HubertConfig":
         """HuBERT Base: 12 post-LN layers of width 768. `changes` override single fields."""
-        return cls(**changes)
+        return dataclasses.replace(cls(), **changes)
 
     @classmethod
-    def large(cls, **changes: Any) -> "HubertConfig":
+    def large(cls, **changes: int | str) -> "HubertConfig":
         """HuBERT Large: 24 pre-LN layers of width 1024. `changes` override single fields."""
-        return cls(**({**_PRE_LN, **_LARGE} | changes))
+        return dataclasses.replace(_LARGE, **changes)
 
     @classmethod
-    def xlarge(cls, **changes: Any) -> "HubertConfig":
+    def xlarge(cls, **changes: int | str) -> "HubertConfig":
         """HuBERT XLarge: 48 pre-LN layers of width 1280. `changes` override single fields."""
-        return cls(**({**_PRE_LN, **_XLARGE} | changes))
+        return dataclasses.replace(_XLARGE, **changes)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "HubertConfig":
+    def from_dict(cls, fields: Mapping[str, object]) -> "HubertConfig":
         """The inverse of `dataclasses.asdict`; unknown and missing fields are an error."""
         known = {field.name for field in dataclasses.fields(cls)}
         if known != set(fields):
             unknown, missing = sorted(set(fields) - known), sorted(known - set(fields))
             raise InputError(f"config has unknown fields {unknown} and lacks the fields {missing}")
-        return cls(**fields)
+        return dataclasses.replace(cls(), **fields)
 
 
-_PRE_LN = {"conv_norm": "layer", "norm_first": True, "normalize_input": True, "num_heads": 16}
-_LARGE = {"num_layers": 24, "dim": 1024, "ffn_dim": 4096, "head_dim": 768}
-_XLARGE = {"num_layers": 48, "dim": 1280, "ffn_dim": 5120, "head_dim": 1024}
+_LARGE = HubertConfig(
+    num_layers=24,
+    dim=1024,
+    ffn_dim=4096,
+    num_heads=16,
+    conv_norm="layer",
+    norm_first=True,
+    normalize_input=True,
+    head_dim=768,
+)
+_XLARGE = dataclasses.replace(_LARGE, num_layers=48, dim=1280, ffn_dim=5120, head_dim=1024)

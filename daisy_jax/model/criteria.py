@@ -1,9 +1,9 @@
 """Exit criteria: what is compared with the threshold at each layer."""
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import jax
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from daisy_jax.model.branches import utterance_entropy
 
@@ -16,22 +16,22 @@ class Criterion(Protocol):
     is compiled in, so that equal ones must be equal and hash alike.
     """
 
-    def start(self, batch: int) -> Any:
-        """What is remembered before the first layer: a pytree of arrays [batch, ...], or ()."""
+    def start(self, batch: int) -> PyTree[Shaped[Array, "batch ..."]]:
+        """What is remembered before the first layer: a pytree of arrays, or ()."""
         ...
 
     def __call__(
-        self, logits: jax.Array, frame_mask: jax.Array, remembered: Any
-    ) -> tuple[jax.Array, Any]:
-        """The score of a layer's predictions.
+        self,
+        logits: Float[Array, "rows frames classes"],
+        frame_mask: Bool[Array, "rows frames"],
+        remembered: PyTree[Shaped[Array, "rows ..."]],
+    ) -> tuple[Float[Array, " rows"], PyTree[Shaped[Array, "rows ..."]]]:
+        """The score of a layer's predictions, and what is to be remembered.
 
         Args:
-          logits: float32 [rows, frames, classes], of the layer's branch, for some of the rows.
-          frame_mask: bool [rows, frames].
+          logits: float32, of the layer's branch, for some of the rows of a batch.
+          frame_mask: true on the valid frames of these rows.
           remembered: of these rows, as the last layer that was asked left it.
-
-        Returns:
-          float32 [rows], and what is to be remembered.
         """
         ...
 
@@ -43,12 +43,15 @@ class MeanEntropy:
     Paper: section 3.1, with eq. (2).
     """
 
-    def start(self, batch: int) -> tuple:
+    def start(self, batch: int) -> tuple[()]:
         """Nothing is remembered."""
         return ()
 
     def __call__(
-        self, logits: jax.Array, frame_mask: jax.Array, remembered: tuple
-    ) -> tuple[jax.Array, tuple]:
+        self,
+        logits: Float[Array, "rows frames classes"],
+        frame_mask: Bool[Array, "rows frames"],
+        remembered: tuple[()],
+    ) -> tuple[Float[Array, " rows"], tuple[()]]:
         """As for every `Criterion`."""
         return utterance_entropy(logits, frame_mask), remembered

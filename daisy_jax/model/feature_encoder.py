@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES
 from daisy_jax.model.config import HubertConfig
@@ -16,15 +17,17 @@ def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(dim, epsilon=EPSILON, use_fast_variance=False, rngs=rngs)
 
 
-def valid_positions(size: int, counts: jax.Array) -> jax.Array:
-    """True for the first `counts` [batch] positions of each row: bool [batch, size]."""
+def valid_positions(size: int, counts: Int[Array, " batch"]) -> Bool[Array, "batch {size}"]:
+    """True for the first `counts` positions of each row."""
     return jnp.arange(size)[None] < counts[:, None]
 
 
-def masked_moments(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of x [batch, time, ...] over the positions in mask [batch, time].
+def masked_moments(
+    x: Float[Array, "batch time *channels"], mask: Bool[Array, "batch time"]
+) -> tuple[Float[Array, "batch 1 *channels"], Float[Array, "batch 1 *channels"]]:
+    """Mean and variance of x over the positions in `mask`.
 
-    Two passes in float32; both are [batch, 1, ...], and (0, 0) where a row has no valid position.
+    Two passes in float32; (0, 0) where a row has no valid position.
     """
     x = x.astype(jnp.float32)
     mask = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
@@ -34,7 +37,9 @@ def masked_moments(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]
     return mean, jnp.sum(deviation * deviation, axis=1, keepdims=True) / count
 
 
-def normalize_waveform(waveform: jax.Array, lengths: jax.Array) -> jax.Array:
+def normalize_waveform(
+    waveform: Float[Array, "batch samples"], lengths: Int[Array, " batch"]
+) -> Float[Array, "batch samples"]:
     """Zero mean and unit variance over the valid samples of each row; zeros behind them.
 
     Source: fairseq's `task.normalize`: a LayerNorm over one unpadded waveform, epsilon 1e-5.
@@ -53,8 +58,10 @@ class MaskedGroupNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(dim))
         self.bias = nnx.Param(jnp.zeros(dim))
 
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """Normalizes x [batch, time, dim] by mask, bool [batch, time]; padding becomes garbage."""
+    def __call__(
+        self, x: Float[Array, "batch time dim"], mask: Bool[Array, "batch time"]
+    ) -> Float[Array, "batch time dim"]:
+        """Normalizes by the valid time steps; padding becomes garbage."""
         mean, variance = masked_moments(x, mask)
         gain = self.scale[...].astype(jnp.float32)[None, None]
         bias = self.bias[...].astype(jnp.float32)[None, None]
@@ -90,8 +97,10 @@ class FeatureEncoder(nnx.Module):
             self.norms = nnx.List(layer_norm(config.conv_dim, rngs) for _ in CONV_KERNELS)
         self.conv_norm = config.conv_norm
 
-    def __call__(self, waveform: jax.Array, lengths: jax.Array) -> jax.Array:
-        """From waveform [batch, samples], lengths int [batch] to [batch, frames, conv_dim]."""
+    def __call__(
+        self, waveform: Float[Array, "batch samples"], lengths: Int[Array, " batch"]
+    ) -> Float[Array, "batch frames conv_dim"]:
+        """Features of waveforms whose first `lengths` samples are valid."""
         x = waveform[..., None].astype(self.convolutions[0].kernel[...].dtype)
         for i, convolution in enumerate(self.convolutions):
             x = _convolved(convolution, CONV_STRIDES[i], x)
@@ -104,8 +113,10 @@ class FeatureEncoder(nnx.Module):
         return x
 
 
-def _convolved(convolution: nnx.Conv, stride: int, x: jax.Array) -> jax.Array:
-    """A strided convolution over time, without padding, of x [batch, time, channels]."""
+def _convolved(
+    convolution: nnx.Conv, stride: int, x: Float[Array, "batch time channels"]
+) -> Float[Array, "batch steps conv_dim"]:
+    """A strided convolution over time, without padding."""
 
     def with_height_one(x):
         kernel = convolution.kernel[...]

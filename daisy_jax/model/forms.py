@@ -9,9 +9,12 @@ Outside it is the default device's.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeVar
 
 import jax
+from jaxtyping import Array, PyTree
+
+Result = TypeVar("Result", bound=PyTree[Array])
 
 ELSEWHERE = "elsewhere"
 """The row of all platforms that the table does not name."""
@@ -44,7 +47,9 @@ measured it; benchmarks/first_gpu.py does.
 """
 
 
-def run_form(step: str, forms: dict[str, Callable[..., Any]], *arguments: Any) -> Any:
+def run_form(
+    step: str, forms: dict[str, Callable[..., Result]], *arguments: PyTree[Array]
+) -> Result:
     """Runs the form of a step that the table has for the platform.
 
     Args:

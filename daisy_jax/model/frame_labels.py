@@ -1,11 +1,12 @@
 """HuBERT's own labels of frames, and features of one layer for clustering."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, Bool, Float, Int
 
 from daisy_jax import audio
 from daisy_jax.errors import InputError
@@ -14,13 +15,19 @@ from daisy_jax.model.inputs import checked_batch
 from daisy_jax.model.layer_loops import last_block
 
 
-def label_frames(model: Hubert, last: jax.Array, frame_mask: jax.Array) -> jax.Array:
-    """Labels from the last block's output: int32 [batch, frames], -1 on padded frames."""
+def label_frames(
+    model: Hubert, last: Float[Array, "batch frames dim"], frame_mask: Bool[Array, "batch frames"]
+) -> Int[Array, "batch frames"]:
+    """Labels from the last block's output, int32; -1 on padded frames."""
     scores = require_head(model)(final_norm(model, last))
     return jnp.where(frame_mask, jnp.argmax(scores, axis=-1).astype(jnp.int32), -1)
 
 
-def frame_labels(model: Hubert, waveform: Any, lengths: Any = None) -> jax.Array:
+def frame_labels(
+    model: Hubert,
+    waveform: Float[Array, "batch samples"] | npt.ArrayLike,
+    lengths: Int[Array, " batch"] | npt.ArrayLike | None = None,
+) -> Int[Array, "batch frames"]:
     """HuBERT's own label of each frame: the best-scoring cluster on unmasked input.
 
     Args:
@@ -42,8 +49,10 @@ def frame_labels(model: Hubert, waveform: Any, lengths: Any = None) -> jax.Array
     return label_frames(model, last_block(model, embedded), embedded.frame_mask)
 
 
-def block_features(model: Hubert, layer: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from one waveform, float [samples], to layer `layer`'s output [frames, dim].
+def block_features(
+    model: Hubert, layer: int
+) -> Callable[[Float[np.ndarray, " samples"]], Float[np.ndarray, "frames dim"]]:
+    """A function from one waveform to layer `layer`'s output.
 
     For use on the host; waveforms are padded to whole seconds, so that few shapes are compiled.
     """
@@ -52,10 +61,12 @@ def block_features(model: Hubert, layer: int) -> Callable[[np.ndarray], np.ndarr
     shallow = model.replace(layers=jax.tree.map(lambda leaf: leaf[:layer], model.layers))
 
     @jax.jit
-    def run(model: Hubert, waveform: jax.Array, lengths: jax.Array) -> jax.Array:
+    def run(
+        model: Hubert, waveform: Float[Array, "1 samples"], lengths: Int[Array, " 1"]
+    ) -> Float[Array, "frames dim"]:
         return last_block(model, embed(model, waveform, lengths))[0]
 
-    def features(waveform: np.ndarray) -> np.ndarray:
+    def features(waveform: Float[np.ndarray, " samples"]) -> Float[np.ndarray, "frames dim"]:
         hidden = run(shallow, *audio.batch_of_one(waveform))
         return np.asarray(hidden)[: audio.frame_count(len(waveform))]
 

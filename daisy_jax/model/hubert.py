@@ -1,11 +1,13 @@
 """The model: front end, projection, stacked transformer layers, and two kinds of classifiers."""
 
 import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Integer
 
 from daisy_jax import audio
 from daisy_jax.errors import InputError
@@ -31,8 +33,8 @@ class Head(nnx.Module):
         shape = (config.num_clusters, config.head_dim)
         self.label_embeddings = nnx.Param(nnx.initializers.uniform(1.0)(rngs.params(), shape))
 
-    def __call__(self, hidden: jax.Array) -> jax.Array:
-        """From hidden [..., dim] to scores float32 [..., clusters]: cosine similarity over 0.1.
+    def __call__(self, hidden: Float[Array, "*rows dim"]) -> Float[Array, "*rows clusters"]:
+        """Scores, float32: cosine similarity with each label's embedding, over 0.1.
 
         Always float32 products at the highest precision, as the branches': labels must not depend
         on the accelerator.
@@ -42,7 +44,7 @@ class Head(nnx.Module):
         return jnp.matmul(_unit(projected), embeddings.T, precision=HIGHEST) / 0.1
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def _unit(x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16))
 
 
@@ -72,7 +74,9 @@ class Hubert(nnx.Module):
         )
         self.calibration: Calibration | None = None
 
-    def replace(self, **parts: Any) -> "Hubert":
+    def replace(
+        self, **parts: HubertConfig | nnx.Module | nnx.Param | Calibration | None
+    ) -> "Hubert":
         """A copy with some of its attributes exchanged; everything else is shared."""
         changed = copy.copy(self)
         for name, part in parts.items():
@@ -85,26 +89,30 @@ class Hubert(nnx.Module):
 class Embedded(NamedTuple):
     """What enters the transformer."""
 
-    projected: jax.Array
-    """[batch, frames, dim], projected front-end features, zero on padded frames."""
-    hidden: jax.Array
-    """[batch, frames, dim], the first layer's input, zero on padded frames."""
-    frame_mask: jax.Array
-    """bool [batch, frames], true on valid frames."""
+    projected: Float[Array, "batch frames dim"]
+    """Projected front-end features, zero on padded frames."""
+    hidden: Float[Array, "batch frames dim"]
+    """The first layer's input, zero on padded frames."""
+    frame_mask: Bool[Array, "batch frames"]
+    """True on valid frames."""
 
 
 def embed(
-    model: Hubert, waveform: jax.Array, lengths: jax.Array, masked: jax.Array | None = None
+    model: Hubert,
+    waveform: Float[Array | np.ndarray, "batch samples"],
+    lengths: Integer[Array | np.ndarray, " batch"],
+    masked: Bool[Array, "batch frames"] | None = None,
 ) -> Embedded:
     """Everything in front of the first transformer layer.
 
     Args:
       model: any HuBERT.
-      waveform: float [batch, samples], 16 kHz; what lies behind `lengths` is ignored.
-      lengths: int [batch], true sample counts.
-      masked: bool [batch, frames], frames that are replaced by the mask embedding (pretraining).
+      waveform: 16 kHz; what lies behind `lengths` is ignored.
+      lengths: true sample counts.
+      masked: frames that are replaced by the mask embedding (pretraining).
     """
     lengths = jnp.minimum(jnp.asarray(lengths, jnp.int32), waveform.shape[1])
+    waveform = jnp.asarray(waveform)
     if model.config.normalize_input:
         waveform = normalize_waveform(waveform, lengths)
     else:
@@ -125,7 +133,7 @@ def embed(
     return Embedded(projected, jnp.where(frame_mask[..., None], hidden, 0), frame_mask)
 
 
-def final_norm(model: Hubert, hidden: jax.Array) -> jax.Array:
+def final_norm(model: Hubert, hidden: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
     """The final LayerNorm of pre-LN models on the last block's output; others are left as they are.
 
     Padded frames of pre-LN models become the norm's bias.

@@ -1,47 +1,51 @@
 """Checks of what callers pass, before anything is traced."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.core import Tracer
+from jaxtyping import Array, Float, Integer
 
 from daisy_jax import audio
 from daisy_jax.errors import InputError
 
+AnyArray = Array | np.ndarray
 
-def as_array(array: Any) -> Any:
+
+def as_array(values: Array | npt.ArrayLike) -> AnyArray:
     """Lists, torch tensors and the like as numpy arrays; what JAX knows as it is."""
-    known = isinstance(array, (np.ndarray, jax.Array)) or hasattr(array, "__jax_array__")
+    if isinstance(values, (np.ndarray, jax.Array)):
+        return values
     try:
-        return array if known else np.asarray(array)
+        return jnp.asarray(values) if hasattr(values, "__jax_array__") else np.asarray(values)
     except ValueError:
         raise InputError(
             "lists of different length are no batch; daisy_jax.audio.pad_batch makes one of them"
         ) from None
 
 
-def has_values(array: Any) -> bool:
+def has_values(array: AnyArray) -> bool:
     """Whether an array's values can be looked at here: not traced, not on other hosts."""
     if isinstance(array, Tracer):
         return False
     return not isinstance(array, jax.Array) or array.is_fully_addressable
 
 
-def checked(array: Any, name: str, kind: str, shape: tuple[int, ...], dtype: type) -> Any:
-    """The array, if it has the shape and a type of the kind; raises InputError otherwise."""
-    array = as_array(array)
+def checked(
+    values: Array | npt.ArrayLike, name: str, kind: str, shape: tuple[int, ...], dtype: type
+) -> AnyArray:
+    """The values as an array of the shape and of a kind of type; raises InputError otherwise."""
+    array = as_array(values)
     if array.shape != shape or not jnp.issubdtype(array.dtype, dtype):
         raise InputError(f"{name} is {array.dtype} {array.shape}; it must be {kind} {list(shape)}")
     return array
 
 
-def checked_batch(waveform: Any, lengths: Any) -> tuple[Any, Any]:
+def checked_batch(
+    waveform: Array | npt.ArrayLike, lengths: Array | npt.ArrayLike | None
+) -> tuple[Float[AnyArray, "batch samples"], Integer[AnyArray, " batch"]]:
     """A batch of waveforms and their lengths, which are all full if None.
-
-    Returns:
-      waveform float [batch, samples] and lengths int [batch].
 
     Raises:
       InputError: another rank or type, fewer than 400 samples, or lengths outside of the waveform.

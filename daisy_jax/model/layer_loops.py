@@ -1,10 +1,11 @@
 """All loops over the layers: every utterance through all of them, to one, or each to its own."""
 
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from daisy_jax.exits import fires
 from daisy_jax.model.criteria import Criterion
@@ -17,13 +18,30 @@ Keep = Literal["nothing", "blocks", "taps"]
 """What of every layer is kept."""
 
 
-def deepest_layer(allowed: jax.Array) -> jax.Array:
+class Outcome(NamedTuple):
+    """What came of a batch; padded frames hold garbage."""
+
+    hidden: Float[Array, "batch frames dim"]
+    """The block's output at each utterance's exit layer."""
+    pooled: Float[Array, "batch frames dim"] | None
+    """float32, eq. (4)."""
+    blocks: Float[Array, "layers batch frames dim"] | None
+    """What was to be kept of every layer; zero behind the exit."""
+    score: Float[Array, "batch layers"]
+    """float32, the criterion's; +inf where it was not evaluated."""
+    exit_layer: Int[Array, " batch"]
+    """int32, 1..L; 0 for an utterance without a frame."""
+    forced: Bool[Array, " batch"]
+    """Left at the deepest allowed layer because no score was below the threshold."""
+
+
+def deepest_layer(allowed: Bool[Array, " layers"]) -> Int[Array, ""]:
     """Number of the deepest allowed layer, from 1."""
     return len(allowed) - jnp.argmax(allowed[::-1]).astype(jnp.int32)
 
 
-def last_block(model: Hubert, embedded: Embedded) -> jax.Array:
-    """The last block's output [batch, frames, dim], garbage on padded frames. Differentiable."""
+def last_block(model: Hubert, embedded: Embedded) -> Float[Array, "batch frames dim"]:
+    """The last block's output, garbage on padded frames. Differentiable."""
 
     def one_layer(hidden, layer):
         return layer(hidden, embedded.frame_mask)[0], None
@@ -31,12 +49,12 @@ def last_block(model: Hubert, embedded: Embedded) -> jax.Array:
     return jax.lax.scan(one_layer, embedded.hidden, model.layers)[0]
 
 
-def tapped_layers(model: Hubert, embedded: Embedded) -> tuple[jax.Array, jax.Array]:
-    """All layers, and what branches look at.
+def tapped_layers(
+    model: Hubert, embedded: Embedded
+) -> tuple[Float[Array, "batch frames dim"], Float[Array, "layers batch frames dim"]]:
+    """The last block's output, and the tap of every layer: what branches look at.
 
-    Returns:
-      the last block's output [batch, frames, dim], and the tap of every layer
-      [L, batch, frames, dim]; garbage on padded frames.
+    Both are garbage on padded frames.
     """
 
     def one_layer(hidden, layer):
@@ -49,11 +67,11 @@ def tapped_layers(model: Hubert, embedded: Embedded) -> tuple[jax.Array, jax.Arr
 def full_depth(
     model: Hubert,
     embedded: Embedded,
-    pooled: jax.Array | None,
+    pooled: Float[Array, "batch frames dim"] | None,
     weights: RunningWeights | None,
-    deepest: jax.Array | None,
+    deepest: Int[Array, ""] | None,
     keep: Keep,
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+) -> Outcome:
     """Every utterance to the same layer: a plain scan, differentiable in reverse mode.
 
     `deepest` counts from 1. None is the last layer, and then no condition asks how deep it is.
@@ -83,10 +101,15 @@ def full_depth(
     (hidden, pooled), blocks = jax.lax.scan(
         one_layer, (embedded.hidden, pooled), (numbers, model.layers, weights)
     )
-    return hidden, pooled, blocks
+    has_frames = embedded.frame_mask[:, 0]
+    last = jnp.int32(len(numbers)) if deepest is None else deepest
+    score = jnp.full_like(has_frames, jnp.inf, jnp.float32, shape=(len(hidden), len(numbers)))
+    return Outcome(hidden, pooled, blocks, score, jnp.where(has_frames, last, 0), has_frames)
 
 
-def _per_layer(model: Hubert, weights: RunningWeights | None) -> tuple:
+def _per_layer(
+    model: Hubert, weights: RunningWeights | None
+) -> tuple[Int[Array, " layers"], RunningWeights | None]:
     """Numbers of the layers, from 1, and the part of the layer weights that belongs to them."""
     numbers = jnp.arange(1, model.config.num_layers + 1, dtype=jnp.int32)
     return numbers, jax.tree.map(lambda weight: weight[1:], weights)
@@ -95,13 +118,13 @@ def _per_layer(model: Hubert, weights: RunningWeights | None) -> tuple:
 def early_exit(
     model: Hubert,
     embedded: Embedded,
-    pooled: jax.Array | None,
+    pooled: Float[Array, "batch frames dim"] | None,
     weights: RunningWeights | None,
-    threshold: jax.Array,
-    allowed: jax.Array,
+    threshold: Float[Array, " batch"],
+    allowed: Bool[Array, " layers"],
     keep: Keep,
     criterion: Criterion,
-) -> tuple:
+) -> Outcome:
     """Each utterance to its own layer.
 
     The outer scan goes over layers. Before each, the rows that are still inside are packed at the
@@ -155,15 +178,15 @@ def early_exit(
     (hidden, pooled, _, exit_layer, forced, _), (scores, blocks) = jax.lax.scan(
         one_layer, start, (*_per_layer(model, weights), allowed)
     )
-    return hidden, pooled, blocks, scores.T, exit_layer, forced
+    return Outcome(hidden, pooled, blocks, scores.T, exit_layer, forced)
 
 
 def _cut_layer(
     model: Hubert,
-    number: jax.Array,
-    frame_mask: jax.Array,
-    inside: jax.Array,
-    may_leave: jax.Array,
+    number: Int[Array, ""],
+    frame_mask: Bool[Array, "batch frames"],
+    inside: Bool[Array, " batch"],
+    may_leave: Bool[Array, ""],
     weight: RunningWeights | None,
     keep: Keep,
     criterion: Criterion,

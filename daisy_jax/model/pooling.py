@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from daisy_jax.model.feature_encoder import EPSILON
 
 
-def normalize(hidden: jax.Array) -> jax.Array:
+def normalize(hidden: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
     """LayerNorm without scale and bias over the last axis, in float32: that of eq. (4)."""
     hidden = hidden.astype(jnp.float32)
     deviation = hidden - jnp.mean(hidden, axis=-1, keepdims=True)
@@ -23,22 +24,24 @@ class RunningWeights(NamedTuple):
     0..k alone: what an exit at layer k needs, whatever comes behind it.
     """
 
-    keep: jax.Array
-    """float32 [L+1]"""
-    add: jax.Array
-    """float32 [L+1]"""
+    keep: Float[Array, "*items"]
+    """float32 [L+1], or one number for one layer."""
+    add: Float[Array, "*items"]
+    """As `keep`."""
 
 
-def running_weights(layer_weights: jax.Array) -> RunningWeights:
-    """From raw scores, float [L+1]. A score of -inf leaves its item out."""
+def running_weights(layer_weights: Float[Array, " items"]) -> RunningWeights:
+    """From raw scores of items 0..L. A score of -inf leaves its item out."""
     items = jnp.arange(len(layer_weights))
     shares = prefix_softmax(layer_weights, items)  # [exits, items]
     add = jnp.diagonal(shares)
     return RunningWeights(jnp.sum(jnp.tril(shares, -1), axis=-1), add)
 
 
-def prefix_softmax(layer_weights: jax.Array, exit_layer: jax.Array) -> jax.Array:
-    """Softmax over items 0..exit of each row: scores [L+1], exits int [rows] -> [rows, L+1].
+def prefix_softmax(
+    layer_weights: Float[Array, " items"], exit_layer: Int[Array, " rows"]
+) -> Float[Array, "rows items"]:
+    """Softmax of raw scores over items 0..exit of each row.
 
     Zero behind the exit and where a score is -inf, all zero where nothing is left; values and
     gradients stay finite.
@@ -50,16 +53,20 @@ def prefix_softmax(layer_weights: jax.Array, exit_layer: jax.Array) -> jax.Array
     return jax.nn.softmax(scores, where=used & ~jnp.isneginf(scores))
 
 
-def pool(hidden_states: jax.Array, layer_weights: jax.Array, exit_layer: jax.Array) -> jax.Array:
-    """Weighted sum of stored hidden states up to each utterance's exit: features for one head.
+def pool(
+    hidden_states: Float[Array, "batch items frames dim"],
+    layer_weights: Float[Array, " items"],
+    exit_layer: Int[Array, " batch"],
+) -> Float[Array, "batch frames dim"]:
+    """Weighted sum of stored hidden states up to each utterance's exit: what a task head sees.
 
     Args:
-      hidden_states: float [batch, L+1, frames, dim]; item 0 is the first one.
-      layer_weights: float [L+1], raw scores; softmax over the entries up to the exit.
-      exit_layer: int [batch], 0..L.
+      hidden_states: items 0..L; item 0 is what enters the transformer.
+      layer_weights: raw scores; softmax over the entries up to the exit.
+      exit_layer: 0..L.
 
     Returns:
-      float32 [batch, frames, dim]. Differentiable in `layer_weights`, one executable for all exits.
+      float32. Differentiable in `layer_weights`, one executable for all exits.
 
     Paper: eq. (4), section 3.2, with the authors' softmax and item 0.
     """

@@ -1,10 +1,11 @@
 """How many rows of a packed batch a layer is computed for: the two forms, and their sizes."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 FRAMES_PER_SLICE = 512
 """Frames that fill a CPU in one turn of the inner loop (measured)."""
@@ -16,19 +17,19 @@ benchmarks/first_gpu.py decides)."""
 class State(NamedTuple):
     """What a layer changes of a batch."""
 
-    hidden: jax.Array
-    """[batch, frames, dim]"""
-    pooled: jax.Array | None
-    """float32 [batch, frames, dim]"""
-    block: jax.Array | None
-    """[batch, frames, dim], what is kept of this layer; zero where it was not computed."""
-    score: jax.Array
-    """float32 [batch], the criterion's at this layer; +inf where it was not computed."""
-    remembered: Any
-    """The criterion's, [batch, ...]."""
+    hidden: Float[Array, "batch frames dim"]
+    """The last block's output, or the transformer's input."""
+    pooled: Float[Array, "batch frames dim"] | None
+    """float32, eq. (4) so far."""
+    block: Float[Array, "batch frames dim"] | None
+    """What is kept of this layer; zero where it was not computed."""
+    score: Float[Array, " batch"]
+    """float32, the criterion's at this layer; +inf where it was not computed."""
+    remembered: PyTree[Shaped[Array, "batch ..."]]
+    """The criterion's."""
 
 
-RunSlice = Callable[[int, jax.Array | int, bool, State], State]
+RunSlice = Callable[[int, Int[Array, ""] | int, bool, State], State]
 """Runs a layer on some slots of the packed batch: how many, the first of them, whether the branch
 is left out where nobody may leave, and the state."""
 
@@ -37,7 +38,7 @@ is left out where nobody may leave, and the state."""
 # are not even copied.
 
 
-def in_loops(cut: Callable[[], RunSlice], count: jax.Array, state: State) -> State:
+def in_loops(cut: Callable[[], RunSlice], count: Int[Array, ""], state: State) -> State:
     """As many slices as the rows need; the last ones hold one row, so that none is run in vain."""
     batch, frames = state.hidden.shape[:2]
     sizes = loop_sizes(batch, frames)
@@ -65,7 +66,7 @@ def loop_sizes(batch: int, frames: int) -> tuple[int, ...]:
     return (rows, 1) if rows > 1 else (rows,)
 
 
-def by_switch(cut: Callable[[], RunSlice], count: jax.Array, state: State) -> State:
+def by_switch(cut: Callable[[], RunSlice], count: Int[Array, ""], state: State) -> State:
     """One slice, of the smallest size that holds all rows: one question to the host a layer.
 
     Some rows are computed in vain; a small layer costs an accelerator less than its host's answer.
@@ -89,7 +90,7 @@ def switch_sizes(batch: int, frames: int) -> tuple[int, ...]:
 
 
 @jax.custom_batching.custom_vmap
-def _largest(count: jax.Array) -> jax.Array:
+def _largest(count: Int[Array, ""]) -> Int[Array, ""]:
     """The count itself; under vmap the largest of all, the same for all.
 
     A switch by an index that differs under vmap becomes a choice between the results of all its
@@ -99,6 +100,6 @@ def _largest(count: jax.Array) -> jax.Array:
 
 
 @_largest.def_vmap
-def _largest_of_all(axis_size: int, in_batched: list[bool], counts: jax.Array):
+def _largest_of_all(axis_size: int, in_batched: list[bool], counts: Int[Array, "..."]):
     del axis_size
     return _largest(jnp.max(counts, axis=0) if in_batched[0] else counts), False

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float
 
 from daisy_jax.model.attention import attend
 from daisy_jax.model.config import HubertConfig
@@ -38,12 +39,12 @@ class PositionalConvolution(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """X is [batch, frames, dim], zero on padded frames."""
+    def __call__(self, x: Float[Array, "batch frames dim"]) -> Float[Array, "batch frames dim"]:
+        """X is zero on padded frames."""
         forms = {"convolution": self.convolution, "blocks": self._by_blocks}
         return x + jax.nn.gelu(run_form("positional_convolution", forms, x), approximate=False)
 
-    def _by_blocks(self, x: jax.Array) -> jax.Array:
+    def _by_blocks(self, x: Float[Array, "batch frames dim"]) -> Float[Array, "batch frames dim"]:
         layer = self.convolution
         out = grouped_convolution_by_blocks(x, layer.kernel[...], layer.feature_group_count)
         return out if layer.bias is None else out + layer.bias[...][None, None]
@@ -51,19 +52,18 @@ class PositionalConvolution(nnx.Module):
 
 # What the product reads is x seventeen times over; a gradient cuts it out of x again.
 @functools.partial(jax.checkpoint, static_argnums=2)
-def grouped_convolution_by_blocks(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
+def grouped_convolution_by_blocks(
+    x: Float[Array, "batch frames dim"], kernel: Float[Array, "taps width dim"], groups: int
+) -> Float[Array, "batch frames dim"]:
     """The positional convolution without bias, as one product of matrices a group.
 
     Eight neighbouring frames are computed from all frames that one of them sees, by a matrix that
     holds the kernel eight times, each time one frame further down.
 
     Args:
-      x: [batch, frames, dim].
-      kernel: [taps, dim / groups, dim], as `nnx.Conv` has it.
+      x: what is convolved, zero on padded frames.
+      kernel: as `nnx.Conv` has it; its width is dim / groups.
       groups: groups of channels that see only each other.
-
-    Returns:
-      [batch, frames, dim].
     """
     (batch, frames, dim), (taps, width, _) = x.shape, kernel.shape
     block = FRAMES_PER_BLOCK
@@ -101,8 +101,10 @@ class SelfAttention(nnx.Module):
         self.qkv = nnx.Linear(config.dim, 3 * config.dim, rngs=rngs)
         self.out = nnx.Linear(config.dim, config.dim, kernel_init=RESIDUAL_INIT, rngs=rngs)
 
-    def __call__(self, x: jax.Array, frame_mask: jax.Array) -> jax.Array:
-        """X is [batch, frames, dim], frame_mask bool [batch, frames]."""
+    def __call__(
+        self, x: Float[Array, "batch frames dim"], frame_mask: Bool[Array, "batch frames"]
+    ) -> Float[Array, "batch frames dim"]:
+        """Padded frames get garbage."""
         batch, frames, dim = x.shape
         qkv = self.qkv(x).reshape(batch, frames, 3, self.num_heads, dim // self.num_heads)
         query, key, value = jnp.moveaxis(qkv, 2, 0)
@@ -116,8 +118,8 @@ class FeedForward(nnx.Module):
         self.up = nnx.Linear(config.dim, config.ffn_dim, rngs=rngs)
         self.down = nnx.Linear(config.ffn_dim, config.dim, kernel_init=RESIDUAL_INIT, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """X is [..., dim]."""
+    def __call__(self, x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
+        """Applied to each frame by itself."""
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
 
@@ -131,8 +133,10 @@ class TransformerLayer(nnx.Module):
         self.ffn = FeedForward(config, rngs=rngs)
         self.ffn_norm = layer_norm(config.dim, rngs)
 
-    def __call__(self, x: jax.Array, frame_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The block's output and its feed-forward network's output for x [batch, frames, dim].
+    def __call__(
+        self, x: Float[Array, "batch frames dim"], frame_mask: Bool[Array, "batch frames"]
+    ) -> tuple[Float[Array, "batch frames dim"], Float[Array, "batch frames dim"]]:
+        """The block's output and its feed-forward network's output.
 
         The second is taken before the residual sum. Padded frames hold garbage afterwards.
         """
