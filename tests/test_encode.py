@@ -214,7 +214,7 @@ def test_pooled_equals_eq_4_on_stored_hidden_states(base_model, references, weig
         return_hidden_states=True,
     )
     assert out.pooled.dtype == jnp.float32
-    pooled = pool(out.hidden_states, weights, out.exit_layer)
+    pooled = pool(out.hidden_states, jnp.asarray(weights), out.exit_layer)
     for row in np.flatnonzero(out.exit_layer):
         frames, depth = out.num_frames[row], out.exit_layer[row]
         states = np.asarray(out.hidden_states[row, :, :frames], np.float64)
@@ -225,7 +225,7 @@ def test_pooled_equals_eq_4_on_stored_hidden_states(base_model, references, weig
     full = encode(
         base_model, BATCH, BATCH_LENGTHS, layer_weights=weights, return_hidden_states=True
     )
-    assert_close_to_scale(full.pooled, pool(full.hidden_states, weights, full.exit_layer))
+    assert_close_to_scale(full.pooled, pool(full.hidden_states, jnp.asarray(weights), full.exit_layer))
 
 
 def test_results_without_optional_outputs_are_the_same(any_model):
