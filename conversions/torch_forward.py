@@ -13,24 +13,24 @@ from torch.nn import functional
 
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
 EPSILON = 1e-5
-TO_FAIRSEQ = (
-    (r"^w2v_encoder\.w2v_model\.", ""),
-    (r"^(model\.)?(wav2vec2\.|logit_generator\.|mask_generator\.)?", ""),
-    (r"^hubert\.", ""),
-    (r"^(encoder\.)?feature_projection\.layer_norm", "layer_norm"),
-    (r"^(encoder\.)?feature_projection\.projection", "post_extract_proj"),
-    (r"^encoder\.transformer\.", "encoder."),
-    (r"pos_conv_embed\.conv", "pos_conv.0"),
-    (r"parametrizations\.weight\.original0", "weight_g"),
-    (r"parametrizations\.weight\.original1", "weight_v"),
-    (r"(\.layers\.\d+)\.attention\.", r"\1.self_attn."),
-    (r"(\.layers\.\d+)\.layer_norm\.", r"\1.self_attn_layer_norm."),
-    (r"feed_forward\.intermediate_dense", "fc1"),
-    (r"feed_forward\.output_dense", "fc2"),
-    (r"(conv_layers\.\d)\.conv\.", r"\1.0."),
-    (r"(conv_layers\.\d)\.(layer_norm|2\.1|2)\.", r"\1.norm."),
-    (r"^label_embs$", "label_embs_concat"),
-)
+TO_FAIRSEQ = {
+    r"^w2v_encoder\.w2v_model\.": "",
+    r"^(model\.)?(wav2vec2\.|logit_generator\.|mask_generator\.)?": "",
+    r"^hubert\.": "",
+    r"^(encoder\.)?feature_projection\.layer_norm": "layer_norm",
+    r"^(encoder\.)?feature_projection\.projection": "post_extract_proj",
+    r"^encoder\.transformer\.": "encoder.",
+    r"pos_conv_embed\.conv": "pos_conv.0",
+    r"parametrizations\.weight\.original0": "weight_g",
+    r"parametrizations\.weight\.original1": "weight_v",
+    r"(\.layers\.\d+)\.attention\.": r"\1.self_attn.",
+    r"(\.layers\.\d+)\.layer_norm\.": r"\1.self_attn_layer_norm.",
+    r"feed_forward\.intermediate_dense": "fc1",
+    r"feed_forward\.output_dense": "fc2",
+    r"(conv_layers\.\d)\.conv\.": r"\1.0.",
+    r"(conv_layers\.\d)\.(layer_norm|2\.1|2)\.": r"\1.norm.",
+    r"^label_embs$": "label_embs_concat",
+}
 
 
 class States(NamedTuple):
@@ -144,6 +144,6 @@ class TorchHubert:
 
 
 def _fairseq_name(name: str) -> str:
-    for pattern, replacement in TO_FAIRSEQ:
+    for pattern, replacement in TO_FAIRSEQ.items():
         name = re.sub(pattern, replacement, name)
     return name

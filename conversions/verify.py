@@ -17,15 +17,24 @@ import dataclasses
 import math
 import pathlib
 import zipfile
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
+import jax.numpy as jnp
+import numpy as np
 import tyro
+from jaxtyping import Array, Float, Float64, Int
 
+import daisy_jax
 from daisy_jax import InputError
 from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command
+from daisy_jax.conversions.rules import Source
+from daisy_jax.conversions.sources import open_source
 
-SAMPLE = pathlib.Path(__file__).parent.parent / "daisy_jax" / "samples" / "reading-3.flac"
+SAMPLE = pathlib.Path(daisy_jax.__file__).parent / "samples" / "reading-3.flac"
+Frames = Float64[np.ndarray, "frames dim"]
+States = Float64[np.ndarray, "items frames dim"]
 SPECIALS = 4  # rows of fairseq's label embeddings that belong to no cluster
 
 
@@ -53,13 +62,6 @@ class Config:
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     use_accelerator("cpu")  # whose float32 products are exact to the last bits
-
-    import jax.numpy as jnp
-    import numpy as np
-
-    import daisy_jax
-    from daisy_jax.conversions.sources import open_source
-
     model = daisy_jax.load(config.model)
     waveform = daisy_jax.audio.load(config.audio)
     source = open_source(config.against, model.config.num_heads)
@@ -80,14 +82,14 @@ def main() -> None:
     )
     if source.config.normalize_input != model.config.normalize_input:
         raise InputError(f"{config.model} treats input normalisation otherwise; convert again")
-    found = Differences(config.tolerance)
+    differences = Differences(config.tolerance)
     if source.format == "transformers folder":
         hidden = transformers_states(config.against, waveform, source.config.normalize_input)
-        found.add_states(hidden, ours)
+        differences.add_states(hidden, ours)
     else:
         batch = jnp.asarray(waveform)[None]
-        labels = daisy_jax.frame_labels(model, batch)[0] if model.head else None
-        compare_everything(source, waveform, ours, out.entropy[0], labels, found)
+        labels = np.asarray(daisy_jax.frame_labels(model, batch)[0]) if model.head else None
+        compare_everything(source, waveform, ours, out.entropy[0], labels, differences)
     if config.features:
         layers = model.config.num_layers
         if not 1 <= config.features_layer <= layers:
@@ -97,15 +99,21 @@ def main() -> None:
         except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{config.features}: not a .npy file of numbers ({error})") from None
         name = f"{config.features}, layer {config.features_layer}"
-        found.add_array(name, reference, ours[config.features_layer], config.features_tolerance)
-    found.finish()
+        differences.add_array(
+            name, reference, ours[config.features_layer], config.features_tolerance
+        )
+    differences.finish()
 
 
 def compare_everything(
-    source: Any, waveform: Any, ours: Any, entropy: Any, labels: Any, found: "Differences"
+    source: Source,
+    waveform: Float[np.ndarray, " samples"],
+    ours: States,
+    entropy: Float[Array, " layers"],
+    labels: Int[np.ndarray, " frames"] | None,
+    differences: "Differences",
 ) -> None:
     """Hidden states, entropies and labels against the plain PyTorch forward pass."""
-    import numpy as np
     import torch
     from torch_forward import TorchHubert
 
@@ -113,25 +121,27 @@ def compare_everything(
     theirs = TorchHubert(source.tensors, settings.num_heads, settings.norm_first)
     with torch.no_grad():
         states = theirs.run(waveform, settings.normalize_input)
-        found.add_states(states.hidden, ours)
+        differences.add_states([state.numpy() for state in states.hidden], ours)
         if settings.num_classes and math.isfinite(entropy[0]):
             tapped = states.ffn if settings.tap == "ffn" else states.hidden[1:]
             for layer, reference in enumerate(theirs.entropies(tapped)):
                 difference = abs(reference - float(entropy[layer]))
-                found.add(f"entropy {layer + 1}, nats", difference)
+                differences.add(f"entropy {layer + 1}, nats", difference)
         if settings.num_clusters and labels is not None:
             specials = 0 if "torchaudio" in source.format else SPECIALS
             scores = theirs.label_scores(states.final, settings.num_clusters, specials)
-            chosen = scores[torch.arange(len(scores)), torch.tensor(np.array(labels)).long()]
-            equal = int((scores.argmax(dim=-1).numpy() == np.asarray(labels)).sum())
+            chosen = scores[torch.arange(len(scores)), torch.from_numpy(labels.copy()).long()]
+            equal = int((scores.argmax(dim=-1).numpy() == labels).sum())
             print(f"frame labels: {equal} of {len(scores)} equal")
             # A label may only differ where two clusters score the same.
             lost = float((scores.max(dim=-1).values - chosen).max())
-            found.add("score lost by the labels", lost)
+            differences.add("score lost by the labels", lost)
 
 
-def transformers_states(folder: str, waveform: Any, normalize: bool) -> list[Any]:
-    """Hidden states [frames, dim] of transformers' own HubertModel, float64."""
+def transformers_states(
+    folder: str, waveform: Float[np.ndarray, " samples"], normalize: bool
+) -> list[Frames]:
+    """Hidden states of transformers' own HubertModel."""
     import torch
     import transformers
 
@@ -140,7 +150,8 @@ def transformers_states(folder: str, waveform: Any, normalize: bool) -> list[Any
     if normalize:
         x = torch.nn.functional.layer_norm(x, x.shape[1:], eps=1e-5)
     with torch.no_grad():
-        return [states[0] for states in model(x, output_hidden_states=True).hidden_states]
+        states = model(x, output_hidden_states=True).hidden_states
+    return [state[0].numpy() for state in states]
 
 
 class Differences:
@@ -158,17 +169,16 @@ class Differences:
         if not fits:
             self.beyond.append(name)
 
-    def add_array(self, name: str, theirs: Any, ours: Any, tolerance: float | None = None) -> None:
+    def add_array(
+        self, name: str, theirs: Frames, ours: Frames, tolerance: float | None = None
+    ) -> None:
         """The largest difference of two arrays, relative to the rms of the first."""
-        import numpy as np
-
-        theirs = np.asarray(theirs, np.float64)
         if theirs.shape != ours.shape:
             raise InputError(f"{name}: {theirs.shape}, where ours has {ours.shape}")
         scale = np.sqrt(np.mean(theirs**2))
         self.add(name, float(np.max(np.abs(theirs - ours)) / scale), tolerance)
 
-    def add_states(self, theirs: list[Any], ours: Any) -> None:
+    def add_states(self, theirs: Sequence[Frames], ours: States) -> None:
         """All hidden states of a model."""
         if len(theirs) != len(ours):
             raise InputError(f"{len(theirs) - 1} layers, where ours has {len(ours) - 1}")

@@ -187,6 +187,30 @@ def torchaudio_pretraining(case: Case) -> dict[str, np.ndarray]:
     )
 
 
+WITH_HEAD = {
+    "fairseq": fairseq,
+    "fairseq, old": fairseq_old,
+    "s3prl": s3prl,
+    "torchaudio pretraining": torchaudio_pretraining,
+}
+WITHOUT_HEAD = {
+    "fairseq, fine-tuned": fairseq_finetuned,
+    "torchaudio": torchaudio,
+    "torchaudio, in a trainer's checkpoint": lambda case: {
+        "state_dict": torchaudio(case, "model.wav2vec2."),
+        "epoch": 1,
+    },
+    "transformers": lambda case: dict(case.tensors),
+}
+WITH_BRANCHES = {
+    "DAISY": daisy,
+    "DAISY, after-norm": lambda case: daisy(case, "after-norm"),
+    "DAISY, before-norm": lambda case: daisy(case, "before-norm"),
+}
+ALL = WITH_HEAD | WITHOUT_HEAD | WITH_BRANCHES
+"""What makes each format's content of a case."""
+
+
 def to_tensors(content: Any) -> Any:
     """The content with torch's tensors in the place of numpy's arrays."""
     import torch

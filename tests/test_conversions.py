@@ -22,6 +22,7 @@ from torch_models import (
     change_json,
     change_tensors,
     drawn_model,
+    small_folder,
     to_shards,
     to_torch_file,
 )
@@ -38,8 +39,7 @@ SCRIPT = pathlib.Path(__file__).parent.parent / "conversions" / "convert.py"
 @pytest.fixture
 def folder(tmp_path):
     """A folder of a small Base-like model."""
-    drawn_model(**SMALL).save_pretrained(tmp_path / "theirs")
-    return tmp_path / "theirs"
+    return small_folder(tmp_path / "theirs")
 
 
 def _converted(folder, name="ours"):

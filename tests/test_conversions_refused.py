@@ -10,11 +10,10 @@ pytest.importorskip("transformers")
 
 from safetensors.torch import load_file, save_file
 from torch_models import (
-    SMALL,
     WEIGHTS,
     change_json,
     change_tensors,
-    drawn_model,
+    small_folder,
     to_shards,
     to_torch_file,
 )
@@ -29,8 +28,7 @@ GAIN = "encoder.pos_conv_embed.conv.parametrizations.weight.original0"
 @pytest.fixture
 def folder(tmp_path):
     """A folder of a small Base-like model, to be spoilt by the tests."""
-    drawn_model(**SMALL).save_pretrained(tmp_path / "theirs")
-    return tmp_path / "theirs"
+    return small_folder(tmp_path / "theirs")
 
 
 def _set(name, make):

@@ -8,36 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from formats import CLUSTERS, HEAD_DIM, KINDS, SIZES, load_case
+from formats import ALL, CLUSTERS, HEAD_DIM, KINDS, SIZES, load_case
 
 from daisy_jax import InputError, encode, final_norm, frame_labels
 from daisy_jax.checkpoints import abstract_model, fill
 from daisy_jax.conversions import bare_file, fairseq_file
-from daisy_jax.conversions.grafts import Converted, apply_rules, graft
+from daisy_jax.conversions.grafts import graft
+from daisy_jax.conversions.rules import Converted, apply_rules
 from daisy_jax.conversions.trunk import TRANSFORMERS, infer_config
 
 PATH = pathlib.Path("a/file.pt")
-WITH_HEAD = {
-    "fairseq": formats.fairseq,
-    "fairseq, old": formats.fairseq_old,
-    "s3prl": formats.s3prl,
-    "torchaudio pretraining": formats.torchaudio_pretraining,
-}
-WITHOUT_HEAD = {
-    "fairseq, fine-tuned": formats.fairseq_finetuned,
-    "torchaudio": formats.torchaudio,
-    "torchaudio, in a trainer's checkpoint": lambda case: {
-        "state_dict": formats.torchaudio(case, "model.wav2vec2."),
-        "epoch": 1,
-    },
-    "transformers": lambda case: dict(case.tensors),
-}
-WITH_BRANCHES = {
-    "DAISY": formats.daisy,
-    "DAISY, after-norm": lambda case: formats.daisy(case, "after-norm"),
-    "DAISY, before-norm": lambda case: formats.daisy(case, "before-norm"),
-}
-ALL = WITH_HEAD | WITHOUT_HEAD | WITH_BRANCHES
 
 
 @pytest.fixture(params=KINDS)
@@ -73,27 +53,27 @@ def test_hidden_states_equal_those_of_pytorch(case, format):
         assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("format", WITH_HEAD)
+@pytest.mark.parametrize("format", formats.WITH_HEAD)
 def test_labels_equal_those_of_pytorch(case, format):
-    whole = converted(WITH_HEAD[format](case))
+    whole = converted(formats.WITH_HEAD[format](case))
     assert (whole.config.num_clusters, whole.config.head_dim) == (CLUSTERS, HEAD_DIM)
     labels = frame_labels(model_of(whole), case.waveform[None])
     assert labels[0].tolist() == case.labels.tolist()
     assert len(set(case.labels)) > 1
 
 
-@pytest.mark.parametrize("format", WITHOUT_HEAD)
+@pytest.mark.parametrize("format", formats.WITHOUT_HEAD)
 def test_trunks_without_a_head_have_none(case, format):
-    whole = converted(WITHOUT_HEAD[format](case))
+    whole = converted(formats.WITHOUT_HEAD[format](case))
     assert (whole.config.num_clusters, whole.config.num_classes) == (0, 0)
     assert model_of(whole).head is None
     extras = [name for name in whole.ignored if "proj" not in name and "label_embs" not in name]
     assert extras == []
 
 
-@pytest.mark.parametrize("format", WITH_BRANCHES)
+@pytest.mark.parametrize("format", formats.WITH_BRANCHES)
 def test_branches_leave_where_those_of_pytorch_leave(case, format):
-    whole = converted(WITH_BRANCHES[format](case))
+    whole = converted(formats.WITH_BRANCHES[format](case))
     block = "after" in format
     assert whole.config.tap == ("block" if block else "ffn")
     assert whole.config.item0 == "projection"
@@ -198,7 +178,7 @@ def test_several_dictionaries_of_unknown_size_are_refused(case):
 
 @pytest.mark.parametrize("format", ["fairseq", "s3prl"])
 def test_absent_normalisation_is_assumed_from_the_front_end(case, format):
-    content = WITH_HEAD[format](case)
+    content = formats.WITH_HEAD[format](case)
     del (content["cfg"]["task"] if format == "fairseq" else content["task_cfg"])["normalize"]
     whole = converted(content)
     assert whole.config.normalize_input == case.large

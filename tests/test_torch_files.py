@@ -20,16 +20,7 @@ from daisy_jax import InputError
 from daisy_jax.conversions.convert import convert
 from daisy_jax.conversions.torch_files import StandIn, read_torch_file
 
-FORMATS = {
-    "fairseq": formats.fairseq,
-    "fairseq, old": formats.fairseq_old,
-    "fairseq, fine-tuned": formats.fairseq_finetuned,
-    "s3prl": formats.s3prl,
-    "DAISY": formats.daisy,
-    "torchaudio": formats.torchaudio,
-    "torchaudio pretraining": formats.torchaudio_pretraining,
-    "transformers": lambda case: dict(case.tensors),
-}
+FORMATS = [name for name in formats.ALL if "DAISY," not in name and "trainer" not in name]
 ZIP = pytest.mark.parametrize("zip", [True, False], ids=["zip", "legacy"])
 
 
@@ -73,7 +64,7 @@ def made_of(kind, **attributes):
 @ZIP
 @pytest.mark.parametrize("format", FORMATS)
 def test_files_give_what_their_content_gives(case, tmp_path, format, zip):
-    path = write(FORMATS[format](case), tmp_path / "file.pt", zip)
+    path = write(formats.ALL[format](case), tmp_path / "file.pt", zip)
     report = convert(path, tmp_path / "ours", num_heads=SIZES["heads"])
     model = daisy_jax.load(tmp_path / "ours")
     out = daisy_jax.encode(model, case.waveform[None])

@@ -36,6 +36,12 @@ def drawn_model(kind: type = transformers.HubertModel, seed: int = 0, **fields: 
     return model
 
 
+def small_folder(path):
+    """The folder of a small Base-like model."""
+    drawn_model(**SMALL).save_pretrained(path)
+    return path
+
+
 def _drawn(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     noise = torch.randn(parameter.shape, generator=generator)
     if name.endswith("original0"):  # gains that give the positional convolution unit variance

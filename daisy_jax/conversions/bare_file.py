@@ -6,7 +6,6 @@ it, which is HuBERT with a prediction head.
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ LABELS = "logit_generator.label_embeddings"
 MASK_EMBEDDING = "mask_generator.mask_embedding"
 
 
-def read(path: pathlib.Path, content: Any, num_heads: int) -> Source:
+def read(path: pathlib.Path, content: object, num_heads: int) -> Source:
     """Makes a source out of tensors by name; their names tell the format.
 
     Args:
@@ -47,15 +46,16 @@ def read(path: pathlib.Path, content: Any, num_heads: int) -> Source:
             content = content[box]
     tensors = check_tensors(path, content)
     refuse_other_models(tensors)
-    ending = ".weight"
-    prefix = find_prefix(tensors, TORCHAUDIO.feature_projection + ending, PREFIXES)
+    torchaudio, transformers, fairseq = (
+        f"{paths['feature_projection']}.weight" for paths in (TORCHAUDIO, TRANSFORMERS, FAIRSEQ)
+    )
+    prefix = find_prefix(tensors, torchaudio, PREFIXES)
     if prefix is not None:
         return _torchaudio(path, tensors, prefix, num_heads)
-    prefixes = ("", transformers_folder.PREFIX)
-    prefix = find_prefix(tensors, TRANSFORMERS.feature_projection + ending, prefixes)
+    prefix = find_prefix(tensors, transformers, ("", transformers_folder.PREFIX))
     if prefix is not None:
         return _transformers(path, tensors, prefix, num_heads)
-    if FAIRSEQ.feature_projection + ending in tensors:
+    if fairseq in tensors:
         raise InputError(
             "a fairseq state dict without its configuration; give the whole checkpoint, which has "
             "'cfg' or 'args' beside 'model'"
@@ -73,7 +73,7 @@ def _torchaudio(
     config, notes = infer_config(tensors, TORCHAUDIO, prefix, num_heads)
     outer = prefix.removesuffix("wav2vec2.")
     mask_embedding = outer + MASK_EMBEDDING
-    rules = trunk_rules(config, TORCHAUDIO, tensors, mask_embedding, prefix)
+    rules = [*trunk_rules(config, TORCHAUDIO, tensors, mask_embedding, prefix)]
     labels = tensors.get(outer + LABELS)
     if labels is not None:
         if labels.ndim != 2 or not labels.size:

@@ -7,7 +7,8 @@ import pathlib
 import shlex
 
 from daisy_jax import checkpoints
-from daisy_jax.conversions.grafts import apply_rules, graft_from
+from daisy_jax.conversions.grafts import graft
+from daisy_jax.conversions.rules import apply_rules
 from daisy_jax.conversions.sources import open_source
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.reporting import as_table
@@ -30,7 +31,7 @@ class Report:
     used: int
     """Tensors of the source that went into the model."""
     ignored: tuple[str, ...]
-    """Names of those that belong to other heads and were left out."""
+    """Names of those that belong to task heads and were left out."""
     stored: str
     """Types of the source's tensors, e.g. "float16"; the model is float32."""
     parameters: int
@@ -107,27 +108,23 @@ def convert(
     """
     target = pathlib.Path(destination)
     checkpoints.refuse_to_overwrite(target)
-    whole = apply_rules(open_source(os.fspath(source), num_heads))
-    files = list(whole.source.files)
+    whole = apply_rules(open_source(source, num_heads))
     for part, path in (("head", head_from), ("branches", branches_from)):
         if path is not None:
-            whole, more = graft_from(part, open_source(os.fspath(path), num_heads), whole)
-            files += more
-    digests = [(str(file), _sha256(file)) for file in files]
-    size = sum(parameter.size for parameter in whole.parameters.values())
-    checkpoints.save(
-        checkpoints.fill(checkpoints.abstract_model(whole.config), whole.parameters), target
-    )
+            whole = graft(part, apply_rules(open_source(path, num_heads)), whole)
+    digests = tuple((str(file), _sha256(file)) for file in whole.source.files)
+    abstract = checkpoints.abstract_model(whole.config)
+    checkpoints.save(checkpoints.fill(abstract, whole.parameters), target)
     return Report(
         source=os.fspath(source),
         destination=str(target),
         format=whole.source.format,
-        sha256=tuple(digests),
+        sha256=digests,
         config=whole.config,
         used=whole.used,
         ignored=whole.ignored,
         stored=", ".join(sorted(set().union(*whole.stored.values()))),
-        parameters=size,
+        parameters=sum(parameter.size for parameter in whole.parameters.values()),
         notes=whole.source.notes,
     )
 

@@ -9,17 +9,19 @@ Sources: the checkpoints of fairseq's `HubertModel` and `HubertCtc`, s3prl's `up
 
 import dataclasses
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
+from jaxtyping import Float32
 
 from daisy_jax.conversions.fairseq_config import (
+    Fields,
     find_settings,
     make_config,
     refuse_other_settings,
     setting,
 )
-from daisy_jax.conversions.rules import Rule, Source, Transform, one_way
+from daisy_jax.conversions.rules import Rule, Source, Transform
 from daisy_jax.conversions.trunk import (
     FAIRSEQ,
     find_prefix,
@@ -40,14 +42,14 @@ TAPS = {"before-norm": "ffn", "after-norm": "block"}
 class Classifiers(NamedTuple):
     """What a checkpoint has beside its trunk."""
 
-    fields: dict[str, Any]
+    fields: dict[str, str | int]
     """Of our config."""
     rules: list[Rule]
     extras: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def recognizes(content: Any) -> bool:
+def recognizes(content: object) -> TypeGuard[Fields]:
     """Whether a file's content is a checkpoint of one of these."""
     if not isinstance(content, dict):
         return False
@@ -55,7 +57,7 @@ def recognizes(content: Any) -> bool:
     return {"model_cfg", "model_weight"} <= content.keys() or ("model" in content and has_config)
 
 
-def read(path: pathlib.Path, content: dict[str, Any]) -> Source:
+def read(path: pathlib.Path, content: Fields) -> Source:
     """Makes a source out of a file's content.
 
     Raises:
@@ -64,7 +66,7 @@ def read(path: pathlib.Path, content: dict[str, Any]) -> Source:
     s3prl = "model_weight" in content
     tensors = check_tensors(path, content["model_weight" if s3prl else "model"])
     refuse_other_models(tensors)
-    prefix = find_prefix(tensors, FAIRSEQ.feature_projection + ".weight", PREFIXES) or ""
+    prefix = find_prefix(tensors, FAIRSEQ["feature_projection"] + ".weight", PREFIXES) or ""
     model, task = find_settings(content)
     refuse_other_settings(model, task)
     config, note = make_config(model, task)
@@ -94,26 +96,30 @@ def read(path: pathlib.Path, content: dict[str, Any]) -> Source:
     )
 
 
-def _dictionaries(content: dict[str, Any]) -> list[list[str]]:
+def _dictionaries(content: Fields) -> list[list[str]]:
     """The symbols of each label dictionary; empty if the file does not tell."""
-    symbols: Any = content.get("dictionaries_symbols")
+    symbols = content.get("dictionaries_symbols")
     if not isinstance(symbols, list) or not symbols:
         state = content.get("task_state")
-        dictionaries = state.get("dictionaries") if isinstance(state, dict) else None
-        found = dictionaries if isinstance(dictionaries, list) else []
-        symbols = [entry.get("symbols") for entry in found if isinstance(entry, dict)]
-    for names in symbols:
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(
-                "its label dictionaries are unreadable, so that it is unknown which row of the "
-                "label embeddings is which cluster; give the original checkpoint"
-            )
-    return symbols
+        entries = state.get("dictionaries") if isinstance(state, dict) else None
+        entries = entries if isinstance(entries, list) else []
+        symbols = [entry.get("symbols") for entry in entries if isinstance(entry, dict)]
+    readable: list[list[str]] = [
+        names
+        for names in symbols
+        if isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ]
+    if len(readable) < len(symbols):
+        raise InputError(
+            "its label dictionaries are unreadable, so that it is unknown which row of the label "
+            "embeddings is which cluster; give the original checkpoint"
+        )
+    return readable
 
 
 def _head(
-    model: dict[str, Any],
-    task: dict[str, Any],
+    model: Fields,
+    task: Fields,
     tensors: dict[str, np.ndarray],
     prefix: str,
     dictionaries: list[list[str]],
@@ -138,8 +144,8 @@ def _head(
         )
     sizes = [len(symbols) for symbols in dictionaries] or [rows]
     specials = len(SPECIALS)
-    known = all(names[:specials] == SPECIALS for names in dictionaries)
-    if sum(sizes) != rows or not known or sizes[0] <= specials:
+    usual = all(names[:specials] == SPECIALS for names in dictionaries)
+    if sum(sizes) != rows or not usual or sizes[0] <= specials:
         raise InputError(
             f"{embeddings[0]} has {rows} rows, which are not those of the label dictionaries "
             f"(sizes {sizes}, each with {', '.join(SPECIALS)} in front)"
@@ -173,9 +179,7 @@ def _head(
 
 def _first_rows(rows: int, keep: int) -> Transform:
     """The first rows of a linear layer with `rows` outputs: those of the first dictionary."""
-    return Transform(
-        lambda shape, count: [(rows, *shape[:-1])], lambda source: source[:keep].T, one_way
-    )
+    return Transform(lambda shape, _: [(rows, *shape[:-1])], lambda source: source[:keep].T)
 
 
 def _label_rows(rows: int, keep: int) -> Transform:
@@ -185,7 +189,9 @@ def _label_rows(rows: int, keep: int) -> Transform:
         dim = shape[1]
         return [(rows, dim), (2 * dim, dim), (2 * dim,)][:count]
 
-    def embeddings(table: np.ndarray, *glu: np.ndarray) -> np.ndarray:
+    def embeddings(
+        table: Float32[np.ndarray, "rows head_dim"], *glu: Float32[np.ndarray, "..."]
+    ) -> Float32[np.ndarray, "clusters head_dim"]:
         table = table[len(SPECIALS) : len(SPECIALS) + keep]
         if not glu:
             return table
@@ -194,12 +200,12 @@ def _label_rows(rows: int, keep: int) -> Transform:
         with np.errstate(over="ignore"):  # of a gate that is shut
             return values / (1 + np.exp(-gates))
 
-    return Transform(shapes, embeddings, one_way)
+    return Transform(shapes, embeddings)
 
 
-def _branches(model: dict[str, Any], tensors: dict[str, np.ndarray], prefix: str) -> Classifiers:
+def _branches(model: Fields, tensors: dict[str, np.ndarray], prefix: str) -> Classifiers:
     """The authors' branches, which look where `cls_pred_position` says."""
-    position = setting(model, "cls_pred_position", str, "before-norm")
+    position = setting(model, "cls_pred_position", "before-norm")
     if position not in TAPS:
         raise InputError(f"cls_pred_position is {position!r}; wanted one of {', '.join(TAPS)}")
     shape = tensors[prefix + "final_proj.0.weight"].shape

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from daisy_jax.conversions.rules import Source, make_parameters
+from daisy_jax.conversions.rules import Converted
 from daisy_jax.errors import InputError
 from daisy_jax.model.config import HubertConfig
 
@@ -19,45 +19,10 @@ FOLDED = "positional_convolution.convolution.kernel"
 numbers were is not known: they are taken in relation to the kernel's own size."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Converted:
-    """A checkpoint as parameters of ours."""
-
-    source: Source
-    """What was read; its tensors are used up."""
-    config: HubertConfig
-    parameters: dict[str, np.ndarray]
-    """By dotted path, float32."""
-    ignored: tuple[str, ...]
-    """Names of tensors that were left out."""
-    used: int
-    """How many others there were."""
-    stored: dict[str, set[str]]
-    """The types that the tensors of each parameter had."""
-
-    def part(self, name: str) -> dict[str, np.ndarray]:
-        """The parameters of the head or of the branches."""
-        return {n: p for n, p in self.parameters.items() if n.startswith(name + ".")}
-
-
-def apply_rules(source: Source) -> Converted:
-    """Makes the parameters; raises as `make_parameters` does, naming the file."""
-    count = len(source.tensors)
-    try:
-        made = make_parameters(source)
-    except InputError as error:
-        raise InputError(f"{source.files[0]}: {error}") from None
-    used = count - len(made.extras)
-    return Converted(source, source.config, made.parameters, tuple(made.extras), used, made.stored)
-
-
-def graft_from(part: str, source: Source, onto: Converted) -> tuple[Converted, tuple]:
-    """`graft` from a source, of which nothing but the part stays in memory; and its files."""
-    return graft(part, apply_rules(source), onto), source.files
-
-
 def graft(part: str, donor: Converted, onto: Converted) -> Converted:
     """The checkpoint `onto` with a part, "head" or "branches", of `donor`.
+
+    Nothing else of the donor is kept, so that the whole of a large one need not stay in memory.
 
     Raises:
       InputError: `donor` has no such part, `onto` has one already, or their trunks differ by more
@@ -77,9 +42,11 @@ def graft(part: str, donor: Converted, onto: Converted) -> Converted:
             f"warning: {on} normalises its input and {off} does not, so the {part} will see "
             f"features that differ from those they were trained on; the model does as {here} says"
         )
-    return dataclasses.replace(
-        onto,
-        source=onto.source._replace(notes=(*onto.source.notes, *notes)),
+    return onto._replace(
+        source=onto.source._replace(
+            notes=(*onto.source.notes, *notes),
+            files=(*onto.source.files, *donor.source.files),
+        ),
         config=dataclasses.replace(onto.config, **fields),
         parameters=onto.parameters | donor.part(part),
     )

@@ -12,7 +12,7 @@ from daisy_jax.errors import InputError
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
-def open_source(path: str | pathlib.Path, num_heads: int = 0) -> Source:
+def open_source(path: str | os.PathLike, num_heads: int = 0) -> Source:
     """Opens a checkpoint of any known format.
 
     Args:
@@ -24,36 +24,36 @@ def open_source(path: str | pathlib.Path, num_heads: int = 0) -> Source:
       InputError: not a checkpoint of a known format, or not of a HuBERT.
       OSError: nothing is there, a file cannot be read, or the hub cannot be reached.
     """
-    place = pathlib.Path(path)
-    if not place.exists():
-        place = _download(str(path))
+    checkpoint = pathlib.Path(path)
+    if not checkpoint.exists():
+        checkpoint = _download(os.fspath(path))
     try:
-        source = _read(place, num_heads)
+        source = _read(checkpoint, num_heads)
     except InputError as error:
-        if str(error).startswith((f"{place}:", f"{place}{os.sep}")):
+        if str(error).startswith((f"{checkpoint}:", f"{checkpoint}{os.sep}")):
             raise
-        raise InputError(f"{place}: {error}") from None
+        raise InputError(f"{checkpoint}: {error}") from None
     if num_heads not in (0, source.config.num_heads):
         raise InputError(
-            f"{place}: has {source.config.num_heads} attention heads by its configuration, not "
-            f"{num_heads}; give that number or none"
+            f"{checkpoint}: has {source.config.num_heads} attention heads by its configuration, "
+            f"not {num_heads}; give that number or none"
         )
     return source
 
 
-def _read(place: pathlib.Path, num_heads: int) -> Source:
-    if place.is_dir():
-        if not (place / transformers_folder.CONFIG).is_file():
+def _read(checkpoint: pathlib.Path, num_heads: int) -> Source:
+    if checkpoint.is_dir():
+        if not (checkpoint / transformers_folder.CONFIG).is_file():
             raise InputError(
                 "not a checkpoint of a known format; wanted a folder with config.json and "
                 "model.safetensors or pytorch_model.bin, as transformers' save_pretrained writes "
                 "it, or a checkpoint file of fairseq, s3prl or torchaudio"
             )
-        return transformers_folder.read(place)
-    content = read_file(place)
+        return transformers_folder.read(checkpoint)
+    content = read_file(checkpoint)
     if fairseq_file.recognizes(content):
-        return fairseq_file.read(place, content)
-    return bare_file.read(place, content, num_heads)
+        return fairseq_file.read(checkpoint, content)
+    return bare_file.read(checkpoint, content, num_heads)
 
 
 def _download(name: str) -> pathlib.Path:

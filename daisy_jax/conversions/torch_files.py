@@ -11,12 +11,16 @@ import pathlib
 import pickle
 import re
 import zipfile
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 
 from daisy_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 STAND_INS = (
     "argparse.Namespace",
@@ -48,19 +52,20 @@ STAND_INS = (
 class StandIn:
     """Takes the place of what is not to be built, or cannot be held: attributes, no behaviour."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: object, **kwargs: object):
         pass
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
             vars(self).update({str(name): value for name, value in state.items()})
 
 
-def read_torch_file(path: pathlib.Path) -> Any:
+def read_torch_file(path: pathlib.Path) -> object:
     """The content of a file: containers, plain values and numpy arrays in their stored types.
 
-    Objects become dictionaries of their attributes, omegaconf's containers what they contain. A
-    `StandIn` stays where nothing is known: in the place of a numpy scalar or of a sparse tensor.
+    Objects become dictionaries of their attributes, omegaconf's containers what they contain; the
+    keys of dictionaries are text. A `StandIn` stays where nothing is known: in the place of a numpy
+    scalar or of a sparse tensor.
 
     Raises:
       InputError: the file is cut off, needs a class that is not on the list, which is named, or
@@ -74,7 +79,7 @@ def read_torch_file(path: pathlib.Path) -> Any:
             f"{path}: needs torch to be read; pip install 'daisy-jax[convert]', or get the model "
             "as safetensors, which does not"
         ) from None
-    stand_ins: list[Any] = [(StandIn, name) for name in STAND_INS]
+    stand_ins: list[Callable | tuple[Callable, str]] = [(StandIn, name) for name in STAND_INS]
     try:
         with torch.serialization.safe_globals(stand_ins):
             # Pages of a mapped file are read when their tensor is used; old files are not zip.
@@ -100,29 +105,29 @@ def read_torch_file(path: pathlib.Path) -> Any:
         raise InputError(f"{path}: its content is nested too deeply for a checkpoint") from None
 
 
-def _plain(value: Any, known: dict[int, Any]) -> Any:
-    """The value without stand-ins and tensors; `known` by identity, as objects may be shared."""
+def _plain(value: object, done: dict[int, object]) -> object:
+    """The value without stand-ins and tensors; `done` by identity, as objects may be shared."""
     import torch
 
-    if id(value) in known:
-        return known[id(value)]
+    if id(value) in done:
+        return done[id(value)]
     plain = value
-    if torch.is_tensor(value):
+    if isinstance(value, torch.Tensor):
         plain = _as_numpy(value)
     elif isinstance(value, dict):
-        plain = {name: _plain(item, known) for name, item in value.items()}
+        plain = {str(name): _plain(item, done) for name, item in value.items()}
     elif isinstance(value, list | tuple | set):
-        plain = [_plain(item, known) for item in value]
+        plain = [_plain(item, done) for item in value]
     elif isinstance(value, StandIn) and vars(value):
         attributes = vars(value)
         # Of omegaconf's containers and leaves, what they contain.
         inner = next((name for name in ("_content", "_val") if name in attributes), None)
-        plain = _plain(attributes[inner] if inner else attributes, known)
-    known[id(value)] = plain
+        plain = _plain(attributes[inner] if inner else attributes, done)
+    done[id(value)] = plain
     return plain
 
 
-def _as_numpy(tensor: Any) -> np.ndarray | StandIn:
+def _as_numpy(tensor: "torch.Tensor") -> np.ndarray | StandIn:
     import torch
 
     tensor = tensor.detach()

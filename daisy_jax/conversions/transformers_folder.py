@@ -3,8 +3,8 @@
 Source: the format of transformers' HubertModel, HubertForCTC and HubertForSequenceClassification.
 """
 
+import dataclasses
 import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from daisy_jax.model.config import HubertConfig
 CONFIG = "config.json"
 PREFIX = "hubert."  # of the trunk inside models with a downstream head
 EXTRAS = ("lm_head.", "classifier.", "projector.", "layer_weights", "final_proj.")
-"""Heads of CTC, classification and ContentVec models."""
+"""Task heads of CTC, classification and ContentVec models."""
 MASK_EMBEDDING = "masked_spec_embed"
 PREPROCESSORS = (
     ("preprocessor_config.json", None),
@@ -87,7 +87,7 @@ def make_source(
         format=format,
         config=config,
         tensors=tensors,
-        rules=trunk_rules(config, TRANSFORMERS, tensors, mask_embedding, prefix),
+        rules=[*trunk_rules(config, TRANSFORMERS, tensors, mask_embedding, prefix)],
         extras=EXTRAS,
         files=files,
         notes=(*notes, *mask_embedding_note(mask_embedding, tensors)),
@@ -104,7 +104,7 @@ def read_config(folder: pathlib.Path) -> tuple[HubertConfig, tuple[str, ...]]:
         raise InputError(f"{folder / CONFIG}: {error}") from None
 
 
-def _config(fields: dict[str, Any], normalize_input: bool) -> HubertConfig:
+def _config(fields: dict[str, object], normalize_input: bool) -> HubertConfig:
     if str(fields.get("format")).startswith("daisy_jax/"):
         raise InputError("this is a model folder of daisy_jax already; daisy_jax.load reads it")
     kind = fields.get("model_type")
@@ -119,7 +119,8 @@ def _config(fields: dict[str, Any], normalize_input: bool) -> HubertConfig:
         if name in fields and fields[name] != only
     ]
     channels = fields.get("conv_dim", [512] * len(CONV_KERNELS))
-    if not isinstance(channels, list) or len(channels) != 7 or len(set(map(str, channels))) != 1:
+    channels = channels if isinstance(channels, list) else [channels]
+    if len(channels) != len(CONV_KERNELS) or len(set(map(str, channels))) != 1:
         problems.append(f"conv_dim is {channels!r}, where seven equal numbers are needed")
     norm = fields.get("feat_extract_norm", "group")
     if norm not in ("group", "layer"):
@@ -129,7 +130,8 @@ def _config(fields: dict[str, Any], normalize_input: bool) -> HubertConfig:
             problems.append(f"{name} is {fields[name]!r}, where true or false is needed")
     if problems:
         raise InputError(f"not a HuBERT that daisy_jax can hold: {'; '.join(problems)}")
-    return HubertConfig(
+    return dataclasses.replace(
+        HubertConfig.base(),  # whose fields are transformers' defaults, too
         conv_dim=channels[0],
         conv_norm=norm,
         normalize_input=normalize_input,

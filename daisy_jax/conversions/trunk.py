@@ -1,15 +1,36 @@
 """How the formats name HuBERT's trunk, and what the shapes of its tensors tell about it."""
 
-from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
 from daisy_jax.audio import CONV_KERNELS
-from daisy_jax.conversions.rules import TRANSPOSED, WEIGHT_NORM, Rule, Transform
+from daisy_jax.conversions.rules import WEIGHT_NORM, Rule
 from daisy_jax.errors import InputError
 from daisy_jax.model.config import HubertConfig
 
+CONVOLUTIONS, NORMS = "feature_encoder.convolutions", "feature_encoder.norms"
+POSITION = "positional_convolution.convolution"
+MODULES = {
+    # of the front end, in all formats below feature_extractor.conv_layers.{}
+    CONVOLUTIONS: ("conv", "0"),
+    "feature_encoder.group_norm": ("layer_norm", "2"),
+    NORMS: ("layer_norm", "2.1"),
+    # whose paths are whole
+    "feature_norm": ("feature_projection.layer_norm", "layer_norm"),
+    "feature_projection": ("feature_projection.projection", "post_extract_proj"),
+    POSITION: ("encoder.pos_conv_embed.conv", "encoder.pos_conv.0"),
+    "encoder_norm": ("encoder.layer_norm", "encoder.layer_norm"),
+    # of a layer, below encoder.layers.{}; "?" stands for q, k and v
+    "layers.attention.qkv": ("attention.?_proj", "self_attn.?_proj"),
+    "layers.attention.out": ("attention.out_proj", "self_attn.out_proj"),
+    "layers.attention_norm": ("layer_norm", "self_attn_layer_norm"),
+    "layers.ffn.up": ("feed_forward.intermediate_dense", "fc1"),
+    "layers.ffn.down": ("feed_forward.output_dense", "fc2"),
+    "layers.ffn_norm": ("final_layer_norm", "final_layer_norm"),
+}
+"""Modules of ours, as transformers and as fairseq call them. "{}" stands for the number of the
+convolution or of the layer, from 0."""
 WEIGHT_NORM_NAMES = (
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
     ("weight_g", "weight_v"),
@@ -17,82 +38,33 @@ WEIGHT_NORM_NAMES = (
 """Gain and direction, as newer and as older versions of torch name them."""
 NUM_HEADS = {768: 12, 1024: 16, 1280: 16}  # of Base, Large and XLarge, by width
 OTHER_MODELS = {
-    "grep_linear": "WavLM",
-    "relative_attention_bias": "WavLM",
-    "gru_rel_pos": "WavLM",
-    "rel_attn_embed": "WavLM",
-    "quantizer.": "wav2vec 2.0",
-    "project_q.": "wav2vec 2.0",
-    "project_hid.": "wav2vec 2.0",
-    "pos_conv.0.0.": "data2vec",
-    "pos_conv_embed.layers.": "data2vec",
-    "regression_head": "data2vec",
-    "_ema": "data2vec",
-    "conv_module.": "a Conformer",
-    "pos_conv.0.running_mean": "a HuBERT with conv_pos_batch_norm",
-    "pos_conv_embed.batch_norm.": "a HuBERT with conv_pos_batch_norm",
-    "adapter_layer.": "a HuBERT with attention adapters",
+    "WavLM": ("grep_linear", "relative_attention_bias", "gru_rel_pos", "rel_attn_embed"),
+    "wav2vec 2.0": ("quantizer.", "project_q.", "project_hid."),
+    "data2vec": ("pos_conv.0.0.", "pos_conv_embed.layers.", "regression_head", "_ema"),
+    "a Conformer": ("conv_module.",),
+    "a HuBERT with conv_pos_batch_norm": ("pos_conv.0.running_mean", "pos_conv_embed.batch_norm."),
+    "a HuBERT with attention adapters": ("adapter_layer.",),
 }
-"""Parts of tensor names that only other models have, though they look like a HuBERT otherwise."""
+"""Models that look like a HuBERT otherwise, and parts of tensor names that only they have."""
 
 
-class TrunkNames(NamedTuple):
-    """The modules of the trunk in one format. "{}" stands for the convolution or the layer."""
-
-    convolution: str
-    group_norm: str
-    layer_norm: str
-    """Of a convolution."""
-    feature_norm: str
-    feature_projection: str
-    position: str
-    encoder_norm: str
-    layer: str
-    attention: str
-    """Inside of a layer, as all that follow; "{}" stands for q, k, v, out."""
-    attention_norm: str
-    up: str
-    down: str
-    ffn_norm: str
+def _whole_path(ours: str, theirs: str) -> str:
+    beginnings = {
+        "feature_encoder": "feature_extractor.conv_layers.{}.",
+        "layers": "encoder.layers.{}.",
+    }
+    return beginnings.get(ours.partition(".")[0], "") + theirs
 
 
-TRANSFORMERS = TrunkNames(
-    convolution="feature_extractor.conv_layers.{}.conv",
-    group_norm="feature_extractor.conv_layers.{}.layer_norm",
-    layer_norm="feature_extractor.conv_layers.{}.layer_norm",
-    feature_norm="feature_projection.layer_norm",
-    feature_projection="feature_projection.projection",
-    position="encoder.pos_conv_embed.conv",
-    encoder_norm="encoder.layer_norm",
-    layer="encoder.layers.{}",
-    attention="attention.{}_proj",
-    attention_norm="layer_norm",
-    up="feed_forward.intermediate_dense",
-    down="feed_forward.output_dense",
-    ffn_norm="final_layer_norm",
-)
-TORCHAUDIO = TRANSFORMERS._replace(
-    feature_norm="encoder.feature_projection.layer_norm",
-    feature_projection="encoder.feature_projection.projection",
-    position="encoder.transformer.pos_conv_embed.conv",
-    encoder_norm="encoder.transformer.layer_norm",
-    layer="encoder.transformer.layers.{}",
-)
-FAIRSEQ = TrunkNames(
-    convolution="feature_extractor.conv_layers.{}.0",
-    group_norm="feature_extractor.conv_layers.{}.2",
-    layer_norm="feature_extractor.conv_layers.{}.2.1",
-    feature_norm="layer_norm",
-    feature_projection="post_extract_proj",
-    position="encoder.pos_conv.0",
-    encoder_norm="encoder.layer_norm",
-    layer="encoder.layers.{}",
-    attention="self_attn.{}_proj",
-    attention_norm="self_attn_layer_norm",
-    up="fc1",
-    down="fc2",
-    ffn_norm="final_layer_norm",
-)
+TRANSFORMERS = {ours: _whole_path(ours, theirs) for ours, (theirs, _) in MODULES.items()}
+FAIRSEQ = {ours: _whole_path(ours, theirs) for ours, (_, theirs) in MODULES.items()}
+TORCHAUDIO = {
+    ours: path.replace("encoder.", "encoder.transformer.").replace(
+        "feature_projection.", "encoder.feature_projection."
+    )
+    for ours, path in TRANSFORMERS.items()
+}
+"""The whole paths of the modules in each format, by the paths of ours."""
 
 
 def find_prefix(names: Collection[str], ending: str, prefixes: tuple[str, ...]) -> str | None:
@@ -102,8 +74,8 @@ def find_prefix(names: Collection[str], ending: str, prefixes: tuple[str, ...]) 
 
 def refuse_other_models(names: Collection[str]) -> None:
     """Raises an InputError that says which other model these tensors make, if any."""
-    for part, model in OTHER_MODELS.items():
-        example = next((name for name in names if part in name), None)
+    for model, parts in OTHER_MODELS.items():
+        example = next((name for name in names if any(part in name for part in parts)), None)
         if example:
             raise InputError(
                 f"this is {model}, as its tensor {example} shows; only HuBERT models can be "
@@ -120,73 +92,61 @@ def mask_embedding_note(name: str, names: Collection[str]) -> tuple[str, ...]:
 
 def trunk_rules(
     config: HubertConfig,
-    names: TrunkNames,
+    paths: Mapping[str, str],
     tensors: Collection[str],
     mask_embedding: str,
     prefix: str = "",
-) -> list[Rule]:
+) -> Iterator[Rule]:
     """The rules of the trunk.
 
     Args:
       config: of the model to make.
-      names: of the format.
+      paths: of the format's modules.
       tensors: names of the checkpoint's tensors, which decide between spellings.
       mask_embedding: name of the mask embedding, which may be absent.
-      prefix: what stands before every name of the trunk.
+      prefix: what stands before every path.
     """
-    rules = []
 
-    def add(target: str, *sources: str, transform: Transform = TRANSPOSED) -> None:
-        rules.append(Rule(target, tuple(prefix + source for source in sources), transform))
-
-    def affine(target: str, *modules: str, weight: str = "kernel", bias: bool = True) -> None:
-        add(f"{target}.{weight}", *(f"{module}.weight" for module in modules))
+    def affine(ours: str, *theirs: str, bias: bool = True) -> Iterator[Rule]:
+        weight = "scale" if "norm" in ours else "kernel"
+        yield Rule(f"{ours}.{weight}", tuple(f"{prefix}{path}.weight" for path in theirs))
         if bias:
-            add(f"{target}.bias", *(f"{module}.bias" for module in modules))
-
-    def norm(target: str, module: str) -> None:
-        affine(target, module, weight="scale")
+            yield Rule(f"{ours}.bias", tuple(f"{prefix}{path}.bias" for path in theirs))
 
     for i in range(len(CONV_KERNELS)):
-        convolution = names.convolution.format(i)
-        affine(f"feature_encoder.convolutions.{i}", convolution, bias=config.conv_bias)
+        convolution = paths[CONVOLUTIONS].format(i)
+        yield from affine(f"{CONVOLUTIONS}.{i}", convolution, bias=config.conv_bias)
         if config.conv_norm == "layer":
-            norm(f"feature_encoder.norms.{i}", names.layer_norm.format(i))
+            yield from affine(f"{NORMS}.{i}", paths[NORMS].format(i))
         elif i == 0:
-            norm("feature_encoder.group_norm", names.group_norm.format(i))
-    norm("feature_norm", names.feature_norm)
-    affine("feature_projection", names.feature_projection)
-    rules.append(Rule("mask_embedding", (mask_embedding,) if mask_embedding in tensors else ()))
-    pair = _weight_norm_names(names, tensors, prefix)
-    add("positional_convolution.convolution.kernel", *pair, transform=WEIGHT_NORM)
-    add("positional_convolution.convolution.bias", f"{names.position}.bias")
-    norm("encoder_norm", names.encoder_norm)
-
-    def inside(module: str) -> str:
-        return f"{names.layer}.{module}"
-
-    affine("layers.attention.qkv", *(inside(names.attention.format(part)) for part in "qkv"))
-    affine("layers.attention.out", inside(names.attention.format("out")))
-    norm("layers.attention_norm", inside(names.attention_norm))
-    affine("layers.ffn.up", inside(names.up))
-    affine("layers.ffn.down", inside(names.down))
-    norm("layers.ffn_norm", inside(names.ffn_norm))
-    return rules
+            group_norm = "feature_encoder.group_norm"
+            yield from affine(group_norm, paths[group_norm].format(0))
+    yield Rule("mask_embedding", (mask_embedding,) if mask_embedding in tensors else ())
+    for ours, theirs in paths.items():
+        if ours == POSITION:
+            pair = _weight_norm_names(theirs, tensors, prefix)
+            yield Rule(f"{ours}.kernel", pair, WEIGHT_NORM)
+            yield Rule(f"{ours}.bias", (f"{prefix}{theirs}.bias",))
+        elif "?" in theirs:
+            yield from affine(ours, *(theirs.replace("?", part) for part in "qkv"))
+        elif not ours.startswith("feature_encoder."):
+            yield from affine(ours, theirs)
 
 
-def _weight_norm_names(
-    names: TrunkNames, tensors: Collection[str], prefix: str = ""
-) -> tuple[str, str]:
+def _weight_norm_names(position: str, tensors: Collection[str], prefix: str) -> tuple[str, str]:
     """Names of gain and direction of the positional convolution, in the spelling that is there."""
     spellings = [
-        (f"{names.position}.{gain}", f"{names.position}.{direction}")
+        (f"{prefix}{position}.{gain}", f"{prefix}{position}.{direction}")
         for gain, direction in WEIGHT_NORM_NAMES
     ]
-    return next((pair for pair in spellings if prefix + pair[1] in tensors), spellings[0])
+    return next((pair for pair in spellings if pair[1] in tensors), spellings[0])
 
 
 def infer_config(
-    tensors: Mapping[str, np.ndarray], names: TrunkNames, prefix: str = "", num_heads: int = 0
+    tensors: Mapping[str, np.ndarray],
+    paths: Mapping[str, str],
+    prefix: str = "",
+    num_heads: int = 0,
 ) -> tuple[HubertConfig, tuple[str, ...]]:
     """The config of a checkpoint that has none, from the shapes of its tensors.
 
@@ -200,22 +160,20 @@ def infer_config(
       InputError: a tensor that would tell is missing, or the number of heads is unknown.
     """
 
-    def shape(name: str) -> tuple[int, ...]:
-        tensor = tensors.get(prefix + name)
-        if tensor is None:
-            raise InputError(f"no tensor {prefix + name}, so this is not a whole HuBERT")
-        return tensor.shape
-
     def size(name: str, axis: int, rank: int) -> int:
-        if len(shape(name)) != rank:
-            raise InputError(f"{prefix + name} has the shape {shape(name)}; wanted {rank} axes")
-        return shape(name)[axis]
+        if name not in tensors:
+            raise InputError(f"no tensor {name}, so this is not a whole HuBERT")
+        shape = tensors[name].shape
+        if len(shape) != rank:
+            raise InputError(f"{name} has the shape {shape}; wanted {rank} axes")
+        return shape[axis]
 
-    convolution = names.convolution.format(0)
-    direction = _weight_norm_names(names, tensors, prefix)[1]
-    dim = size(f"{names.feature_projection}.weight", 0, 2)
+    convolution = prefix + paths[CONVOLUTIONS].format(0)
+    direction = _weight_norm_names(paths[POSITION], tensors, prefix)[1]
+    up = f"{prefix}{paths['layers.ffn.up']}.weight"
+    dim = size(f"{prefix}{paths['feature_projection']}.weight", 0, 2)
     layers = 0
-    while prefix + f"{names.layer.format(layers)}.{names.up}.weight" in tensors:
+    while up.format(layers) in tensors:
         layers += 1
     heads = num_heads or NUM_HEADS.get(dim, 0)
     if not heads:
@@ -223,15 +181,15 @@ def infer_config(
             f"the number of attention heads of a model of width {dim} cannot be read off its "
             "tensors; give it as --num-heads"
         )
-    layer_norm = prefix + names.layer_norm.format(1) + ".weight" in tensors
+    layer_norm = f"{prefix}{paths[NORMS].format(1)}.weight" in tensors
     config = HubertConfig(
         num_layers=layers,
         dim=dim,
-        ffn_dim=size(f"{names.layer.format(0)}.{names.up}.weight", 0, 2),
+        ffn_dim=size(up.format(0), 0, 2),
         num_heads=heads,
         conv_dim=size(f"{convolution}.weight", 0, 3),
         conv_norm="layer" if layer_norm else "group",
-        conv_bias=f"{prefix}{convolution}.bias" in tensors,
+        conv_bias=f"{convolution}.bias" in tensors,
         pos_conv_kernel=size(direction, 2, 3),
         pos_conv_groups=dim // max(1, size(direction, 1, 3)),
         norm_first=layer_norm,

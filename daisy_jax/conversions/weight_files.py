@@ -2,11 +2,10 @@
 
 import json
 import pathlib
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from daisy_jax.checkpoints import read_tensors
 from daisy_jax.conversions.torch_files import read_torch_file
 from daisy_jax.errors import InputError
 
@@ -14,7 +13,7 @@ NAMES = ("model.safetensors", "pytorch_model.bin")  # the first is preferred
 INDEX = ".index.json"
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, object]:
     """A JSON object from a file.
 
     Raises:
@@ -43,7 +42,7 @@ def read_weights(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pat
     """
     for name in NAMES:
         if (folder / name).is_file():
-            return _read_tensors(folder / name), (folder / name,)
+            return check_tensors(folder / name, read_file(folder / name)), (folder / name,)
         if (folder / (name + INDEX)).is_file():
             return _read_shards(folder / (name + INDEX))
     raise InputError(
@@ -52,18 +51,22 @@ def read_weights(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pat
     )
 
 
-def read_file(path: pathlib.Path) -> Any:
+def read_file(path: pathlib.Path) -> object:
     """What a file holds: tensors by name, for torch files anything; raises as `read_weights`."""
     with path.open("rb") as file:
         beginning = file.read(19)
     if beginning == b"version https://git":
         raise InputError(f"{path}: a git-lfs pointer, not the weights; run git lfs pull there")
     # safetensors begin with the length of a header in JSON, torch's files never so.
-    safe = path.suffix == ".safetensors" or beginning[7:9] == b"\0{"
-    return _read_safetensors(path) if safe else read_torch_file(path)
+    if path.suffix != ".safetensors" and beginning[7:9] != b"\0{":
+        return read_torch_file(path)
+    try:
+        return read_tensors(path)
+    except (AttributeError, TypeError) as error:  # of types that numpy does not have
+        raise InputError(f"{path}: holds tensors of a type that is not read ({error})") from None
 
 
-def check_tensors(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
+def check_tensors(path: pathlib.Path, content: object) -> dict[str, np.ndarray]:
     """The content of a file, as tensors by name.
 
     Raises:
@@ -72,49 +75,33 @@ def check_tensors(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
     if not isinstance(content, dict) or not content:
         kind = "no tensors" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise InputError(f"{path}: holds {kind}, where tensors by name were wanted")
-    others = [str(name) for name, value in content.items() if not isinstance(value, np.ndarray)]
+    others = [name for name, value in content.items() if not isinstance(value, np.ndarray)]
     if others:
         raise InputError(
             f"{path}: wanted plain tensors only, but these are none: {', '.join(others)}"
         )
-    return {str(name): tensor for name, tensor in content.items()}
-
-
-def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    return check_tensors(path, read_file(path))
+    return dict(content)
 
 
 def _read_shards(index: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pathlib.Path, ...]]:
-    places = read_json(index).get("weight_map")
-    usable = isinstance(places, dict) and all(isinstance(p, str) for p in places.values())
-    if not usable or not places:
+    file_of = read_json(index).get("weight_map")
+    if not isinstance(file_of, dict) or not file_of or set(map(type, file_of.values())) != {str}:
         raise InputError(f"{index}: no weight_map of tensor names to files; copy it again")
-    files = tuple(index.parent / name for name in sorted(set(places.values())))
+    files = tuple(index.parent / name for name in sorted(set(file_of.values())))
     for file in files:
         if file.parent != index.parent or not file.is_file():
             raise InputError(f"{index}: its shard {file.name} is not in the folder; put it there")
     tensors: dict[str, np.ndarray] = {}
     for file in files:
-        shard = _read_tensors(file)
-        strays = [name for name in shard if places.get(name) != file.name]
+        shard = check_tensors(file, read_file(file))
+        strays = [name for name in shard if file_of.get(name) != file.name]
         if strays:
             raise InputError(
                 f"{index}: {file.name} holds tensors that are not listed as its own: "
                 f"{', '.join(strays)}; copy the shards again"
             )
         tensors |= shard
-    absent = sorted(set(places) - set(tensors))
+    absent = sorted(set(file_of) - set(tensors))
     if absent:
         raise InputError(f"{index}: no shard holds {', '.join(absent)}; copy the shards again")
     return tensors, files
-
-
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
-    except (AttributeError, TypeError) as error:  # of types that numpy does not have
-        raise InputError(f"{path}: holds tensors of a type that is not read ({error})") from None
