@@ -1,4 +1,4 @@
-"""Throughput of `daisy-jax encode --manifest` with one process, with two, and with Ray's workers.
+"""Throughput of `daisy-jax extract` with one process, with two, and with Ray's workers.
 
     python benchmarks/corpora.py [--count 600] [--workers 2]
 
@@ -11,37 +11,35 @@ way. The model is daisy-tiny at ratio 0.7.
 import dataclasses
 import pathlib
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 
+import numpy as np
 import tyro
-from files import resident_bytes
+from timing import TimingOptions, resident_bytes, write_noise
 
-from daisy_jax.accelerator import Accelerator, use_accelerator
+import daisy_jax
+from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command
+from daisy_jax.parallel import medians
 
 PROGRAM = [sys.executable, "-c", "from daisy_jax.commands.main import main; main()"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(TimingOptions):
     """What to time."""
 
     count: int = 600
     """Files that are timed."""
     workers: int = 2
     """Processes side by side, and Ray's workers."""
-    runs: int = 3
-    """Measurements of each, in turn."""
     ray: bool = True
     """Also Ray (extra ray)."""
     stream: int = 20_000
     """Files of half a second for the memory."""
-    accelerator: Accelerator = "auto"
-    """Where to compute."""
 
 
 def main() -> None:
@@ -54,37 +52,18 @@ def main() -> None:
 
 def times(config: Config, folder: pathlib.Path) -> None:
     """Prints each way's seconds, and their ratio to one process'."""
-    import numpy as np
-    import soundfile
-
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(16_000, 20 * 16_000, config.count)
-    (folder / "speech").mkdir()
-    for number, length in enumerate(lengths):
-        samples = 0.1 * rng.standard_normal(length)
-        soundfile.write(folder / "speech" / f"{number}.wav", samples, 16_000, subtype="PCM_16")
-    names = [f"{number}.wav" for number in range(config.count)]
+    lengths = np.random.default_rng(0).integers(16_000, 20 * 16_000, config.count)
+    names = [path.name for path in write_noise(folder / "speech", lengths)]
     (folder / "list").write_text("\n".join([str(folder / "speech"), *names]) + "\n")
 
     def command(*options: object) -> list[str]:
-        usual = ["encode", "--manifest", folder / "list", "--output", folder / "store"]
+        usual = ["extract", folder / "list", "--output", folder / "store"]
         usual += ["--compilation-cache", folder / "cache", "--accelerator", config.accelerator]
         return [*PROGRAM, *map(str, [*usual, *options])]
 
-    shares = [command("--shard", f"{n}/{config.workers}") for n in range(config.workers)]
-    size = -(-config.count // config.workers)
-    ways = {
-        "one process": [command("--shard-files", size)],
-        f"{config.workers} processes": shares,
-    }
-    if config.ray:
-        ray = command("--shard-files", size // 4, "--ray", "--workers", config.workers)
-        ways[f"Ray, {config.workers} workers"] = [ray]
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(config.runs + 1):  # the first fills the cache
-        for way, commands in ways.items():
+    def way(*commands: list[str]) -> Callable[[], None]:
+        def run() -> None:
             shutil.rmtree(folder / "store", ignore_errors=True)
-            start = time.perf_counter()
             started = [
                 subprocess.Popen(each, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
                 for each in commands
@@ -93,44 +72,48 @@ def times(config: Config, folder: pathlib.Path) -> None:
                 _, errors = process.communicate()
                 if process.returncode:
                     raise SystemExit(errors.decode())
-            if turn:
-                seconds[way].append(time.perf_counter() - start)
-    audio = lengths.sum() / 16_000
-    alone = statistics.median(seconds["one process"])
+
+        return run
+
+    workers = config.workers
+    size = -(-config.count // workers)
+    shares = [command("--shard", f"{number}/{workers}") for number in range(workers)]
+    ways = {
+        "one process": way(command("--shard-files", size)),
+        f"{workers} processes": way(*shares),
+    }
+    if config.ray:
+        ray = command("--shard-files", size // 4, "--ray", "--workers", workers)
+        ways[f"Ray, {workers} workers"] = way(ray)
+    seconds = medians(ways, config.runs)  # whose warm-up fills the cache
+    audio, alone = lengths.sum() / 16_000, seconds["one process"]
     print(f"{config.count} files, {audio / 3600:.2f} h; medians of {config.runs}\n")
     print("| way | seconds | times real time | throughput / one process |")
     print("| --- | ---: | ---: | ---: |")
-    for way, found in seconds.items():
-        median = statistics.median(found)
-        print(f"| {way} | {median:.1f} | {audio / median:.0f} | {alone / median:.2f} |")
+    for name, median in seconds.items():
+        print(f"| {name} | {median:.1f} | {audio / median:.0f} | {alone / median:.2f} |")
 
 
 def memory(config: Config, folder: pathlib.Path) -> None:
     """Prints resident memory while many short files are encoded."""
     use_accelerator(config.accelerator)
 
-    import numpy as np
-    import soundfile
-
-    import daisy_jax
     from daisy_jax.data.file_list import FileList
     from daisy_jax.exits import ExitRule
-    from daisy_jax.features.contents import AtExit
+    from daisy_jax.features import contents
     from daisy_jax.features.extract import Extractor, encode_shard
 
     if not config.stream:
         return
-    samples = 0.1 * np.random.default_rng(0).standard_normal(8_000)
-    (folder / "short").mkdir()
-    soundfile.write(folder / "short" / "0.wav", samples, 16_000, subtype="PCM_16")
-    for number in range(1, config.stream):
-        (folder / "short" / f"{number}.wav").hardlink_to(folder / "short" / "0.wav")
+    (first,) = write_noise(folder / "short", [8_000])
+    names = [f"{number}.wav" for number in range(config.stream)]
+    for name in names[1:]:
+        (folder / "short" / name).hardlink_to(first)
     model = daisy_jax.load()
     assert model.calibration is not None
     threshold = float(daisy_jax.exit_threshold(model.calibration.mean_entropy, 0.7))
     everywhere = np.ones(model.config.num_layers, bool)
-    extractor = Extractor(model, AtExit(ExitRule("", threshold, everywhere)))
-    names = [f"{number}.wav" for number in range(config.stream)]
+    extractor = Extractor(model, contents.at_exit(ExitRule("", threshold, everywhere)))
     files = FileList(folder / "short", names, {}, 0)
     shards = -(-config.stream // 500)
     print(f"\n{config.stream} files of 0.5 s in {shards} shards: files, resident memory in MB")

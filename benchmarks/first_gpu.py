@@ -10,7 +10,9 @@ run spends its time on measuring. `--small` takes tiny shapes; its times say not
 everything runs.
 """
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -18,22 +20,23 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import tyro
+from gpu_rules import decisions
+from gpu_sizes import Line, Measure, Sizes, sizes
+from timing import TimingOptions
 
-from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
+from daisy_jax import InputError
+from daisy_jax.accelerator import use_accelerator, use_compilation_cache
 from daisy_jax.console.terminal import run_command
-
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "eval"))  # for forced_exits, torch_place
 
 COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer=+CONDITIONAL,+WHILE"
 """XLA's flag for conditions and loops that a GPU decides without asking its host."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(TimingOptions):
     """What to measure."""
 
     only: tuple[str, ...] = ()
@@ -46,43 +49,49 @@ class Config:
     """A file for the lines, which are printed as well; empty: print only."""
     compilation_cache: str = "runs/compiled"
     """Folder for compiled programs."""
-    accelerator: Accelerator = "auto"
-    """Where to compute."""
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    # torch runs beside JAX where `torch_place` says.
     device = use_accelerator(config.accelerator, dtype="bfloat16", share_memory=True)
     use_compilation_cache(config.compilation_cache)
 
     import gpu_models
     import gpu_steps
-    from gpu_rules import decisions
-    from gpu_sizes import sizes
-
-    from daisy_jax import InputError
 
     measurements = gpu_steps.MEASUREMENTS | gpu_models.MEASUREMENTS
     unknown = [name for name in config.only if name not in measurements]
     if unknown:
         raise InputError(f"{unknown[0]} is no measurement; there are {', '.join(measurements)}")
-    chosen = [name for name in measurements if not config.only or name in config.only]
-    with Lines(config.output) as show:
-        show({"measurement": "versions", "device": device, **versions()})
-        for name in chosen:
-            lines = []
-            for line in measured(name, measurements[name], sizes(config.small, config.runs)):
-                lines.append(line)
-                show(line)
-            for decision in decisions(lines):
-                show(decision)
-            # XLA reads its flags once, so that another process measures with them.
-            if name == "exits" and not config.only and not config.small:
-                for line in with_flags(config, COMMAND_BUFFERS):
-                    show(line)
+    with contextlib.ExitStack() as stack:
+        streams = [sys.stdout]
+        if config.output:
+            pathlib.Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+            streams.append(stack.enter_context(open(config.output, "w", encoding="utf-8")))
+        for line in all_lines(config, device, measurements):
+            for stream in streams:
+                print(json.dumps(line), file=stream, flush=True)
 
 
-def measured(name: str, measure: Any, shapes: Any) -> Iterator[dict[str, Any]]:
+def all_lines(config: Config, device: str, measurements: Mapping[str, Measure]) -> Iterator[Line]:
+    """Versions, then what is measured, each measurement with what it decides."""
+    yield {"measurement": "versions", "device": device, **versions()}
+    shapes = sizes(config.small, config.runs)
+    for name, measure in measurements.items():
+        if config.only and name not in config.only:
+            continue
+        lines = []
+        for line in measured(name, measure, shapes):
+            lines.append(line)
+            yield line
+        yield from decisions(lines)
+        # XLA reads its flags once, so that another process measures with them.
+        if name == "exits" and not config.only and not config.small:
+            yield from with_flags(config, COMMAND_BUFFERS)
+
+
+def measured(name: str, measure: Measure, shapes: Sizes) -> Iterator[Line]:
     """The lines of one measurement; one that fails says so and does not stop the others."""
     start = time.perf_counter()
     try:
@@ -93,7 +102,7 @@ def measured(name: str, measure: Any, shapes: Any) -> Iterator[dict[str, Any]]:
     yield {"measurement": name, "took_seconds": round(time.perf_counter() - start, 1)}
 
 
-def with_flags(config: Config, flags: str) -> Iterator[dict[str, Any]]:
+def with_flags(config: Config, flags: str) -> Iterator[Line]:
     """The lines of exits in a process with these flags of XLA."""
     command = [sys.executable, __file__, "--only", "exits", "--runs", str(config.runs)]
     command += ["--accelerator", config.accelerator]
@@ -113,41 +122,14 @@ def with_flags(config: Config, flags: str) -> Iterator[dict[str, Any]]:
             yield {**json.loads(text), "xla_flags": flags}
 
 
-def versions() -> dict[str, Any]:
+def versions() -> Line:
     """Of Python and of the libraries that are installed."""
-    import importlib.metadata
-
-    found: dict[str, Any] = {"python": platform.python_version(), "cores": os.cpu_count()}
+    line: Line = {"python": platform.python_version(), "cores": os.cpu_count()}
     for name in ("daisy-jax", "jax", "jaxlib", "flax", "torch", "transformers"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-class Lines:
-    """Prints dictionaries as JSON lines, and writes them into a file if there is one."""
-
-    def __init__(self, path: str):
-        self._path, self._file = path, None
-
-    def __enter__(self):
-        if self._path:
-            pathlib.Path(self._path).parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "w", encoding="utf-8")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._file:
-            self._file.close()
-
-    def __call__(self, line: dict[str, Any]) -> None:
-        """Shows one line."""
-        text = json.dumps(line)
-        print(text, flush=True)
-        if self._file:
-            print(text, file=self._file, flush=True)
+        line[name] = None
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            line[name] = importlib.metadata.version(name)
+    return line
 
 
 if __name__ == "__main__":

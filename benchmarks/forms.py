@@ -8,22 +8,25 @@ benchmarks/first_gpu.py does more, for GPUs.
 """
 
 import dataclasses
-import pathlib
-import sys
-from collections.abc import Callable
-from typing import Any
+import functools
 
+import gpu_steps
+import jax
+import jax.numpy as jnp
 import tyro
+from gpu_sizes import sizes
+from timing import TimingOptions, milliseconds
 
 from daisy_jax import InputError
-from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command
-
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "eval"))  # for forced_exits
+from daisy_jax.model.forms import ELSEWHERE, FORMS
+from daisy_jax.parallel import platform_of
+from daisy_jax.study.forced_exits import Forced
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(TimingOptions):
     """What to time."""
 
     rows: int = 4
@@ -32,8 +35,6 @@ class Config:
     """Length of each."""
     runs: int = 5
     """Measurements of each form, in turn, after a warm-up."""
-    accelerator: Accelerator = "auto"
-    """Where to compute."""
 
 
 def main() -> None:
@@ -43,77 +44,36 @@ def main() -> None:
     if config.rows < 1:
         raise InputError(f"rows is {config.rows}; it must be at least one")
 
-    import jax
-    from gpu_sizes import milliseconds, sizes
-    from gpu_steps import in_form
+    shapes = sizes(False, config.runs)._replace(rows=config.rows, seconds=config.seconds)
+    shapes = shapes._replace(lstm=(config.rows, shapes.frames, shapes.config.dim, 256, 3))
+    forced = Forced("base", "float32")
+    thresholds = jnp.asarray(forced.thresholds(forced.spread(config.rows)))
+    waveform = gpu_steps.drawn(1, config.rows, shapes.samples)
 
-    from daisy_jax.devices import platform_of
-    from daisy_jax.model.forms import ELSEWHERE, FORMS
-
-    shapes = sizes(False, config.runs)._replace(rows=config.rows, seconds=config.seconds, calls=1)
+    steps = {
+        "attention": gpu_steps.attention_step,
+        "positional_convolution": gpu_steps.positional_step,
+        "front_end": gpu_steps.front_end_step,
+        "branch": gpu_steps.branch_step,
+        "layer": lambda shapes: (gpu_steps.last_hidden, (forced.model, waveform, thresholds)),
+        "lstm": gpu_steps.lstm_step,
+    }
     platform = platform_of(None)
     platform = "cuda" if platform == "gpu" else platform
     print(f"{config.rows} x {config.seconds:g} s, float32, on {device}\n")
     print("| step | form | ms | of today's |\n| --- | --- | ---: | ---: |", flush=True)
-    for step, (function, arguments) in steps(shapes).items():
+    for step, make in steps.items():
+        function, arguments = make(shapes)
         now = FORMS[step].get(platform, FORMS[step][ELSEWHERE])
         tasks = {}
         for form in sorted(set(FORMS[step].values()) - {"fused"} | {now}):
             jax.clear_caches()  # `encode` keeps what it traced in another form
-            program = in_form(step, form, function).lower(*arguments).compile()
-            tasks[form] = lambda program=program, given=arguments: program(*given)
-        times = milliseconds(tasks, shapes)
+            program = gpu_steps.in_form(step, form, function).lower(*arguments).compile()
+            tasks[form] = functools.partial(program, *arguments)
+        times = milliseconds(tasks, config.runs)
         for form, taken in times.items():
-            today = " (now)" if form == now else ""
-            print(
-                f"| {step} | {form}{today} | {taken:.1f} | {taken / times[now]:.2f} |", flush=True
-            )
-
-
-def steps(shapes: Any) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """A function for each step, and its arguments."""
-    import jax
-    import jax.numpy as jnp
-    from flax import nnx
-    from forced_exits import Forced
-    from gpu_steps import drawn
-
-    import daisy_jax
-    from daisy_jax import audio
-    from daisy_jax.model.attention import attend
-    from daisy_jax.model.branches import Branches
-    from daisy_jax.model.feature_encoder import FeatureEncoder
-    from daisy_jax.model.transformer import PositionalConvolution
-    from daisy_jax.tasks.lstm import BidirectionalLstm
-
-    config, rows = shapes.config, shapes.rows
-    samples = round(shapes.seconds * audio.SAMPLE_RATE)
-    frames = int(audio.frame_count(samples))
-    hidden, waveform = drawn(0, rows, frames, config.dim), drawn(1, rows, samples)
-    lengths, mask = jnp.full(rows, samples), jnp.ones((rows, frames), bool)
-    heads = hidden.reshape(rows, frames, config.num_heads, -1)
-    branches = Branches(1, config.dim, config.num_classes, rngs=nnx.Rngs(0))
-    branch = jax.tree.map(lambda leaf: leaf[0], branches)
-    forced = Forced("base", "float32")
-    thresholds = jnp.asarray(forced.thresholds(forced.spread(rows)))
-
-    def exits(model: Any, waveform: Any, thresholds: Any) -> Any:
-        return daisy_jax.encode(model, waveform, threshold=thresholds).last_hidden
-
-    def call(module: Any, *arguments: Any) -> Any:
-        return module(*arguments)
-
-    positional = PositionalConvolution(config, rngs=nnx.Rngs(0))
-    encoder = FeatureEncoder(config, rngs=nnx.Rngs(0))
-    lstm = BidirectionalLstm(config.dim, 256, 3, rngs=nnx.Rngs(0))
-    return {
-        "attention": (attend, (heads, heads, heads, mask)),
-        "positional_convolution": (call, (positional, hidden)),
-        "front_end": (call, (encoder, waveform, lengths)),
-        "branch": (call, (branch, hidden.astype(jnp.bfloat16))),
-        "layer": (exits, (forced.model, waveform, thresholds)),
-        "lstm": (call, (lstm, hidden, mask)),
-    }
+            name = f"{form} (now)" if form == now else form
+            print(f"| {step} | {name} | {taken:.1f} | {taken / times[now]:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,49 +1,44 @@
 """Whole models: part of benchmarks/first_gpu.py."""
 
+import functools
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from gpu_sizes import Sizes, milliseconds
-from gpu_steps import Line, cast, drawn, error_of
+from gpu_sizes import Line, Sizes
+from gpu_steps import drawn, error_of, last_hidden
+from jaxtyping import Array, Float, Shaped
+from stage1 import PAPER_STEPS, set_up
+from timing import Task, milliseconds, write_noise
 
 import daisy_jax
-from daisy_jax import audio
+from daisy_jax import Hubert
 from daisy_jax.features import files
 from daisy_jax.model import slices
 from daisy_jax.model.forms import one_form
 from daisy_jax.model.hubert import embed
-from daisy_jax.training.branches import branch_optimizer, branch_step
-
-PAPER_STEPS = 88_000  # section 4
+from daisy_jax.study.forced_exits import Forced
 
 
 def measure_packaged(shapes: Sizes) -> Iterator[Line]:
-    """The packaged model in three ways of computing, against the CPU of the same machine."""
+    """The packaged model on its sample clips, against the CPU of the same machine."""
     folder = pathlib.Path(daisy_jax.__file__).parent / "samples"
-    rng = np.random.default_rng(0)
-    try:
-        clips = [audio.load(path) for path in sorted(folder.glob("*.flac"))]
-        what = f"{len(clips)} sample clips"
-    except ImportError:  # no audio reader on this machine
-        clips, what = [0.1 * rng.standard_normal(n) for n in (48_000, 16_000, 9_000)], "made noise"
-    waveform, lengths = audio.pad_batch(clips)
-    model = daisy_jax.load()
-    on_cpu = jax.device_put((model, waveform, lengths), jax.devices("cpu")[0])
+    clips = [daisy_jax.audio.load(path) for path in sorted(folder.glob("*.flac"))]
+    batch = daisy_jax.audio.pad_batch(clips)
+    on_cpu = jax.device_put((daisy_jax.load(), *batch), jax.devices("cpu")[0])
 
     label = jax.jit(daisy_jax.frame_labels)
 
-    def run(model: Any, waveform: Any, lengths: Any) -> tuple[Any, ...]:
-        full = daisy_jax.encode(model, waveform, lengths, threshold=-np.inf)
+    def run(model: Hubert, *batch: Shaped[Array, "..."] | np.ndarray) -> tuple[np.ndarray, ...]:
+        full = daisy_jax.encode(model, *batch, threshold=-np.inf)
         # The same program again, for other thresholds do not compile.
-        exits = daisy_jax.encode(model, waveform, lengths, threshold=0.3).exit_layer
-        labels = label(model, waveform, lengths)
+        exits = daisy_jax.encode(model, *batch, threshold=0.3).exit_layer
+        labels = label(model, *batch)
         return jax.device_get((full.last_hidden, full.entropy, exits, labels))
 
     hidden, entropy, exits, labels = run(*on_cpu)
@@ -54,10 +49,10 @@ def measure_packaged(shapes: Sizes) -> Iterator[Line]:
     )
     for name, precision, dtype in ways[:1] if shapes.name == "tiny" else ways:
         with jax.default_matmul_precision(precision):
-            out = run(daisy_jax.load(dtype=dtype), waveform, lengths)
+            out = run(daisy_jax.load(dtype=dtype), *batch)
         yield {
             "computed": name,
-            "data": what,
+            "data": f"{len(clips)} sample clips",
             "hidden_error": error_of(out[0], hidden),
             "entropy_error": float(np.max(np.abs(out[1] - entropy))),
             "same_exits": float(np.mean(out[2] == exits)),
@@ -65,77 +60,66 @@ def measure_packaged(shapes: Sizes) -> Iterator[Line]:
         }
 
 
+def forced_batch(
+    shapes: Sizes,
+) -> tuple[Forced, Float[Array, "batch samples"], Callable[[], Array]]:
+    """A model that leaves where it is told to, waveforms, and a call of the front end alone."""
+    forced = Forced(shapes.name, "bfloat16")
+    waveform, lengths = drawn(0, shapes.rows, shapes.samples), jnp.full(shapes.rows, shapes.samples)
+    front = jax.jit(lambda model, waveform, lengths: embed(model, waveform, lengths).hidden)
+    return forced, waveform, functools.partial(front, forced.model, waveform, lengths)
+
+
 def measure_full_depth(shapes: Sizes) -> Iterator[Line]:
     """Without a condition, and with one a layer, as `allowed` asks for."""
-    from forced_exits import Forced
+    forced, waveform, front = forced_batch(shapes)
 
-    forced = Forced(shapes.name, "bfloat16")
-    waveform = drawn(0, shapes.rows, round(shapes.seconds * audio.SAMPLE_RATE))
-    allowed = jnp.ones(forced.layers, bool)
-    # Traced: of an array whose values it sees, `encode` takes the conditions out.
-    conditional = jax.jit(
-        lambda model, waveform, allowed: (
-            daisy_jax.encode(model, waveform, allowed=allowed).last_hidden
-        )
-    )
-    front = jax.jit(lambda model, waveform, lengths: embed(model, waveform, lengths).hidden)
-    lengths = jnp.full(shapes.rows, waveform.shape[1])
+    run = functools.partial(last_hidden, forced.model, waveform)
+    # Jitted: of an array whose values it sees, `encode` takes the conditions out.
+    conditional = functools.partial(jax.jit(last_hidden), forced.model, waveform)
     tasks = {
-        "no condition": lambda: daisy_jax.encode(forced.model, waveform).last_hidden,
-        "a condition a layer": lambda: conditional(forced.model, waveform, allowed),
-        "all branches": lambda: (
-            daisy_jax.encode(forced.model, waveform, threshold=-np.inf).last_hidden
+        "no condition": run,
+        "a condition a layer": functools.partial(
+            conditional, allowed=jnp.ones(forced.layers, bool)
         ),
-        "front end": lambda: front(forced.model, waveform, lengths),
+        "all branches": functools.partial(run, threshold=-np.inf),
+        "front end": front,
     }
-    for name, taken in milliseconds(tasks, shapes).items():
+    for name, taken in milliseconds(tasks, shapes.runs, shapes.calls).items():
         yield {"what": name, "milliseconds": taken}
 
 
 def measure_exits(shapes: Sizes) -> Iterator[Line]:
     """Exits of mean 6 of 12 in loops and with smallest slices of four sizes, against the ideal."""
-    from forced_exits import Forced
-
-    forced = Forced(shapes.name, "bfloat16")
-    waveform = drawn(0, shapes.rows, round(shapes.seconds * audio.SAMPLE_RATE))
+    forced, waveform, front = forced_batch(shapes)
     exits = forced.spread(shapes.rows)
-    threshold = jnp.asarray(forced.thresholds(exits))
-    lengths = jnp.full(shapes.rows, waveform.shape[1])
-    front = jax.jit(lambda model, waveform, lengths: embed(model, waveform, lengths).hidden)
-    tasks: dict[Any, Any] = {
-        "full": lambda: daisy_jax.encode(forced.model, waveform).last_hidden,
-        "front": lambda: front(forced.model, waveform, lengths),
-    }
+    arguments = forced.model, waveform, jnp.asarray(forced.thresholds(exits))
 
-    def run(model: Any, waveform: Any, threshold: Any) -> Any:
-        return daisy_jax.encode(model, waveform, threshold=threshold).last_hidden
-
-    def compiled() -> Any:
+    def compiled() -> Task:
         jax.clear_caches()
-        program = jax.jit(run).lower(forced.model, waveform, threshold).compile()
-        return lambda: program(forced.model, waveform, threshold)
+        return functools.partial(jax.jit(last_hidden).lower(*arguments).compile(), *arguments)
 
+    full_depth = functools.partial(last_hidden, forced.model, waveform)
+    tasks: dict[str, Task] = {"full": full_depth, "front": front}
     with one_form("layer", "loops"):
         tasks["loops"] = compiled()
-    before = slices.LEAST_FRAMES
     for least in (512, 1024, 2048, 4096):
-        slices.LEAST_FRAMES = least  # which is read while a program is traced
-        with one_form("layer", "switch"):
-            tasks[least] = compiled()
-    slices.LEAST_FRAMES = before
+        # LEAST_FRAMES is read while a program is traced.
+        with mock.patch.object(slices, "LEAST_FRAMES", least), one_form("layer", "switch"):
+            tasks[str(least)] = compiled()
     jax.clear_caches()
-    times = milliseconds(tasks, shapes)
+    times = milliseconds(tasks, shapes.runs, shapes.calls)
     full, front_time, looped = (times.pop(name) for name in ("full", "front", "loops"))
     # What a row costs in a layer, if it costs the same in every slice.
     row = (full - front_time) / forced.layers / shapes.rows
     ideal = front_time + row * sum(exits)
     yield {"form": "loops", "milliseconds": looped, "over_ideal": round(looped / ideal, 3)}
-    frames = int(audio.frame_count(waveform.shape[1]))
     for least, taken in times.items():
-        computed = rows_computed(exits, slice_sizes(shapes.rows, frames, least), forced.layers)
+        cut = slice_sizes(shapes.rows, shapes.frames, int(least))
+        computed = rows_computed(exits, cut, forced.layers)
         yield {
             "form": "switch",
-            "least_frames": least,
+            "least_frames": int(least),
             "milliseconds": taken,
             "full_depth_milliseconds": full,
             "over_ideal": round(taken / ideal, 3),
@@ -146,10 +130,8 @@ def measure_exits(shapes: Sizes) -> Iterator[Line]:
 
 def slice_sizes(rows: int, frames: int, least: int) -> tuple[int, ...]:
     """Those of the library, with another smallest one."""
-    before, slices.LEAST_FRAMES = slices.LEAST_FRAMES, least
-    sizes = slices.switch_sizes(rows, frames)
-    slices.LEAST_FRAMES = before
-    return sizes
+    with mock.patch.object(slices, "LEAST_FRAMES", least):
+        return slices.switch_sizes(rows, frames)
 
 
 def rows_computed(exits: list[int], sizes: tuple[int, ...], layers: int) -> int:
@@ -160,56 +142,41 @@ def rows_computed(exits: list[int], sizes: tuple[int, ...], layers: int) -> int:
 
 def measure_encode_files(shapes: Sizes) -> Iterator[Line]:
     """A folder of sound files through `encode_files`, with batches of two sizes."""
-    try:
-        import soundfile
-    except ImportError:
-        yield {"skipped": "no audio reader (soundfile) on this machine"}
-        return
-    from forced_exits import Forced
-
     model = Forced(shapes.name, "bfloat16").model
-    rng = np.random.default_rng(0)
-    before = files.BATCH_SECONDS_ELSEWHERE
+    # Of two lengths, so that two programs are compiled for each size of a batch.
+    lengths = np.random.default_rng(0).choice([shapes.samples // 2, shapes.samples], shapes.files)
+    seconds = lengths.sum() / daisy_jax.audio.SAMPLE_RATE
     with tempfile.TemporaryDirectory() as folder:
-        # Of two lengths, so that two programs are compiled for each size of a batch.
-        paths, seconds = [], shapes.seconds * rng.choice([0.5, 1.0], shapes.files)
-        for number, length in enumerate(seconds):
-            samples = 0.1 * rng.standard_normal(round(length * audio.SAMPLE_RATE))
-            paths.append(pathlib.Path(folder, f"{number}.wav"))
-            soundfile.write(paths[-1], samples, audio.SAMPLE_RATE)
+        paths = write_noise(pathlib.Path(folder), lengths)
         for batch_seconds in (80, 160):
-            files.BATCH_SECONDS_ELSEWHERE = batch_seconds
-            for _ in range(2):  # the first compiles
-                start = time.perf_counter()
-                errors = [r.error for r in daisy_jax.encode_files(model, paths) if r.error]
-                taken = time.perf_counter() - start
+            with mock.patch.object(files, "BATCH_SECONDS_ELSEWHERE", batch_seconds):
+                for _ in range(2):  # the first compiles
+                    start = time.perf_counter()
+                    errors = [r.error for r in daisy_jax.encode_files(model, paths) if r.error]
+                    taken = time.perf_counter() - start
             yield {
                 "batch_seconds": batch_seconds,
                 "seconds": taken,
-                "times_real_time": float(np.sum(seconds)) / taken,
+                "times_real_time": seconds / taken,
                 "errors": errors[:1],
             }
-    files.BATCH_SECONDS_ELSEWHERE = before
 
 
 def measure_stage1(shapes: Sizes) -> Iterator[Line]:
     """A step of stage 1 on a batch that is on the device, and the hours of the paper's 88 000."""
     rows, seconds = shapes.stage1
-    model = jax.jit(lambda: daisy_jax.Hubert(shapes.config, rngs=nnx.Rngs(0)))()
-    head, branches = model.head, model.branches
-    trunk = cast(model.replace(branches=None), jnp.bfloat16).replace(head=head)
-    optimizer = branch_optimizer(5e-5, 0.01, 10.0)
-    step, state = branch_step(optimizer), (branches, jax.jit(optimizer.init)(branches))
-    samples = round(seconds * audio.SAMPLE_RATE)
+    trunk, step, new_state = set_up(shapes.config, "bfloat16")
+    state = new_state()
+    samples = round(seconds * daisy_jax.audio.SAMPLE_RATE)
     batch = {"waveform": drawn(0, rows, samples), "lengths": jnp.full(rows, samples)}
 
-    def one_step() -> Any:
+    def one_step() -> Float[Array, ""]:
         nonlocal state
         state, metrics = step(state, trunk, batch)
         return metrics["loss"]
 
     one_step()  # the first step's state lies elsewhere, so that it is another program
-    taken = milliseconds({"step": one_step}, shapes)["step"]
+    taken = milliseconds({"step": one_step}, shapes.runs, shapes.calls)["step"]
     hours = taken * PAPER_STEPS / 3_600_000
     yield {"rows": rows, "seconds": seconds, "milliseconds": taken, "hours_of_88000": hours}
 
@@ -226,25 +193,24 @@ def measure_transformers(shapes: Sizes) -> Iterator[Line]:
     import transformers
 
     small = shapes.name == "tiny"
-    fields: dict[str, Any] = {}
+    fields: dict[str, object] = {}
     if small:
         sizes = ("num_hidden_layers", "num_attention_heads", "num_conv_pos_embedding_groups")
         fields = dict.fromkeys(sizes, 1) | {"hidden_size": 16, "intermediate_size": 16}
         fields |= {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 4}
     settings = transformers.HubertConfig(attn_implementation="sdpa", **fields)
-    model: Any = transformers.HubertModel(settings).eval().to(place, torch.bfloat16)
-    samples = round(shapes.seconds * audio.SAMPLE_RATE)
-    batch = torch.randn(shapes.rows, samples, device=place, dtype=torch.bfloat16)
+    model = transformers.HubertModel(settings).eval().to(place, torch.bfloat16)
+    batch = torch.randn(shapes.rows, shapes.samples, device=place, dtype=torch.bfloat16)
 
     wait = torch.cuda.synchronize if place == "cuda" else lambda: None
 
-    def time_of(function: Any) -> float:
-        def run() -> Any:
+    def time_of(function: Callable[[torch.Tensor], object]) -> float:
+        def run() -> Callable[[], None]:
             with torch.no_grad():
                 function(batch)
             return wait
 
-        return milliseconds({"torch": run}, shapes)["torch"]
+        return milliseconds({"torch": run}, shapes.runs, shapes.calls)["torch"]
 
     yield {"what": "eager", "place": place, "milliseconds": time_of(model)}
     if not small:  # which needs a C compiler, too

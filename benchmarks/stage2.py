@@ -1,73 +1,61 @@
-"""What a training step of stage 2 costs with stored features, and with the upstream in the step.
+"""What a training step of stage 2 costs with stored features, and with the trunk in the step.
 
     python benchmarks/stage2.py [--accelerator=gpu --dtype=bfloat16 --batch 8 --seconds 10]
 
-For each task, with the head of a preset on full-size HuBERT: a step on stored features, a step that
-runs the upstream up to each utterance's exit (spread, 6 on average), and one that runs all layers;
-in turns, medians. Weights are random and exits are forced: time does not depend on what they say.
+For each task, with the task head of a preset on full-size HuBERT: a step on stored features, a step
+that runs the trunk up to each utterance's exit (spread, 6 on average), and one that runs all
+layers; in turns, medians. Weights are random and exits are forced: time does not depend on what
+they say.
 """
 
 import dataclasses
-import json
-import pathlib
-import sys
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
+import jax
+import numpy as np
 import tyro
+from jaxtyping import Array, Float32, PyTree
+from timing import StepOptions
 
-from daisy_jax.accelerator import Accelerator, use_accelerator
+import daisy_jax
+from daisy_jax import parallel
+from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command
-from daisy_jax.devices import medians
-
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "eval"))  # for forced_exits
+from daisy_jax.study.forced_exits import Forced
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(StepOptions):
     """What to time."""
 
     tasks: tuple[Literal["asr", "sid", "se", "ss"], ...] = ("asr", "sid", "se", "ss")
     """Tasks."""
     preset: str = "superb"
-    """Whose heads."""
-    size: Literal["tiny", "base", "large"] = "base"
-    """The upstream's architecture."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the upstream computes in."""
+    """Whose task heads."""
     batch: int = 4
     """Utterances."""
     seconds: float = 8.0
     """Length of each."""
-    runs: int = 3
-    """Measurements of each, in turn, after a warm-up."""
-    output: str = ""
-    """A JSON file for the results; empty: print only."""
-    accelerator: Accelerator = "auto"
-    """Where to compute."""
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     device = use_accelerator(config.accelerator, dtype=config.dtype)
 
-    import jax
-    import numpy as np
-    from forced_exits import Forced
-
-    from daisy_jax import audio, parallel
     from daisy_jax.tasks.asr import CHARACTERS
     from daisy_jax.tasks.presets import make_task, read_preset
     from daisy_jax.tasks.training import downstream_step, head_optimizer, new_params
 
     forced = Forced(config.size, config.dtype)
-    upstream = parallel.replicate(forced.model)
+    trunk = parallel.replicate(forced.model)
     layers, dim = forced.layers, forced.model.config.dim
     exits = forced.spread(config.batch)
-    samples = round(config.seconds * audio.SAMPLE_RATE)
-    frames = int(audio.frame_count(samples))
+    samples = round(config.seconds * daisy_jax.audio.SAMPLE_RATE)
+    frames = int(daisy_jax.audio.frame_count(samples))
     rng = np.random.default_rng(0)
 
-    def noise(*shape: int) -> np.ndarray:
+    def noise(*shape: int) -> Float32[np.ndarray, "..."]:
         return rng.standard_normal(shape, np.float32)
 
     rows, lengths = config.batch, np.full(config.batch, samples, np.int32)
@@ -85,12 +73,7 @@ def main() -> None:
         "forced": np.zeros(rows, bool),
     }
     everywhere = np.ones(layers, bool)
-    result: dict[str, Any] = {
-        "settings": dataclasses.asdict(config),
-        "device": device,
-        "exits": exits,
-        "seconds": {},
-    }
+    seconds: dict[str, dict[str, float]] = {}
     print(
         f"HuBERT {config.size}, {config.dtype}, {config.preset} heads, {rows} x "
         f"{config.seconds:g} s, mean exit layer {np.mean(exits):.2f}, on {device}; medians of "
@@ -105,39 +88,39 @@ def main() -> None:
         optimizer = head_optimizer(1e-4, settings.weight_decay, settings.clip)
         common = {"targets": targets[name], "number": np.asarray(0, np.int32)}
         live = {"waveform": mixture, "lengths": lengths} | common
-        states: dict[str, Any] = {}
         step = downstream_step(task, optimizer, 0)
         ways = {
             "stored features": (None, None, everywhere, stored | common),
-            "with exits": (upstream, forced.thresholds(exits), everywhere, live),
-            "all layers": (upstream, None, everywhere, live),
+            "with exits": (trunk, forced.thresholds(exits), everywhere, live),
+            "all layers": (trunk, None, everywhere, live),
         }
 
-        def timed(way: str, arguments: tuple, step: Any = step, states: Any = states) -> Any:
-            placed = (*arguments[:3], parallel.place(arguments[3]))
-
-            def one_step() -> None:
-                states[way], metrics = step(states[way], *placed)
-                jax.block_until_ready(metrics)
-
-            return one_step
-
-        steps = {}
-        for way, arguments in ways.items():
+        tasks = {}
+        for way, (*arguments, batch) in ways.items():
             params = parallel.replicate(new_params(task, dim, layers, classes, 0))
-            states[way] = (params, jax.jit(optimizer.init)(params))
-            steps[way] = timed(way, arguments)
-        times = medians(steps, config.runs)
-        result["seconds"][name] = times
+            state = (params, jax.jit(optimizer.init)(params))
+            tasks[way] = repeated(step, state, (*arguments, parallel.place(batch)))
+        times = parallel.medians(tasks, config.runs)
+        seconds[name] = times
         print(
             f"| {name} | {times['stored features']:.3f} | {times['with exits']:.3f} "
             f"| {times['all layers']:.3f} | {times['with exits'] / times['all layers']:.2f} |",
             flush=True,
         )
-    if config.output:
-        path = pathlib.Path(config.output)
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        print(f"written: {path}")
+    config.write({"device": device, "exits": exits, "seconds": seconds})
+
+
+def repeated(
+    step: Callable, state: PyTree[Array], arguments: tuple[object, ...]
+) -> Callable[[], None]:
+    """A task that takes one step more each time it is called, and waits for it."""
+
+    def one_step() -> None:
+        nonlocal state
+        state, metrics = step(state, *arguments)
+        jax.block_until_ready(metrics)
+
+    return one_step
 
 
 if __name__ == "__main__":
