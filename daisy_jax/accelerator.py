@@ -5,16 +5,35 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import logging
+import logging.handlers
 import os
 import pkgutil
 import platform
 import re
+import sys
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import jax
 
 from daisy_jax.errors import InputError
 
 Accelerator = Literal["auto", "cpu", "gpu", "tpu"]
+
+
+@runtime_checkable
+class Device(Protocol):
+    """What is looked at of one of `jax.devices()`."""
+
+    @property
+    def platform(self) -> str:
+        """As JAX calls it: "cpu", "gpu", "tpu"."""
+        ...
+
+    @property
+    def device_kind(self) -> str:
+        """Its name."""
+        ...
 
 
 def use_accelerator(
@@ -43,8 +62,6 @@ def use_accelerator(
     Raises:
       InputError: there is no such device, or JAX came without support for it.
     """
-    import jax
-
     if deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
@@ -58,7 +75,7 @@ def use_accelerator(
     return device.device_kind
 
 
-def trunk_dtype(device: Any) -> str:
+def trunk_dtype(device: Device) -> str:
     """The fastest type that a frozen trunk can be trusted to.
 
     NVIDIA GPUs have bfloat16 from compute capability 8.0 (Ampere) on; on older ones (V100, T4) XLA
@@ -84,11 +101,9 @@ def use_compilation_cache(folder: str) -> None:
     Programs of another machine or another JAX may not run here, so that each has a folder of its
     own inside.
     """
-    import jax
-
-    place = os.path.join(folder, f"{platform.node() or 'host'}-jax-{jax.__version__}")
-    os.makedirs(place, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", place)
+    inner = os.path.join(folder, f"{platform.node() or 'host'}-jax-{jax.__version__}")
+    os.makedirs(inner, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", inner)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -97,8 +112,8 @@ def has_plugin(kind: str) -> bool:
     """Whether JAX would find a plugin for a kind of device, such as "cuda" or "rocm"."""
     names = [entry.name for entry in importlib.metadata.entry_points(group="jax_plugins")]
     namespace = importlib.util.find_spec("jax_plugins")
-    places = namespace.submodule_search_locations if namespace else None
-    names += [module.name for module in pkgutil.iter_modules(places or [])]
+    folders = namespace.submodule_search_locations if namespace else None
+    names += [module.name for module in pkgutil.iter_modules(folders or [])]
     return any(kind in name for name in names)
 
 
@@ -116,14 +131,12 @@ def has_device_files() -> bool:
     return any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg")))  # the second: WSL
 
 
-def _first_device(accelerator: Accelerator) -> Any:
+def _first_device(accelerator: Accelerator) -> Device:
     """The first device of a kind, which JAX computes on from now on.
 
     Raises:
       InputError: there is none; JAX's choice of platforms is as it was before.
     """
-    import jax
-
     settings: Any = jax.config
     before = settings.jax_platforms
     if accelerator in ("auto", "cpu"):
@@ -191,22 +204,13 @@ def _quiet_plugins() -> Iterator[list[logging.LogRecord]]:
 
     Yields the records so far. Those that are left in the end are logged after all.
     """
-    logger, handler = logging.getLogger("jax"), _Holding()
+    logger, handler = logging.getLogger("jax"), logging.handlers.BufferingHandler(sys.maxsize)
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        yield handler.held
+        yield handler.buffer
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
-        for record in handler.held:
+        for record in handler.buffer:
             logging.getLogger(record.name).handle(record)
-
-
-class _Holding(logging.Handler):
-    def __init__(self):
-        super().__init__()
-        self.held: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.held.append(record)

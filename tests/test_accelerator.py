@@ -43,7 +43,8 @@ COMMANDS = {
     "benchmarks/stage2.py": ["--size=tiny"],
     "daisy_jax/commands/calibrate.py": ["nowhere", CLIP],
     "daisy_jax/commands/encode.py": [CLIP, "--model=nowhere"],
-    "encode --manifest": ["--manifest=nowhere", "--output=nowhere", "--model=nowhere"],
+    "daisy_jax/commands/extract.py": ["nowhere", "--output=nowhere", "--model=nowhere"],
+    "encode, as extract was called": ["--manifest=nowhere", "--output=x", "--model=nowhere"],
 }
 """What ends each command right after it has chosen its device: nothing it asks for is there."""
 ENDS = {
@@ -56,16 +57,18 @@ SOURCES = {
     for folder in ("train", "eval", "benchmarks", "conversions", "daisy_jax/commands")
     for path in sorted((ROOT / folder).glob("*.py"))
 }
-OPTION = re.compile(r"\n    accelerator: Accelerator =|\nclass Config\((Run|Distributed)Options\)")
-WITH_OPTION = {name for name, text in SOURCES.items() if OPTION.search(text)}
-WITH_DTYPE = sorted(name for name in WITH_OPTION if "\n    dtype: Literal[" in SOURCES[name])
+PROGRAM = re.compile(r"run_command\(main\)|    def run\(self\)")
+OPTION = re.compile(r"\n    accelerator: Accelerator =|\nclass \w+\(.*Options\)")
+WITH_OPTION = {n for n, text in SOURCES.items() if PROGRAM.search(text) and OPTION.search(text)}
+DTYPE = re.compile(r"\n    dtype: Literal\[|\nclass Config\(StepOptions\)")
+WITH_DTYPE = sorted(name for name in WITH_OPTION if DTYPE.search(SOURCES[name]))
 BESIDE_TORCH = {name for name in WITH_OPTION if "torch_place" in SOURCES[name]}
 
 
 def words_of(name: str) -> list[str]:
     program = [str(ROOT / name)]
-    if "encode" in name or "calibrate" in name:
-        program = ["daisy-jax", "calibrate" if "calibrate" in name else "encode"]
+    if not name.startswith(("train/", "eval/", "benchmarks/")):
+        program = ["daisy-jax", re.split(r"\W", name.removeprefix("daisy_jax/commands/"))[0]]
     return [*program, *COMMANDS[name], "--accelerator=gpu"]
 
 

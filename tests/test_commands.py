@@ -506,11 +506,12 @@ def test_info_of_nothing_is_one_line(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "taught"),
     [
-        (["--help"], ["encode", "calibrate", "info", "convert"]),
+        (["--help"], ["encode", "extract", "calibrate", "info", "convert"]),
         (
             ["encode", "--help"],
             ["--ratio", "--budget", "nats", "exit_counts", ".npz", "at ratio 0.7"],
         ),
+        (["extract", "--help"], ["LIST", "fairseq", "--shard", "feature store"]),
         (["calibrate", "--help"], ["entropy", "--name", "folders"]),
         (["info", "--help"], ["model folder"]),
         (["convert", "--help"], ["transformers", "without torch"]),

@@ -16,8 +16,7 @@ from daisy_jax import audio
 from daisy_jax.data.file_list import deal, read_list
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
-from daisy_jax.features import extract
-from daisy_jax.features.contents import AtExit, Labels, Layers, Units
+from daisy_jax.features import contents, extract
 from daisy_jax.features.extract import Extractor, encode_shard, shard_size
 from daisy_jax.features.shard_format import npy_file, part_file, shard_file
 from daisy_jax.features.store import FeatureStore
@@ -50,7 +49,7 @@ def listed(speech, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def extractor(model):
-    return Extractor(model, AtExit(ExitRule("", float(threshold_of(model)), EVERYWHERE)))
+    return Extractor(model, contents.at_exit(ExitRule("", float(threshold_of(model)), EVERYWHERE)))
 
 
 def threshold_of(model):
@@ -160,7 +159,7 @@ def waveform_of(path):
 def test_exits_are_those_of_encode(extractor, model, listed, tmp_path):
     store = all_shards(extractor, read_list(listed), tmp_path / "store")
     assert store.items == ["exit"]
-    threshold = extractor.content.rule.threshold
+    threshold = float(threshold_of(model))
     readable = 0
     for index, row in enumerate(store.rows):
         if row.error is not None:
@@ -207,10 +206,10 @@ def test_other_contents_are_those_of_the_library(model, listed, tmp_path, kind):
     centroids = rng.standard_normal((5, SMALL.dim)).astype(np.float32)
     rule = ExitRule("", float(threshold_of(model)), EVERYWHERE)
     content = {
-        "pooled": AtExit(rule, weights),
-        "layers": Layers((0, 2)),
-        "labels": Labels(),
-        "units": Units(centroids, 2),
+        "pooled": contents.at_exit(rule, weights),
+        "layers": contents.layers((0, 2)),
+        "labels": contents.labels(),
+        "units": contents.units(centroids, 2),
     }[kind]
     store = all_shards(Extractor(model, content), read_list(listed), tmp_path / "store", 2)
     index = next(place for place, row in enumerate(store.rows) if row.frames)
@@ -236,7 +235,9 @@ def test_other_contents_are_those_of_the_library(model, listed, tmp_path, kind):
 
 
 def test_half_precision_costs_what_is_promised(model, listed, tmp_path):
-    store = all_shards(Extractor(model, Layers((LAYERS,))), read_list(listed), tmp_path / "s", 1)
+    store = all_shards(
+        Extractor(model, contents.layers((LAYERS,))), read_list(listed), tmp_path / "s", 1
+    )
     index = next(place for place, row in enumerate(store.rows) if row.frames)
     out = daisy_jax.encode(
         model, waveform_of(store.rows[index].path), threshold=None, return_hidden_states=True
@@ -250,25 +251,25 @@ def test_contents_that_a_model_cannot_yield_are_refused(model):
     bare = model.replace(branches=None)
     rule = ExitRule("", 0.5, EVERYWHERE)
     for content, said in (
-        (AtExit(rule), "no branches"),
-        (Layers((9,)), "layer 9: the model has 0 to"),
-        (Units(np.zeros((3, 7), np.float32), 1), r"centroids have the shape \(3, 7\)"),
-        (Units(np.zeros((3, SMALL.dim), np.float32), 99), "layer 99"),
-        (Units(np.zeros((0, SMALL.dim), np.float32), 1), "centroids have the shape"),
-        (Units(np.full((2, SMALL.dim), np.nan, np.float32), 1), "hold NaN or infinite"),
+        (contents.at_exit(rule), "no branches"),
+        (contents.layers((9,)), "layer 9: the model has 0 to"),
+        (contents.units(np.zeros((3, 7), np.float32), 1), r"centroids have the shape \(3, 7\)"),
+        (contents.units(np.zeros((3, SMALL.dim), np.float32), 99), "layer 99"),
+        (contents.units(np.zeros((0, SMALL.dim), np.float32), 1), "centroids have the shape"),
+        (contents.units(np.full((2, SMALL.dim), np.nan, np.float32), 1), "hold NaN or infinite"),
     ):
         with pytest.raises(InputError, match=said):
             Extractor(bare, content)
     with pytest.raises(InputError, match="prediction head"):
-        Extractor(model.replace(head=None), Labels())
+        Extractor(model.replace(head=None), contents.labels())
 
 
 def test_labels_of_another_head_are_not_taken_for_these(model, listed, tmp_path):
     files = read_list(listed)
-    encode_shard(Extractor(model, Labels()), files, 0, 3, tmp_path)
+    encode_shard(Extractor(model, contents.labels()), files, 0, 3, tmp_path)
     other = model.replace(head=made_model(seed=1).head)
     with pytest.raises(InputError, match=r"something else .*head"):
-        encode_shard(Extractor(other, Labels()), files, 0, 3, tmp_path)
+        encode_shard(Extractor(other, contents.labels()), files, 0, 3, tmp_path)
 
 
 # ---- whole, or not there ----

@@ -11,8 +11,8 @@ from daisy_jax import reporting
 from daisy_jax.console.reports import shown_reports
 from daisy_jax.console.terminal import run_command
 from daisy_jax.data.prefetch import batches
+from daisy_jax.errors import delayed_signals
 from daisy_jax.reporting import as_table, followed, leave_out, strictly
-from daisy_jax.signals import delayed_signals
 
 
 @pytest.fixture(autouse=True)

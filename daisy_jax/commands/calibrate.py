@@ -5,11 +5,15 @@ import pathlib
 import sys
 from typing import Annotated
 
+import numpy as np
 import tyro
 
+import daisy_jax
+from daisy_jax import Calibration, InputError
 from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.checkpoints import save_calibration
 from daisy_jax.commands.info import entropy_table
-from daisy_jax.errors import InputError
+from daisy_jax.data.file_list import expand_folders
 from daisy_jax.reporting import followed, printable
 
 
@@ -33,19 +37,12 @@ class Calibrate:
     def run(self) -> int:
         """Calibrates, saves, prints the table; 1 if a file could not be read."""
         use_accelerator(self.accelerator)
-        import numpy as np
-
-        from daisy_jax.checkpoints import load, save_calibration
-        from daisy_jax.data.sound_files import expand_folders
-        from daisy_jax.exits import Calibration
-        from daisy_jax.features.files import encode_files
-
-        model = load(self.model)
+        model = daisy_jax.load(self.model)
         if model.branches is None:
             raise InputError(f"{self.model} has no branches; train them with train/branches.py")
         files = expand_folders(self.files)
         rows, failed = [], 0
-        results = encode_files(model, files, threshold=-np.inf)
+        results = daisy_jax.encode_files(model, files, threshold=-np.inf)
         for result in followed(results, "calibrating", len(files), lambda done: done.seconds):
             if result.error is not None:
                 print(f"error: {printable(result.error)}", file=sys.stderr)

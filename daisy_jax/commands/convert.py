@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from daisy_jax.errors import InputError
+from daisy_jax import InputError
+from daisy_jax.conversions.convert import convert
+from daisy_jax.conversions.export import export
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,6 @@ class Convert:
     def run(self) -> None:
         """Converts and prints a report."""
         if self.to == "daisy":
-            from daisy_jax.conversions.convert import convert
-
             report = convert(
                 self.source,
                 self.destination,
@@ -47,8 +47,6 @@ class Convert:
                 num_heads=self.num_heads,
             )
         else:
-            from daisy_jax.conversions.export import export
-
             if self.head_from or self.branches_from or self.num_heads:
                 raise InputError("--to transformers writes the trunk alone; leave the rest out")
             report = export(self.source, self.destination)

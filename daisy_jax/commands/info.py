@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import jax
 import tyro
 
+import daisy_jax
+from daisy_jax import Calibration
 from daisy_jax.accelerator import use_accelerator
-from daisy_jax.exits import Calibration, exit_threshold
+from daisy_jax.checkpoints import PACKAGED
 
 RATIOS = (0.7, 0.76, 1.0)  # the paper's
 
@@ -20,12 +23,7 @@ class Info:
     def run(self) -> None:
         """Prints to stdout."""
         use_accelerator("cpu")
-        import jax
-
-        from daisy_jax.checkpoints import PACKAGED, load
-        from daisy_jax.cost import multiply_adds
-
-        model = load(self.model or None)
+        model = daisy_jax.load(self.model or None)
         config = model.config
         count = sum(leaf.size for leaf in jax.tree.leaves(model))
         print(f"{self.model or PACKAGED}: {count / 1e6:.2f} million parameters")
@@ -35,7 +33,7 @@ class Info:
         print(f"prediction head: {head}")
         branches = f"{config.num_classes} classes a layer" if model.branches is not None else "none"
         print(f"branches: {branches}")
-        cost = int(multiply_adds(config, 160_000, config.num_layers))
+        cost = int(daisy_jax.multiply_adds(config, 160_000, config.num_layers))
         print(f"full depth on 10 s: {cost / 1e9:.2f} billion multiply-adds")
         if model.calibration is not None:
             print(entropy_table(model.calibration))
@@ -51,5 +49,6 @@ def entropy_table(calibration: Calibration) -> str:
     lines.append("  layer         " + " ".join(f"{k:6d}" for k in range(1, len(mean) + 1)))
     lines.append("  mean entropy  " + " ".join(f"{value:6.3f}" for value in mean))
     for ratio in RATIOS:
-        lines.append(f"  ratio {ratio:<4}  threshold {float(exit_threshold(mean, ratio)):.4f} nats")
+        threshold = float(daisy_jax.exit_threshold(mean, ratio))
+        lines.append(f"  ratio {ratio:<4}  threshold {threshold:.4f} nats")
     return "\n".join(lines)

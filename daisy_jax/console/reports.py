@@ -4,7 +4,10 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
 
 from daisy_jax.reporting import Progress, logger, printable
 
@@ -32,8 +35,8 @@ class _Shown(logging.Handler):
     def __init__(self):
         super().__init__()
         self._left_out: set[str] = set()
-        self._bars: Any = None
-        self._tasks: dict[object, Any] = {}
+        self._bars: Bars | None = None
+        self._tasks: dict[object, TaskID] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         progress: Progress | None = getattr(record, "progress", None)
@@ -55,26 +58,12 @@ class _Shown(logging.Handler):
             self._bars.console.print(line, markup=False, highlight=False)
 
     def _show(self, progress: Progress) -> None:
-        from rich.console import Console
-        from rich.progress import MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bars
-
-        if progress.ended:
-            task = self._tasks.pop(progress.key, None)
-            if task is not None:
-                self._bars.refresh()
-                self._bars.remove_task(task)
-            if not self._tasks:
-                self.close()
-            return
         if self._bars is None:
-            # soft_wrap leaves long lines whole.
-            console = Console(stderr=True, soft_wrap=True)
-            columns = (*Bars.get_default_columns(), MofNCompleteColumn())
             self._bars = Bars(
-                *columns,
+                *Bars.get_default_columns(),
+                MofNCompleteColumn(),
                 TextColumn("{task.fields[text]}"),
-                console=console,
+                console=Console(stderr=True, soft_wrap=True),  # which leaves long lines whole
                 transient=True,
                 redirect_stdout=sys.stdout.isatty(),  # else what goes to a file would pass the bar
             )
@@ -84,6 +73,11 @@ class _Shown(logging.Handler):
             self._tasks[progress.key] = task
         task = self._tasks[progress.key]
         self._bars.update(task, completed=progress.done, text=progress.text)
+        if progress.ended:
+            self._bars.refresh()
+            self._bars.remove_task(self._tasks.pop(progress.key))
+            if not self._tasks:
+                self.close()
 
     def close(self) -> None:
         if self._bars is not None:

@@ -4,14 +4,16 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import NoReturn, TypeVar, cast
+
+import tyro
 
 from daisy_jax.console.reports import shown_reports
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, Terminated
 from daisy_jax.reporting import printable
-from daisy_jax.signals import Terminated
 
+Config = TypeVar("Config")
 EXTRAS = {
     **dict.fromkeys(("grain", "librosa", "sklearn", "optax", "orbax", "pyarrow"), "train"),
     **dict.fromkeys(("torch", "transformers"), "convert"),
@@ -66,11 +68,13 @@ def given_options(*names: str) -> list[str | None]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in names:
         parser.add_argument(f"--{name}")
-    found = parser.parse_known_args()[0]
-    return [getattr(found, name) for name in names]
+    options = parser.parse_known_args()[0]
+    return [getattr(options, name) for name in names]
 
 
-def parse_config(kind: type, presets: dict[str, dict[str, Any]], description: str | None) -> Any:
+def parse_config(
+    kind: type[Config], presets: Mapping[str, Mapping[str, object]], description: str | None
+) -> Config:
     """The configuration on the command line: what is not given there comes from its preset.
 
     Args:
@@ -78,9 +82,8 @@ def parse_config(kind: type, presets: dict[str, dict[str, Any]], description: st
       presets: fields of each preset, by its name; the first is the default.
       description: of the command.
     """
-    import tyro
-
     (name,) = given_options("preset")
-    if name not in presets:  # if one was given, it is refused below
+    if name is None or name not in presets:  # if one was given, it is refused below
         name = next(iter(presets))
-    return tyro.cli(kind, description=description, default=kind(preset=name, **presets[name]))
+    preset = cast(Callable[..., Config], kind)(preset=name, **presets[name])
+    return tyro.cli(kind, description=description, default=preset)
