@@ -10,12 +10,14 @@ import functools
 import json
 import os
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, PyTree, Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -30,10 +32,13 @@ PACKAGED = pathlib.Path(__file__).parent / "models" / "daisy-tiny"
 TENSORS, CONFIG = "model.safetensors", "config.json"
 CALIBRATION_TENSOR = "calibration.entropy"
 DTYPES = ("float32", "bfloat16", "float16")
-FLOAT32_PARTS = ("branches", "head")  # what decides stays exact, whatever the trunk computes in
+FLOAT32_PARTS = ("branches.", "head.")  # what decides stays exact, whatever the trunk computes in
+
+Leaf: TypeAlias = Array | np.ndarray | jax.ShapeDtypeStruct
+Tree = TypeVar("Tree")
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: PyTree[Leaf]) -> dict[str, Leaf]:
     """The arrays of a pytree of modules, by dotted path, in the order of `jax.tree.leaves`."""
     named = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -45,7 +50,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return named
 
 
-def fill(tree: Any, tensors: dict[str, Any]) -> Any:
+def fill(tree: Tree, tensors: Mapping[str, Array | np.ndarray]) -> Tree:
     """A pytree like `tree` (arrays or shapes) with its leaves taken from `tensors`, by path.
 
     Raises:
@@ -82,12 +87,10 @@ def save(model: Hubert, path: str | os.PathLike, *, dtype: str | None = None) ->
       OSError: the folder cannot be written. A model that was there before is kept then.
     """
     folder = pathlib.Path(path)
-    cast = (lambda leaf: leaf.astype(_checked_dtype(dtype))) if dtype else (lambda leaf: leaf)
-    # safetensors writes arrays that are not C-contiguous wrongly, without an error (its #825).
-    tensors = {
-        name: np.ascontiguousarray(cast(np.asarray(leaf)))
-        for name, leaf in named_leaves(model).items()
-    }
+    tensors = {name: np.asarray(leaf) for name, leaf in named_leaves(model).items()}
+    if dtype is not None:
+        storage = _checked_dtype(dtype)
+        tensors = {name: tensor.astype(storage) for name, tensor in tensors.items()}
     _write(folder, tensors, model.config, model.calibration)
 
 
@@ -104,13 +107,12 @@ def save_calibration(path: str | os.PathLike, calibration: Calibration) -> None:
 
 def _write(
     folder: pathlib.Path,
-    tensors: dict[str, np.ndarray],
+    tensors: dict[str, Shaped[np.ndarray, "..."]],
     config: HubertConfig,
     calibration: Calibration | None,
 ) -> None:
     if calibration is not None:
-        entropy = np.ascontiguousarray(calibration.entropy, np.float16)
-        tensors = tensors | {CALIBRATION_TENSOR: entropy}
+        tensors = tensors | {CALIBRATION_TENSOR: np.asarray(calibration.entropy, np.float16)}
     content = {
         "format": FORMAT,
         "model": dataclasses.asdict(config),
@@ -121,21 +123,23 @@ def _write(
 
 def write_folder(
     folder: pathlib.Path,
-    tensors: dict[str, np.ndarray],
-    contents: dict[str, dict[str, Any]],
+    tensors: dict[str, Shaped[np.ndarray, "..."]],
+    contents: Mapping[str, Mapping[str, object]],
     metadata: dict[str, str] | None = None,
 ) -> None:
     """Writes `model.safetensors` and JSON files into a folder, all of them or none.
 
     Args:
       folder: made if absent.
-      tensors: C-contiguous arrays by name.
+      tensors: arrays by name.
       contents: what the JSON files hold, by file name.
       metadata: of the tensor file.
 
     Raises:
       OSError: the folder cannot be written; files that were there before are kept then.
     """
+    # safetensors writes arrays that are not C-contiguous wrongly, without an error (its #825).
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     with whole_files(*(folder / name for name in (TENSORS, *contents))) as (weights, *texts):
         save_file(tensors, weights, metadata)
         for partial, content in zip(texts, contents.values(), strict=True):
@@ -180,8 +184,12 @@ def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hub
     entropy = tensors.pop(CALIBRATION_TENSOR, None)
     if (entropy is None) != (dataset is None):
         raise InputError(f"{folder}: {CONFIG} and {TENSORS} disagree about the calibration")
+    arrays = {
+        name: jnp.asarray(tensor, jnp.float32 if name.startswith(FLOAT32_PARTS) else trunk_dtype)
+        for name, tensor in tensors.items()
+    }
     try:
-        model = fill(abstract_model(config), tensors)
+        model = fill(abstract_model(config), arrays)
         if entropy is not None and (entropy.ndim != 2 or entropy.shape[1] != config.num_layers):
             raise InputError(
                 f"{CALIBRATION_TENSOR} has the shape {entropy.shape} instead of (utterances, "
@@ -189,11 +197,6 @@ def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hub
             )
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}") from None
-
-    def cast(path: tuple, leaf: np.ndarray) -> jax.Array:
-        return jnp.asarray(leaf, jnp.float32 if path[0].name in FLOAT32_PARTS else trunk_dtype)
-
-    model = jax.tree_util.tree_map_with_path(cast, model)
     if entropy is None or dataset is None:
         return model
     return model.replace(calibration=Calibration(entropy, dataset))
@@ -215,7 +218,7 @@ def _read_config(path: pathlib.Path) -> tuple[HubertConfig, str | None]:
         raise InputError(f"{path}: {error}") from None
 
 
-def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_tensors(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The arrays of a safetensors file by name; an InputError if it is not a whole one."""
     try:
         with safe_open(path, framework="numpy") as file:

@@ -1,7 +1,7 @@
-"""Data parallelism: a batch is split over all devices of all processes, everything else is on each.
+"""Devices and processes: who holds which rows, where calls run, and how to keep a device busy.
 
-Sharding is JAX's own: a jitted step computes the same sums over the whole batch, however many
-devices hold its rows.
+A batch is split over all devices of all processes, everything else is on each. Sharding is JAX's
+own: a jitted step computes the same sums over the whole batch, however many devices hold its rows.
 """
 
 import collections
@@ -13,38 +13,43 @@ import os
 import platform
 import re
 import signal
-from collections.abc import Callable, Sequence
-from typing import Any
+import statistics
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree, Shaped
 
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import logger
 
+T = TypeVar("T")
 
-def join_processes(place: str) -> None:
+
+def join_processes(processes: str) -> None:
     """Joins the processes of one training run; to be called before the first array exists.
 
     Args:
-      place: empty: there is only one. "auto": as Slurm, Open MPI, Kubernetes or a TPU pod says.
+      processes: empty: there is only one. "auto": as Slurm, Open MPI, Kubernetes or a TPU pod says.
         "HOST:PORT,COUNT,INDEX": where process 0 listens, how many there are, and which this is.
 
     Raises:
-      InputError: `place` says something else, or the others cannot be reached.
+      InputError: `processes` says something else, or the others cannot be reached.
     """
-    if not place:
+    if not processes:
         return
-    parts = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", place)
-    if place != "auto" and (parts is None or int(parts[3]) >= int(parts[2])):
+    parts = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", processes)
+    if processes != "auto" and (parts is None or int(parts[3]) >= int(parts[2])):
         raise InputError(
-            f"processes is {place!r}; it must be auto, or HOST:PORT,COUNT,INDEX with an index below"
-            " the count, such as 10.0.0.1:9911,2,0"
+            f"processes is {processes!r}; it must be auto, or HOST:PORT,COUNT,INDEX with an index "
+            "below the count, such as 10.0.0.1:9911,2,0"
         )
-    logger.info("waiting for the other processes (%s)", place)
+    logger.info("waiting for the other processes (%s)", processes)
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if parts is None:
@@ -59,16 +64,13 @@ def join_processes(place: str) -> None:
     signal.signal(signal.SIGTERM, on_terminate)  # which JAX takes away
 
 
-def warn_of_unused_gpus(place: str) -> None:
+def warn_of_unused_gpus(processes: str) -> None:
     """Says on stderr, once on each host, if NVIDIA GPUs stay idle; every process has to call it.
 
-    With "auto" JAX gives each process that Slurm or Open MPI starts one GPU, so that one process on
-    a node of eight uses one of them.
-
-    Args:
-      place: as for `join_processes`.
+    With "auto" in `join_processes` JAX gives each process that Slurm or Open MPI starts one GPU, so
+    that one process on a node of eight uses one of them.
     """
-    if place != "auto" or not _on_cuda():
+    if processes != "auto" or not _on_cuda():
         return
     name = platform.node()
     digest = hashlib.sha256(name.encode()).digest()[:3]
@@ -94,12 +96,7 @@ def _on_cuda() -> bool:
 
 
 def visible_gpus(setting: str | None, device_files: Sequence[str]) -> int:
-    """How many GPUs of NVIDIA a process may see.
-
-    Args:
-      setting: of CUDA_VISIBLE_DEVICES; None: it is not set, and all are visible.
-      device_files: /dev/nvidia0 and so on.
-    """
+    """How many GPUs a process may see, by CUDA_VISIBLE_DEVICES (None: not set) and /dev/nvidia*."""
     if setting is None:
         return len(device_files)
     entries = (entry.strip() for entry in setting.split(","))
@@ -110,13 +107,10 @@ def visible_gpus(setting: str | None, device_files: Sequence[str]) -> int:
 def unused_gpus(
     visible: int, hosts: Sequence[int | str], devices: Sequence[int], index: int
 ) -> int:
-    """How many GPUs a process has to report as idle: those of its host, if it is the first there.
+    """How many GPUs process `index` has to report as idle: its host's, if it is the first there.
 
-    Args:
-      visible: how many it may see.
-      hosts: of each process, where it runs.
-      devices: of each process, how many it computes on.
-      index: which process it is.
+    A process may see so many of them. `hosts` and `devices` say of each process where it runs and
+    on how many it computes.
     """
     if hosts.index(hosts[index]) != index:
         return 0
@@ -146,7 +140,7 @@ def by_row() -> NamedSharding:
     return NamedSharding(_mesh(), PartitionSpec("data"))
 
 
-def over_rows(function: Callable, arguments: int) -> Callable:
+def over_rows(function: Callable[..., T], arguments: int) -> Callable[..., T]:
     """A function of a replicated tree and of `arguments` batches, on each device's own rows.
 
     Without it XLA may gather all rows on every device, where a computation follows the data.
@@ -155,8 +149,8 @@ def over_rows(function: Callable, arguments: int) -> Callable:
     return jax.shard_map(function, mesh=_mesh(), in_specs=specs, out_specs=PartitionSpec("data"))
 
 
-def replicate(tree: Any) -> Any:
-    """Puts arrays, the same in each process, on every device."""
+def replicate(tree: T) -> T:
+    """Puts a pytree's arrays, the same in each process, on every device."""
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(replicated(), np.asarray(leaf)), tree
     )
@@ -178,17 +172,18 @@ def local_rows(rows: int) -> slice:
     return slice(first, first + jax.local_device_count() * (rows // count))
 
 
-def place(batch: Any) -> Any:
+def place(batch: PyTree[np.ndarray | np.generic]) -> PyTree[Shaped[Array, "..."]]:
     """Puts a batch on the devices: of arrays this process's `local_rows`, of scalars the same.
 
     Raises:
       InputError: the rows cannot be split over the devices.
     """
 
-    def put(leaf: np.ndarray) -> jax.Array:
-        if leaf.ndim:
-            local_rows(len(leaf) * jax.process_count())  # says what is wrong, if anything is
-        return jax.make_array_from_process_local_data(by_row() if leaf.ndim else replicated(), leaf)
+    def put(leaf: np.ndarray | np.generic) -> Array:
+        shape = np.shape(leaf)
+        if shape:
+            local_rows(shape[0] * jax.process_count())  # says what is wrong, if anything is
+        return jax.make_array_from_process_local_data(by_row() if shape else replicated(), leaf)
 
     return jax.tree.map(put, batch)
 
@@ -217,13 +212,9 @@ LAG = 2
 
 
 def common_stop(asked: Callable[[], bool]) -> Callable[[], bool]:
-    """Whether to stop, the same in each process: as soon as one of them was asked to.
+    """Whether to stop, the same in each process: as soon as one of them was `asked` to.
 
-    Args:
-      asked: whether this process was.
-
-    Returns:
-      A function to call once a step. With several processes, stopping comes `LAG` steps later.
+    Returns a function to call once a step. With several processes, its answer is `LAG` steps late.
     """
     if jax.process_count() == 1:
         return asked
@@ -235,3 +226,65 @@ def common_stop(asked: Callable[[], bool]) -> Callable[[], bool]:
         return len(answers) > LAG and bool(answers.popleft())
 
     return stop
+
+
+def fetched_behind(started: Iterable[T]) -> Generator[T]:
+    """Results on the host, each fetched only after the next computation has been started.
+
+    JAX dispatches a computation and goes on. A loop that fetches each result at once makes the
+    device wait while the host copies, cuts and stores it and reads the next batch.
+
+    Args:
+      started: dispatched computations as they are taken, each a pytree; what is no JAX array in it
+        comes out as it is. Batches must be arrays of their own: the next one is filled while this
+        one may still be read. Closed with this generator, if it is a generator too.
+
+    Yields:
+      The same in the same order, JAX arrays as numpy arrays. Two items at most are on the device.
+      What an item's computation raises comes in its place; what starting one raises, behind the
+      results of those before it.
+    """
+    source = iter(started)
+    try:
+        running = collections.deque(itertools.islice(source, 1))
+        while running:
+            failure = None
+            try:
+                running.extend(itertools.islice(source, 1))
+            except Exception as error:  # what was computed before it is not lost
+                failure = error
+            yield jax.device_get(running.popleft())
+            if failure is not None:
+                raise failure
+    finally:
+        if isinstance(source, Generator):
+            source.close()
+
+
+def platform_of(tree: PyTree) -> str:
+    """The platform that functions of these arrays run on, as JAX names it: "cpu", "gpu", "tpu".
+
+    Arrays that were put on a device decide; else the default device, which is the one that a caller
+    has set or the first of the default platform.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and leaf.committed:
+            return next(iter(leaf.devices())).platform
+    settings: Any = jax.config
+    default = settings.jax_default_device
+    if default is None:
+        return jax.default_backend()
+    return default if isinstance(default, str) else default.platform
+
+
+def medians(tasks: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
+    """Median seconds of each task, all tasks in turn after one warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for task in tasks.values():
+        task()
+    for _ in range(runs):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}

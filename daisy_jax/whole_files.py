@@ -13,13 +13,12 @@ import math
 import os
 import pathlib
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from safetensors import SafetensorError
 
-from daisy_jax.errors import InputError
-from daisy_jax.signals import delayed_signals
+from daisy_jax.errors import InputError, delayed_signals
 
 
 @contextlib.contextmanager
@@ -79,22 +78,23 @@ def write_text(path: pathlib.Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: pathlib.Path, content: Any) -> None:
+def write_json(path: pathlib.Path, content: object) -> None:
     """Writes a JSON file as a whole. NaN and infinities, which JSON does not have, become null."""
     write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
 
-def write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: pathlib.Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Writes rows of a table as a whole Parquet file."""
     import pyarrow
     import pyarrow.parquet
 
     with whole_files(path) as (partial,):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), partial)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial)
 
 
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
+def _finite(content: object) -> object:
+    """The content with null in the place of numbers that JSON does not have."""
+    if isinstance(content, Mapping):
         return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [_finite(value) for value in content]
@@ -126,6 +126,14 @@ def read_json(path: pathlib.Path, wanted: str, remedy: str) -> dict[str, Any]:
             "daisy_jax that wrote it"
         )
     return content
+
+
+def differences(
+    before: Mapping[str, object], now: Mapping[str, object]
+) -> dict[str, tuple[object, object]]:
+    """By name, what differs between two sets of settings: both values, None for what is not set."""
+    pairs = {name: (before.get(name), now.get(name)) for name in before.keys() | now.keys()}
+    return {name: pairs[name] for name in sorted(pairs) if pairs[name][0] != pairs[name][1]}
 
 
 def files_digest(paths: Iterable[pathlib.Path]) -> str | None:

@@ -8,23 +8,23 @@ it has ended, OUTPUT/model is the model with its branches and a calibration: dai
 it. docs/training.md leads through it.
 """
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from daisy_jax import InputError
 from daisy_jax.accelerator import trunk_dtype
 from daisy_jax.console.terminal import parse_config, run_command
-from daisy_jax.reporting import strictly
-from daisy_jax.signals import delayed_signals
-from daisy_jax.training.settings import DistributedOptions, own_options_first
+from daisy_jax.data.corpus import Corpus
+from daisy_jax.features.store import FeatureStore, StoredLabels
+from daisy_jax.training.metrics_log import Values
+from daisy_jax.training.settings import DistributedOptions, SpeechOptions, own_options_first
 
 
 @own_options_first
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(DistributedOptions):
+class Config(SpeechOptions, DistributedOptions):
     """One stage 1 run."""
 
     preset: Literal["paper", "daisy-tiny"] = "paper"
@@ -44,42 +44,19 @@ class Config(DistributedOptions):
     empty: LibriSpeech's dev-clean where it is there and not trained on; none: no validation."""
     labels: str = ""
     """A feature store of frame labels (train/labels.py); empty: the model's own prediction head."""
-    noise: str = ""
-    """Noise recordings, mixed into some of the crops; empty: none (the paper)."""
-    noise_probability: float = 0.5
-    """Share of the crops that get noise."""
-    snr_range: tuple[float, float] = (0.0, 20.0)
-    """Signal-to-noise ratio of those crops, dB, uniform."""
-    steps: int = 88_000
-    """Optimizer steps (section 4)."""
+    steps: int = 88_000  # as the batch and the rate from section 4 of the paper
     batch_size: int = 32
-    """Utterances a step (section 4)."""
-    crop_seconds: float = 15.625
-    """Longest crop; HuBERT's 250 000 samples."""
     learning_rate: float = 5e-5
-    """Peak of Adam's learning rate (section 4)."""
+    crop_seconds: float = 15.625  # HuBERT's 250 000 samples
+    save_every: int = 1_000
     warmup_share: float = 0.08
-    """Share of the steps with a growing learning rate; linear decay to 0 afterwards (HuBERT)."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay (HuBERT)."""
+    """Share of the steps with a growing learning rate (HuBERT)."""
     clip: float = 10.0
     """Largest norm of one branch's gradient (HuBERT)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the frozen trunk computes in; auto: float32 on a CPU, float16 on NVIDIA GPUs before
     Ampere (V100, T4), else bfloat16. Branches are float32. With float32 all products are, on every
     accelerator; a GPU's TF32 and a TPU's bfloat16 are not taken in its place."""
-    save_every: int = 1_000
-    """Steps between two checkpoints, and between two validations."""
-
-    least: ClassVar[dict[str, float]] = {
-        **DistributedOptions.least,
-        **{"crop_seconds": 0.025, "learning_rate": 0, "clip": 0},
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.snr_range[0] > self.snr_range[1]:
-            raise InputError(f"snr_range is {self.snr_range}; give the lower ratio first")
 
 
 PRESETS = {
@@ -97,8 +74,7 @@ CALIBRATION_UTTERANCES = 500  # of the training data, where there is no validati
 
 def main() -> None:
     config: Config = parse_config(Config, PRESETS, __doc__)
-    device = config.start(config.dtype)
-    with strictly(config.strict):
+    with config.started(config.dtype, config.strict) as device:
         train(config, device)
 
 
@@ -108,21 +84,12 @@ def train(config: Config, device: str) -> None:
     import numpy as np
     from flax import nnx
 
-    from daisy_jax import Calibration, audio, load, parallel, save
-    from daisy_jax.data.batches import (
-        Augmentation,
-        EpochBatches,
-        crop_width,
-        read_crops,
-        read_labels,
-    )
-    from daisy_jax.data.corpus import Selection, corpus_name, fingerprint, open_corpus
-    from daisy_jax.data.prefetch import Batch
-    from daisy_jax.features.store import FeatureStore, StoredLabels
+    from daisy_jax import Calibration, load, parallel, save
+    from daisy_jax.data.batches import EpochBatches, crop_width, read_batch
+    from daisy_jax.data.corpus import Selection, corpus_name, fingerprint
     from daisy_jax.model.branches import Branches
     from daisy_jax.model.hubert import require_head
-    from daisy_jax.training.branch_validation import Validation
-    from daisy_jax.training.branches import branch_optimizer, branch_step
+    from daisy_jax.training.branches import Validation, branch_optimizer, branch_step
     from daisy_jax.training.loop import fit, warmup_then_decay
     from daisy_jax.training.run_folder import Run
 
@@ -141,18 +108,16 @@ def train(config: Config, device: str) -> None:
     trunk = parallel.replicate(trunk)
 
     # ---- data ----
-    samples = round(config.crop_seconds * audio.SAMPLE_RATE)
-
+    samples = config.crop_samples
     opened = functools.partial(open_data, stored, f"on {device}, trunk in {dtype}{why}")
     splits, held_out, inside = parts(config)
     corpus, labels = opened(config.data, splits)
     data = {"utterances": fingerprint(corpus)}
-    noises = open_corpus(config.noise) if config.noise else None
-    augmentation = Augmentation(noises, config.noise_probability, config.snr_range)
+    augmentation = config.augmentation()
     draw = EpochBatches(corpus.lengths, config.batch_size, samples, config.seed)
     mine = parallel.local_rows(config.batch_size)
-    if noises is not None:
-        data["noises"] = fingerprint(noises)
+    if augmentation.noises is not None:
+        data["noises"] = fingerprint(augmentation.noises)
     if held_out == "none":
         scored, rng = "training utterances", np.random.default_rng([config.seed, 3])
         chosen = rng.permutation(len(corpus.names))[:CALIBRATION_UTTERANCES]
@@ -164,15 +129,11 @@ def train(config: Config, device: str) -> None:
         data["held_out"] = fingerprint(held_out_corpus)
     validation = Validation(trunk, held_out_corpus, held_out_labels, config.batch_size * samples)
 
-    def batch(number: int) -> Batch:
+    def batch(number: int) -> dict[str, np.ndarray]:
         crops = draw(number)
         rng = np.random.default_rng([config.seed, number, 1])
         width = crop_width(crops, samples)
-        waveform, lengths = read_crops(corpus, crops, width, augmentation, rng, mine)
-        read = {"waveform": waveform, "lengths": lengths}
-        if labels is not None:
-            read["labels"] = read_labels(labels, crops[mine], audio.frame_count(width))
-        return read
+        return read_batch(corpus, labels, crops, width, augmentation, rng, mine)
 
     # ---- branches and optimizer ----
     output = pathlib.Path(config.output)
@@ -200,10 +161,7 @@ def train(config: Config, device: str) -> None:
     )
 
     # ---- calibrated model ----
-    # One of several processes must not leave the others waiting for it.
-    alone = jax.process_count() == 1
-    with contextlib.nullcontext() if alone else delayed_signals():
-        entropy = np.asarray(validation.scores(branches).entropy)
+    entropy = np.asarray(validation.scores(branches).entropy)
     name = scored if held_out != "none" else f"{corpus_name(config.data)}, {len(entropy)} {scored}"
     if not parallel.is_first():
         return
@@ -217,22 +175,20 @@ def train(config: Config, device: str) -> None:
     print(f"{run.folder / 'model'}: calibrated on {name}; next, daisy-jax encode FILES --model ...")
 
 
-def open_data(stored: Any, where: str, folder: str, splits: tuple[str, ...]) -> tuple[Any, Any]:
-    """A corpus and its labels out of a store, which may be None, as the labels then are."""
-    from daisy_jax import audio, parallel
-    from daisy_jax.data.corpus import open_corpus
-    from daisy_jax.features.store import StoredLabels
+def open_data(
+    stored: FeatureStore | None, where: str, folder: str, splits: tuple[str, ...]
+) -> tuple[Corpus, StoredLabels | None]:
+    """A corpus, and its labels if there is a store of them."""
+    from daisy_jax import parallel
+    from daisy_jax.data.corpus import open_corpus, size_of
 
     corpus = open_corpus(folder, splits)
     if parallel.is_first():
-        hours = corpus.lengths.sum() / audio.SAMPLE_RATE / 3600
-        print(
-            f"{' '.join([folder, *splits])}: {len(corpus.names)} utterances, {hours:.2f} h; {where}"
-        )
+        print(f"{' '.join([folder, *splits])}: {size_of(corpus.lengths)}; {where}")
     if stored is None:
         return corpus, None
-    corpus, places = stored.of(corpus)
-    return corpus, StoredLabels(stored, places)
+    corpus, numbers = stored.of(corpus)
+    return corpus, StoredLabels(stored, numbers)
 
 
 def parts(config: Config) -> tuple[tuple[str, ...], str, bool]:
@@ -251,12 +207,14 @@ def parts(config: Config) -> tuple[tuple[str, ...], str, bool]:
     return splits, held_out, inside
 
 
-def first_middle_last(values: dict[str, Any]) -> str:
+def first_middle_last(values: Values) -> str:
     """Loss and accuracy of three layers, for the progress."""
-    losses, accuracies = values["layer_loss"], values["layer_accuracy"]
-    shown = (0, (len(losses) - 1) // 2, -1)
-    loss = " ".join(f"{losses[layer]:.3f}" for layer in shown)
-    return f"loss {loss}  accuracy " + " ".join(f"{accuracies[layer]:.3f}" for layer in shown)
+
+    def shown(numbers: float | list[float]) -> str:
+        assert isinstance(numbers, list)
+        return " ".join(f"{numbers[i]:.3f}" for i in (0, (len(numbers) - 1) // 2, -1))
+
+    return f"loss {shown(values['layer_loss'])}  accuracy {shown(values['layer_accuracy'])}"
 
 
 if __name__ == "__main__":

@@ -1,25 +1,29 @@
-"""Stage 2 of DAISY: trains a task's head on features up to each utterance's own exit.
+"""Stage 2 of DAISY: trains a task head on features up to each utterance's own exit.
 
     python train/downstream.py --task=asr --ratio=0.7 --model runs/branches/model
 
-The upstream stays frozen and exits while the head is trained: at the first layer whose entropy is
-below a threshold (--ratio, of eq. 3 on the training set), or everybody at one layer (--layer), or
-at the last one (--full). Features of every utterance are stored once and serve all ratios, all
-layers and evaluation; --cache=entropies stores next to nothing and runs the upstream in each step.
-When it has ended, OUTPUT/head is the head with its layer weights and exits.json: eval/downstream.py
-takes it. docs/downstream.md leads through the four tasks.
+The trunk stays frozen, and utterances leave it while the task head is trained: at the first layer
+whose entropy is below a threshold (--ratio, of eq. 3 on the training set), or everybody at one
+layer (--layer), or at the last one (--full). Features of every utterance are stored once and serve
+all ratios, all layers and evaluation; --cache=entropies stores next to nothing and runs the trunk
+in each step. When it has ended, OUTPUT/head is the task head with its layer weights and exits.json:
+eval/downstream.py takes it. docs/downstream.md leads through the four tasks.
 """
 
 import dataclasses
 import importlib.util
 import pathlib
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
+import numpy as np
 import tyro
+from jaxtyping import Float
 
-from daisy_jax import InputError
+from daisy_jax import Hubert, InputError
 from daisy_jax.console.terminal import given_options, run_command
-from daisy_jax.reporting import strictly
+from daisy_jax.exits import ExitRule
+from daisy_jax.tasks.task import Task, TaskSettings
+from daisy_jax.training.metrics_log import Values
 from daisy_jax.training.settings import DistributedOptions, own_options_first
 
 
@@ -32,9 +36,9 @@ class Config(DistributedOptions):
     """asr (speech recognition), sid (speaker identification), se (enhancement), ss (separation), or
     MODULE:CLASS of a task of one's own."""
     preset: str = "superb"
-    """Where the other defaults and the head come from: superb (most likely what the paper's numbers
-    were made with), minisuperb (small heads, short runs), daisy-tiny (for the packaged model and
-    minutes of speech), or a TOML file with one table [TASK.NAME] like those of
+    """Where the other defaults and the task head come from: superb (most likely what the paper's
+    numbers were made with), minisuperb (small heads, short runs), daisy-tiny (for the packaged
+    model and minutes of speech), or a TOML file with one table [TASK.NAME] like those of
     daisy_jax/tasks/presets.toml."""
     model: str = "runs/branches/model"
     """A model folder, with branches for --ratio."""
@@ -52,7 +56,7 @@ class Config(DistributedOptions):
     train: tuple[str, ...] = ()
     """Parts of the corpus to train on, in its own names."""
     dev: tuple[str, ...] = ()
-    """Parts that the head is chosen by."""
+    """Parts that the task head is chosen by."""
     features: str = "runs/features"
     """Folder for the features of all runs, one store a task and part; or one finished store of
     daisy-jax encode --store layers that holds them all."""
@@ -65,33 +69,32 @@ class Config(DistributedOptions):
     learning_rate: float = 0.0
     """Of Adam, constant."""
     criterion: str = ""
-    """What the head is chosen by on the development set: a measure (wer, accuracy, pesq, stoi,
+    """What the task head is chosen by on the development set: a measure (wer, accuracy, pesq, stoi,
     si_sdri), or loss."""
     save_every: int = 0
     """Steps between two checkpoints, and between two validations."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the upstream computes in. With float32 all products are, the head's too; with the others
-    a GPU takes TF32 and a TPU bfloat16 for the head's."""
-
-    least: ClassVar[dict[str, float]] = {**DistributedOptions.least, "learning_rate": 0}
+    """What the trunk computes in. With float32 all products are, the task head's too; with the
+    others a GPU takes TF32 and a TPU bfloat16 for the task head's."""
 
 
-def defaults() -> dict:
-    """What the task's preset says, for the command line's defaults."""
+def defaults() -> Config:
+    """What the task's preset says, for the command line."""
     from daisy_jax.tasks.presets import read_preset, task_class
 
     task, preset = given_options("task", "preset")
     settings = read_preset(task_class(task or "asr").name, preset or "superb")
-    taken = {"steps", "batch_size", "learning_rate", "save_every", "criterion", "train", "dev"}
+    taken = ("steps", "batch_size", "learning_rate", "save_every", "criterion", "train", "dev")
     values = {name: getattr(settings, name) for name in taken}
-    return values | {"data": settings.corpus, "preset": preset or "superb"}
+    preset = preset or "superb"
+    return Config(task=tyro.MISSING, data=settings.corpus, preset=preset, **values)
 
 
-def require_measure(task: Any, criterion: str) -> None:
+def require_measure(task: Task, criterion: str) -> None:
     """Refuses a criterion that the task has not, or that cannot be computed here."""
-    known = ", ".join([*task.measures, "loss"])
-    if criterion not in task.measures and criterion != "loss":
-        raise InputError(f"criterion is {criterion!r}; {task.name} has {known}")
+    criteria = [*task.measures, "loss"]
+    if criterion not in criteria:
+        raise InputError(f"criterion is {criterion!r}; {task.name} has {', '.join(criteria)}")
     if criterion == "pesq" and importlib.util.find_spec("pesq") is None:
         raise InputError(
             "heads of this preset are chosen by PESQ, and pesq is not installed; pip install pesq, "
@@ -99,44 +102,39 @@ def require_measure(task: Any, criterion: str) -> None:
         )
 
 
-def require_exits(config: Config, upstream: Any) -> None:
+def require_exits(config: Config, trunk: Hubert) -> None:
     """Refuses exits that the model does not have."""
     from daisy_jax.exits import fixed_layer
 
-    if config.ratio is not None and upstream.branches is None:
+    if config.ratio is not None and trunk.branches is None:
         raise InputError(
             f"{config.model} has no branches, so no ratio can be met; train them with "
             "train/branches.py, or give --layer or --full"
         )
     if config.layer is not None:
-        fixed_layer(config.layer, upstream.config.num_layers)  # a layer that there is
+        fixed_layer(config.layer, trunk.config.num_layers)  # a layer that there is
 
 
-def with_defaults(config: Config) -> tuple[Config, Any]:
+def with_defaults(config: Config) -> tuple[Config, TaskSettings]:
     """The configuration with what was left open, and the task's settings."""
     from daisy_jax.tasks.presets import read_preset, task_class
 
     if config.ratio is None and config.layer is None and not config.full:
         config = dataclasses.replace(config, ratio=0.7)
     name = task_class(config.task).name
-    what = "full" if config.full else f"layer-{config.layer}"
-    what = what if config.ratio is None else f"ratio-{config.ratio:g}"
-    config = dataclasses.replace(config, output=config.output or f"runs/{name}-{what}")
-    settings = dataclasses.replace(
-        read_preset(name, config.preset),
-        train=config.train,
-        dev=config.dev,
-        criterion=config.criterion,
-    )
-    return config, settings
+    exits = "full" if config.full else f"layer-{config.layer}"
+    exits = exits if config.ratio is None else f"ratio-{config.ratio:g}"
+    config = dataclasses.replace(config, output=config.output or f"runs/{name}-{exits}")
+    chosen = {"train": config.train, "dev": config.dev, "criterion": config.criterion}
+    return config, dataclasses.replace(read_preset(name, config.preset), **chosen)
 
 
-def exit_rule(config: Config, mean_entropy: Any, num_layers: int) -> Any:
+def exit_rule(
+    config: Config, mean_entropy: Float[np.ndarray, " layers"], num_layers: int
+) -> ExitRule:
     """Where utterances leave: eq. (3) on the training set, or one layer."""
-    import numpy as np
-
     from daisy_jax import exit_threshold
-    from daisy_jax.exits import ExitRule, fixed_layer
+    from daisy_jax.exits import fixed_layer
 
     if config.ratio is None:
         return fixed_layer(num_layers if config.layer is None else config.layer, num_layers)
@@ -145,23 +143,21 @@ def exit_rule(config: Config, mean_entropy: Any, num_layers: int) -> Any:
 
 
 def main() -> None:
-    preset = Config(task=tyro.MISSING, **defaults())
-    config = tyro.cli(Config, description=__doc__, default=preset)
+    config = tyro.cli(Config, description=__doc__, default=defaults())
     if sum([config.ratio is not None, config.layer is not None, config.full]) > 1:
         raise InputError("--ratio, --layer and --full exclude each other; give one of them")
-    device = config.start(config.dtype)
-    with strictly(config.strict):
+    with config.started(config.dtype, config.strict) as device:
         train(config, device)
 
 
 def train(config: Config, device: str) -> None:
     """One run on the device of this name."""
     import jax
-    import numpy as np
 
-    from daisy_jax import audio, load, parallel
+    import daisy_jax
+    from daisy_jax import load, parallel
     from daisy_jax.data.batches import EpochBatches, crop_width
-    from daisy_jax.data.corpus import corpus_name
+    from daisy_jax.data.corpus import corpus_name, size_of
     from daisy_jax.data.prefetch import Batch
     from daisy_jax.features.extract import model_digest
     from daisy_jax.tasks.presets import make_task
@@ -176,33 +172,26 @@ def train(config: Config, device: str) -> None:
     task = make_task(config.task, settings)
     require_measure(task, config.criterion)
 
-    # ---- upstream and data ----
-    upstream = load(config.model, config.dtype)
-    num_layers = upstream.config.num_layers
-    require_exits(config, upstream)
+    # ---- trunk and data ----
+    trunk = load(config.model, config.dtype)
+    dim, num_layers, digest = trunk.config.dim, trunk.config.num_layers, model_digest(trunk)
+    require_exits(config, trunk)
     opened = {part: open_examples(task, part, config.data) for part in ("train", "dev")}
+    data = {f"{part}_data": fingerprint_of(examples) for part, examples in opened.items()}
+    measure = task.measures.get(config.criterion)
     run = Run(
         pathlib.Path(config.output),
         config,
         config.resume,
-        data={f"{name}_data": fingerprint_of(examples) for name, examples in opened.items()}
-        | {"settings": dataclasses.asdict(settings), "upstream": model_digest(upstream)},
+        data={**data, "settings": dataclasses.asdict(settings), "upstream": digest},
         tensorboard=config.tensorboard,
         score=f"validation_{config.criterion}",
-        higher_is_better=config.criterion != "loss"
-        and task.measures[config.criterion].higher_is_better,
+        higher_is_better=measure is not None and measure.higher_is_better,
     )
+    features, live = pathlib.Path(config.features), config.cache == "entropies"
     training, dev = (
-        with_features(
-            task,
-            part,
-            opened[part],
-            config.data,
-            upstream,
-            pathlib.Path(config.features),
-            live=config.cache == "entropies",
-        )
-        for part in ("train", "dev")
+        with_features(task, part, examples, config.data, trunk, features, live=live)
+        for part, examples in opened.items()
     )
     classes = training.examples.classes
 
@@ -210,43 +199,39 @@ def train(config: Config, device: str) -> None:
     mean_entropy = training.entropy.mean(axis=0)
     rule = exit_rule(config, mean_entropy, num_layers)
     exit_layer, forced = rule.exits(training.entropy)
-    exits = count_exits(exit_layer, forced, num_layers)
     dataset = f"{corpus_name(config.data)} {','.join(config.train)}"
-    exits |= {"threshold": rule.threshold, "ratio": config.ratio, "dataset": dataset}
+    exits = count_exits(exit_layer, forced, num_layers)
+    exits.update(threshold=rule.threshold, ratio=config.ratio, dataset=dataset)
     if parallel.is_first():
-        hours = training.lengths.sum() / audio.SAMPLE_RATE / 3600
         layers = f"{exits['mean']:.2f} of {num_layers} ({exits['min']} to {exits['max']})"
-        print(
-            f"{task.name}, {rule.name}: {len(training.lengths)} utterances, {hours:.2f} h; mean "
-            f"exit layer {layers}; on {device}"
-        )
+        size = size_of(training.lengths)
+        print(f"{task.name}, {rule.name}: {size}; mean exit layer {layers}; on {device}")
 
     # ---- batches ----
-    longest = round((settings.crop_seconds or LONGEST_SECONDS) * audio.SAMPLE_RATE)
+    longest = round((settings.crop_seconds or LONGEST_SECONDS) * daisy_jax.audio.SAMPLE_RATE)
     draw = EpochBatches(training.lengths, config.batch_size, longest, config.seed)
     mine = parallel.local_rows(config.batch_size)
 
     def batch(number: int) -> Batch:
         crops = draw(number)
         read = training.read(crops, crop_width(crops, longest), (exit_layer, forced), mine)
-        return read | {"number": np.asarray(number, np.int32)}
+        return {**read, "number": np.asarray(number, np.int32)}
 
-    # ---- head and optimizer ----
-    params = new_params(task, upstream.config.dim, num_layers, classes, config.seed)
+    # ---- task head and optimizer ----
+    params = new_params(task, dim, num_layers, classes, config.seed)
     optimizer = head_optimizer(config.learning_rate, settings.weight_decay, settings.clip)
     step = downstream_step(task, optimizer, config.seed)
     evaluator = Evaluator(dev, config.batch_size * 15.0)
 
-    def describe(values: dict) -> str:
+    def describe(values: Values) -> str:
         return f"loss {values['loss']:.4g}  exit layer {values['mean_exit_layer']:.2f}"
 
     # ---- loop ----
+    leave = (rule.threshold, rule.allowed_or_all)
     params, _ = fit(
         run,
         (params, jax.jit(optimizer.init)(params)),
-        lambda state, batch: step(
-            state, training.upstream, rule.threshold, rule.allowed_or_all, batch
-        ),
+        lambda state, batch: step(state, training.trunk, *leave, batch),
         batch,
         steps=config.steps,
         save_every=config.save_every,
@@ -260,10 +245,10 @@ def train(config: Config, device: str) -> None:
     trained = TrainedHead(
         task,
         jax.device_get(params),
-        upstream.config.dim,
+        dim,
         config.preset,
         classes,
-        model_digest(upstream),
+        digest,
         dataset,
         mean_entropy,
         rule,

@@ -43,27 +43,30 @@ def main() -> int:
 
     import numpy as np
 
-    from daisy_jax import InputError, audio, load
+    import daisy_jax
+    from daisy_jax import InputError, load
     from daisy_jax.data.corpus import open_corpus
     from daisy_jax.data.librispeech import VALIDATION, has_split, training_splits
-    from daisy_jax.features.contents import Labels
+    from daisy_jax.features import contents
     from daisy_jax.features.extract import Extractor, extract_corpus
 
     model = load(config.model, config.dtype)
-    extractor = Extractor(model, Labels(), config.batch_seconds)
+    extractor = Extractor(model, contents.labels(), config.batch_seconds)
     splits = training_splits(config.data, config.splits)
     if splits and not config.splits and has_split(config.data, VALIDATION):
         splits += (VALIDATION,)
     corpus = open_corpus(config.data, splits)
     longest = int(np.argmax(corpus.lengths))
-    if corpus.lengths[longest] > audio.WIDTHS[-1]:
+    seconds = corpus.lengths[longest] / daisy_jax.audio.SAMPLE_RATE
+    if seconds > 60:
         raise InputError(
-            f"{corpus.names[longest]}: {corpus.lengths[longest] / audio.SAMPLE_RATE:.0f} s long; "
-            "labels are those of utterances of up to a minute, so split it"
+            f"{corpus.names[longest]}: {seconds:.0f} s long; labels are those of utterances of up "
+            "to a minute, so split it"
         )
     store = extract_corpus(config.output, extractor, corpus, config.data)
-    failed = len(store.errors)
-    print(f"{config.output}: labels of {len(store) - failed} utterances, {failed} missing")
+    labelled, _ = store.of(corpus)  # says which utterances could not be read
+    failed = len(corpus.names) - len(labelled.names)
+    print(f"{config.output}: labels of {len(labelled.names)} utterances, {failed} missing")
     return 1 if failed else 0
 
 

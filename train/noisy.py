@@ -10,6 +10,7 @@ on every machine. Files are 16-bit FLAC in the corpus' layout, transcripts are c
 OUTPUT/mixtures.tsv names each file's clean utterance, SNR, noise recording, offset and scale.
 """
 
+import collections
 import dataclasses
 import pathlib
 import sys
@@ -34,7 +35,7 @@ class Config:
     splits: tuple[str, ...] = ()
     """Parts of the clean corpus (folders right below it); empty: all of it."""
     recipe: Literal["paper", "every"] = "paper"
-    """One level for each utterance, in the paper's shares, or every level for each."""
+    """One ratio for each utterance, in the paper's shares, or every ratio for each."""
     snrs: tuple[float, ...] = (float("inf"), 10.0, 5.0, 0.0)
     """Of the recipe "every": signal-to-noise ratios, dB; inf is clean."""
     level: Literal["mean", "active"] = "mean"
@@ -55,44 +56,41 @@ def main() -> None:
     from daisy_jax.data.noisy_corpus import (
         RECIPES,
         NoisyCorpus,
-        draw_levels,
         draw_noises,
+        draw_snrs,
         label,
         read_speakers,
-        require_levels,
+        require_snrs,
         unknown_speakers,
     )
     from daisy_jax.data.noisy_folder import write_noisy
 
     if config.recipe == "every":
-        require_levels(config.snrs)
-    speakers = {}
-    if config.speakers:
-        speakers = read_speakers(config.speakers)
+        require_snrs(config.snrs)
+    speakers = read_speakers(config.speakers) if config.speakers else {}
     noises = open_corpus(config.noise)
     corpora: list[tuple[NoisyCorpus, list[str]]] = []
     used = {}
     for split in [str(pathlib.PurePath(split)) for split in config.splits] or [""]:
-        splits = (split,) if split else ()
-        clean = open_corpus(config.data, splits)
+        clean = open_corpus(config.data, (split,) if split else ())
         used[split] = fingerprint(clean)
         draws = draw_noises(clean, noises, config.seed, speakers)
         said = unknown_speakers(clean, noises, speakers)
         if said:
             print(f"{split or config.data}: {said}", file=sys.stderr)
-        files = [pathlib.PurePath(name).with_suffix(".flac") for name in clean.names]
         if config.recipe == "paper":
-            snrs = draw_levels(clean.names, RECIPES["paper"], config.seed)
+            versions = {split: draw_snrs(clean.names, RECIPES["paper"], config.seed)}
+        else:
+            prefix = f"{split}-" if split else ""
+            versions = {
+                prefix + label(snr).replace(" ", ""): np.full(len(clean.names), snr)
+                for snr in config.snrs
+            }
+        files = [pathlib.PurePath(name).with_suffix(".flac") for name in clean.names]
+        inside = [file.relative_to(split) if split else file for file in files]
+        for folder, snrs in versions.items():
             noisy = NoisyCorpus(clean, noises, draws, snrs, config.level)
-            corpora.append((noisy, [str(file) for file in files]))
-            continue
-        for snr in dict.fromkeys(config.snrs):
-            level = label(snr).replace(" ", "")
-            place = f"{split}-{level}" if split else level
-            inside = [file.relative_to(split) if split else file for file in files]
-            snrs = np.full(len(files), snr)
-            noisy = NoisyCorpus(clean, noises, draws, snrs, config.level)
-            corpora.append((noisy, [str(pathlib.PurePath(place, file)) for file in inside]))
+            corpora.append((noisy, [str(pathlib.PurePath(folder, file)) for file in inside]))
     settings = {
         "clean": corpus_name(config.data),
         "clean_utterances": used,
@@ -107,8 +105,8 @@ def main() -> None:
     rows = write_noisy(config.output, corpora, config.data, settings)
     quieter = sum(row.scale != 1 for row in rows)
     print(f"{config.output}: {len(rows)} files, {quieter} made quieter to stay within full scale")
-    for level in dict.fromkeys(row.snr for row in rows):
-        print(f"  {label(level):>8}: {sum(row.snr == level for row in rows)}")
+    for snr, count in collections.Counter(row.snr for row in rows).items():
+        print(f"  {label(snr):>8}: {count}")
     if not any(pathlib.Path(config.output).rglob("*.trans.txt")):
         print("no transcripts beside the clean speech, so that none were copied")
     if not rows:

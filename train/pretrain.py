@@ -14,27 +14,19 @@ import pathlib
 
 import tyro
 
-from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command
-from daisy_jax.reporting import strictly
-from daisy_jax.training.settings import RunOptions, own_options_first
+from daisy_jax.training.settings import SpeechOptions, own_options_first
 
 
 @own_options_first
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunOptions):
+class Config(SpeechOptions):
     """One pretraining run."""
 
     data: str
     """Speech: a folder of sound files or a prepared folder."""
     output: str
     """The run folder."""
-    noise: str = ""
-    """Noise recordings, mixed into half of the crops; empty: none."""
-    noise_probability: float = 0.5
-    """Share of the crops that get noise."""
-    snr_range: tuple[float, float] = (0.0, 20.0)
-    """Signal-to-noise ratio of those crops, dB, uniform."""
     targets_from: str = ""
     """A model folder whose features are clustered; empty: MFCC."""
     targets_layer: int = 6
@@ -61,27 +53,20 @@ class Config(RunOptions):
     """Unmasked frames count too in the beginning, with a weight that falls from 1 to 0 over so many
     steps. Without them a small model does not get off the labels' plain frequencies."""
     steps: int = 2_400
-    """Optimizer steps."""
     batch_size: int = 8
-    """Crops a step."""
-    crop_seconds: float = 4.0
-    """Longest crop."""
     learning_rate: float = 8e-4
-    """Peak of AdamW's learning rate; linear warm-up, then linear decay to 0."""
+    crop_seconds: float = 4.0
+    save_every: int = 500
     warmup_steps: int = 300
     """Steps of the warm-up."""
-    weight_decay: float = 0.01
-    """Of AdamW."""
     clip: float = 1.0
     """Largest global norm of the gradient."""
-    save_every: int = 500
-    """Steps between two checkpoints."""
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    device = use_accelerator(config.accelerator)
-    with strictly():  # targets follow the corpus, file by file
+    strict = True  # as targets follow the corpus, file by file
+    with config.started("float32", strict) as device:
         train(config, device)
 
 
@@ -94,25 +79,26 @@ def train(config: Config, device: str) -> None:
     import sklearn  # noqa: F401
     from flax import nnx
 
-    from daisy_jax import Hubert, HubertConfig, audio, load, save
-    from daisy_jax.data.batches import Augmentation, draw_by_duration, read_crops, read_labels
-    from daisy_jax.data.corpus import open_corpus
-    from daisy_jax.data.labels import LabelsInOrder
-    from daisy_jax.data.prefetch import Batch
+    import daisy_jax
+    from daisy_jax import Hubert, HubertConfig, load, save
+    from daisy_jax.data.batches import draw_by_duration, read_batch
+    from daisy_jax.data.corpus import open_corpus, size_of
     from daisy_jax.model.frame_labels import block_features
     from daisy_jax.model.hubert import Head
-    from daisy_jax.training.cluster_targets import cluster_targets, mfcc
+    from daisy_jax.training.cluster_targets import (
+        LabelsInOrder,
+        cluster_targets,
+        mfcc,
+        save_targets,
+    )
     from daisy_jax.training.loop import fit, loss_and_accuracy, warmup_then_decay
     from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
     from daisy_jax.training.run_folder import Run
-    from daisy_jax.whole_files import whole_files
 
     # ---- data ----
     corpus = open_corpus(config.data)
-    noises = open_corpus(config.noise) if config.noise else None
-    augmentation = Augmentation(noises, config.noise_probability, config.snr_range)
-    hours = corpus.lengths.sum() / audio.SAMPLE_RATE / 3600
-    print(f"{config.data}: {len(corpus.names)} utterances, {hours:.2f} h; on {device}")
+    augmentation = config.augmentation()
+    print(f"{config.data}: {size_of(corpus.lengths)}; on {device}")
 
     # ---- run folder ----
     run = Run(pathlib.Path(config.output), config, config.resume)
@@ -124,9 +110,7 @@ def train(config: Config, device: str) -> None:
             features = block_features(load(config.targets_from), config.targets_layer)
         else:
             features = mfcc
-        labels, centroids = cluster_targets(corpus, features, config.clusters, config.seed)
-        with whole_files(target_file) as (partial,), open(partial, "wb") as stream:
-            np.savez(stream, labels=labels, centroids=centroids)
+        save_targets(target_file, *cluster_targets(corpus, features, config.clusters, config.seed))
     targets = LabelsInOrder(corpus, np.load(target_file)["labels"])
 
     # ---- model and optimizer ----
@@ -168,23 +152,16 @@ def train(config: Config, device: str) -> None:
         norm = optax.tree.norm(gradients)
         return (model, optimizer_state), {"loss": loss, "gradient_norm": norm, **metrics}
 
-    samples = round(config.crop_seconds * audio.SAMPLE_RATE)
-    frames = audio.frame_count(samples)
+    samples = config.crop_samples
+    frames = daisy_jax.audio.frame_count(samples)
 
-    def batch(number: int) -> Batch:
+    def batch(number: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng([config.seed, number])
         crops = draw_by_duration(corpus.lengths, config.batch_size, samples, rng)
-        waveform, lengths = read_crops(corpus, crops, samples, augmentation, rng)
-        labels = read_labels(targets, crops, frames)
-        masked = span_mask(audio.frame_count(lengths), frames, rng)
+        read = read_batch(corpus, targets, crops, samples, augmentation, rng)
+        masked = span_mask(daisy_jax.audio.frame_count(read["lengths"]), frames, rng)
         weight = np.asarray(max(1 - number / max(config.unmasked_steps, 1), 0), np.float32)
-        return {
-            "waveform": waveform,
-            "lengths": lengths,
-            "masked": masked,
-            "labels": labels,
-            "unmasked_weight": weight,
-        }
+        return read | {"masked": masked, "unmasked_weight": weight}
 
     # ---- loop ----
     model, _ = fit(

@@ -1,12 +1,13 @@
 """Training batches, pure functions of (seed, step), so that a data position is one integer."""
 
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from daisy_jax import audio
-from daisy_jax.data.corpus import Corpus
-from daisy_jax.data.labels import FrameLabels
+from daisy_jax.data.corpus import Corpus, Lengths, Waveform
 from daisy_jax.data.mixing import draw_noise, mix
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import leave_out
@@ -23,8 +24,8 @@ class Augmentation:
     snr_range: tuple[float, float] = (0.0, 20.0)
     """dB, uniform."""
 
-    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Float [samples] -> float32 [samples]."""
+    def __call__(self, waveform: Waveform, rng: np.random.Generator) -> Waveform:
+        """The crop as it is, or float32 with noise."""
         if self.noises is None or rng.random() >= self.probability or not len(waveform):
             return waveform
         noise = draw_noise(self.noises, len(waveform), rng)
@@ -54,7 +55,7 @@ def draw_crop(length: int, index: int, samples: int, rng: np.random.Generator) -
 
 
 def draw_by_duration(
-    lengths: np.ndarray, rows: int, samples: int, rng: np.random.Generator
+    lengths: Lengths, rows: int, samples: int, rng: np.random.Generator
 ) -> list[Crop]:
     """Crops drawn evenly over the audio: an utterance's chance grows with its length."""
     indices = rng.choice(len(lengths), rows, p=lengths / lengths.sum())
@@ -73,40 +74,30 @@ class EpochBatches:
     cut into pools; a pool is sorted by length, cut into batches, and these come in random order.
     """
 
-    def __init__(self, lengths: np.ndarray, rows: int, samples: int, seed: int):
-        """Of `lengths`, int [utterances] samples; crops have up to `samples`."""
-        self._lengths = lengths
-        self._rows = rows
-        self._samples = samples
-        self._seed = seed
+    def __init__(self, lengths: Lengths, rows: int, samples: int, seed: int):
+        """Of utterances of these lengths; crops have up to `samples`."""
+        self._lengths, self._rows, self._samples, self._seed = lengths, rows, samples, seed
         self._batches = max(1, min(POOL, len(lengths) // (2 * rows)))
         self._recent: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __call__(self, step: int) -> list[Crop]:
         """The crops of the `step`-th batch, from 0: a function of the seed and the step alone."""
-        number, place = divmod(step, self._batches)
-        recent, members = self._recent
-        if recent != number:
-            members = self._pool(number)
-            self._recent = (number, members)
+        number, batch = divmod(step, self._batches)
+        if self._recent[0] != number:  # a pool is drawn once and not for each of its batches
+            self._recent = (number, self._pool(number))
         rng = np.random.default_rng([self._seed, step])
         return [
             draw_crop(int(self._lengths[index]), int(index), self._samples, rng)
-            for index in members[place]
+            for index in self._recent[1][batch]
         ]
 
-    def _pool(self, number: int) -> np.ndarray:
-        """Utterances of one pool: int [batches, rows]."""
+    def _pool(self, number: int) -> Int[np.ndarray, "batches rows"]:
+        """Utterances of one pool."""
         size, count = self._batches * self._rows, len(self._lengths)
-        epochs, places = np.divmod(np.arange(number * size, (number + 1) * size), count)
-        members = np.concatenate(
-            [
-                np.random.default_rng([self._seed, epoch]).permutation(count)[
-                    places[epochs == epoch]
-                ]
-                for epoch in np.unique(epochs)
-            ]
-        )
+        first, skipped = divmod(number * size, count)
+        epochs = range(first, first + -(-(skipped + size) // count))
+        orders = [np.random.default_rng([self._seed, e]).permutation(count) for e in epochs]
+        members = np.concatenate(orders)[skipped : skipped + size]
         cropped = np.minimum(self._lengths[members], self._samples)
         by_length = members[np.argsort(cropped, kind="stable")]
         rng = np.random.default_rng([self._seed, number, 2])
@@ -116,12 +107,13 @@ class EpochBatches:
 class WholeBatches:
     """Batches of whole utterances of similar length, each utterance once; for scoring a corpus."""
 
-    def __init__(self, lengths: np.ndarray, samples: int, multiple: int = 1):
-        """A batch has up to `samples` in all its rows; their number is a multiple of `multiple`.
+    # Each shape of a batch is compiled anew, which takes far longer than computing the batch. So a
+    # batch has one of the dozen widths of `audio.WIDTHS`, and batches of one width have one height.
+    # Only the last batch of a set may be lower; its height is a power of two, or else every further
+    # set would bring a shape of its own.
 
-        Batches of one width have one height, but for the last, whose height is a power of two
-        (times `multiple`), so that few shapes are compiled, however many sets there are.
-        """
+    def __init__(self, lengths: Lengths, samples: int, multiple: int = 1):
+        """A batch has up to `samples` in all its rows; their number is a multiple of `multiple`."""
         self._batches: list[list[Crop]] = []
         order = np.argsort(-lengths, kind="stable")
         while len(order):
@@ -146,21 +138,24 @@ def crop_width(crops: list[Crop], samples: int) -> int:
     return min(audio.padded_width(max(crop.samples for crop in crops)), samples)
 
 
+NO_NOISE = Augmentation()
+
+
 def read_crops(
     corpus: Corpus,
     crops: list[Crop],
     width: int,
-    augmentation: Augmentation,
-    rng: np.random.Generator,
+    augmentation: Augmentation = NO_NOISE,
+    rng: np.random.Generator | None = None,
     rows: slice = slice(None),
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reads, augments and pads: waveform float32 [rows, width] and lengths int32 [rows].
+) -> tuple[Float[np.ndarray, "rows {width}"], Int[np.ndarray, " rows"]]:
+    """Reads, augments and pads: waveform float32 and lengths int32.
 
     A crop that cannot be read, or whose noise cannot, is left out; its row stays empty. `rows` are
     those that are wanted; each has random numbers of its own, so that it is the same whoever reads
-    the others.
+    the others. Without noise nothing is drawn, and no `rng` is needed.
     """
-    waveforms = []
+    waveforms, rng = [], rng or np.random.default_rng(0)
     for crop, row_rng in list(zip(crops, rng.spawn(len(crops)), strict=True))[rows]:
         try:
             waveform = corpus.read(crop.index, crop.start, crop.samples)
@@ -174,17 +169,43 @@ def read_crops(
 
 def read_whole(
     corpus: Corpus, crops: list[Crop], rows: slice = slice(None)
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, "rows samples"], Int[np.ndarray, " rows"]]:
     """A batch of `WholeBatches`, or some of its `rows`, read as by `read_crops`."""
-    width = audio.padded_width(crops[0].samples)
-    nothing_is_drawn = np.random.default_rng(0)
-    return read_crops(corpus, crops, width, Augmentation(), nothing_is_drawn, rows)
+    return read_crops(corpus, crops, audio.padded_width(crops[0].samples), rows=rows)
 
 
-def read_labels(labels: FrameLabels, crops: list[Crop], frames: int) -> np.ndarray:
-    """The crops' labels, int32 [rows, frames], -1 behind each."""
+@runtime_checkable
+class FrameLabels(Protocol):
+    """Labels of a corpus' frames, wherever they are."""
+
+    def read(self, index: int, frames: slice) -> Int[np.ndarray, " frames"]:
+        """The labels of one utterance's `frames`, int32."""
+        ...
+
+
+def read_labels(
+    labels: FrameLabels, crops: list[Crop], frames: int
+) -> Int[np.ndarray, "rows {frames}"]:
+    """The crops' labels, int32, -1 behind each."""
     rows = np.full((len(crops), frames), -1, np.int32)
     for row, crop in zip(rows, crops, strict=True):
-        found = labels.read(crop.index, crop.frames)
-        row[: len(found)] = found
+        of_crop = labels.read(crop.index, crop.frames)
+        row[: len(of_crop)] = of_crop
     return rows
+
+
+def read_batch(
+    corpus: Corpus,
+    labels: FrameLabels | None,
+    crops: list[Crop],
+    width: int,
+    augmentation: Augmentation = NO_NOISE,
+    rng: np.random.Generator | None = None,
+    rows: slice = slice(None),
+) -> dict[str, np.ndarray]:
+    """What `read_crops` gives, as "waveform" and "lengths", and "labels" if there are some."""
+    waveform, lengths = read_crops(corpus, crops, width, augmentation, rng, rows)
+    batch = {"waveform": waveform, "lengths": lengths}
+    if labels is not None:
+        batch["labels"] = read_labels(labels, crops[rows], audio.frame_count(width))
+    return batch

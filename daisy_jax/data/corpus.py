@@ -3,18 +3,26 @@
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from daisy_jax import audio
 from daisy_jax.data.durations import Entry, measure
+from daisy_jax.data.file_list import SUFFIXES, is_inside, sound_files
 from daisy_jax.data.prepared import INDEX, PreparedCorpus
-from daisy_jax.data.sound_files import SUFFIXES, is_inside, sound_files
 from daisy_jax.data.tfds import TfdsCorpus, dataset_name, is_tfds_folder
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import leave_out
+
+Waveform: TypeAlias = Float[np.ndarray, " samples"]
+"""16 kHz, full scale is 1."""
+Lengths: TypeAlias = Int[np.ndarray, " utterances"]
+"""Samples at 16 kHz."""
+Indices: TypeAlias = Int[np.ndarray, " chosen"]
+"""Numbers of utterances."""
 
 
 @runtime_checkable
@@ -23,11 +31,10 @@ class Corpus(Protocol):
 
     names: list[str]
     """Relative path of each utterance, or its identifier."""
-    lengths: np.ndarray
-    """int64 [utterances], samples at 16 kHz."""
+    lengths: Lengths
 
-    def read(self, index: int, start: int, samples: int) -> np.ndarray:
-        """Float32 [samples] of one utterance from sample `start` on; fewer where it ends.
+    def read(self, index: int, start: int, samples: int) -> Waveform:
+        """Float32, one utterance from sample `start` on; fewer samples where it ends.
 
         Raises:
           InputError: it cannot be read.
@@ -38,21 +45,58 @@ class Corpus(Protocol):
 class Selection:
     """Some utterances of a corpus, as a corpus of its own."""
 
-    def __init__(self, corpus: Corpus, indices: np.ndarray):
-        self._corpus = corpus
-        self._indices = indices
+    def __init__(self, corpus: Corpus, indices: Indices):
+        self._corpus, self._indices = corpus, indices
         self.names = [corpus.names[index] for index in indices]
         self.lengths = corpus.lengths[indices]
 
-    def read(self, index: int, start: int, samples: int) -> np.ndarray:
+    def read(self, index: int, start: int, samples: int) -> Waveform:
         """As for every `Corpus`."""
         return self._corpus.read(int(self._indices[index]), start, samples)
 
 
-def open_corpus(
-    path: str | pathlib.Path,
-    splits: Sequence[str] = (),
-) -> Corpus:
+class FolderCorpus:
+    """Sound files below a folder, decoded when they are read."""
+
+    def __init__(self, folder: pathlib.Path, files: list[pathlib.Path], entries: list[Entry]):
+        """Files that can be used, and what `measure` found in each."""
+        self._files, self._rates = files, [entry.rate for entry in entries]
+        self.names = [str(file.relative_to(folder)) for file in files]
+        self.lengths = np.asarray([entry.samples for entry in entries], np.int64)
+
+    def read(self, index: int, start: int, samples: int) -> Waveform:
+        """As for every `Corpus`."""
+        import soundfile
+
+        file, length, rate = self._files[index], int(self.lengths[index]), self._rates[index]
+        wanted = min(samples, length - start)
+        if rate == 0:  # nobody has opened it yet
+            waveform = audio.load(file)
+            if len(waveform) != length:
+                raise InputError(
+                    f"{file}: {len(waveform)} samples at 16 kHz, and the list says {length}; write "
+                    "the list again, or leave its numbers out"
+                )
+            return waveform[start : start + wanted]
+        if rate != audio.SAMPLE_RATE:
+            return audio.load(file)[start : start + wanted]
+        try:
+            with soundfile.SoundFile(audio.soundfile_name(file)) as stream:
+                if not stream.seekable():  # GSM's files, for example
+                    return audio.load(file)[start : start + wanted]
+                stream.seek(start)
+                part = stream.read(wanted, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise InputError(f"{file}: {error.error_string}; repair or remove the file") from None
+        waveform = part.mean(axis=1)
+        if len(waveform) < wanted or not np.isfinite(waveform).all():
+            raise InputError(
+                f"{file}: cut off, or holds NaN or infinite samples; repair or remove the file"
+            )
+        return waveform
+
+
+def open_corpus(path: str | pathlib.Path, splits: Sequence[str] = ()) -> Corpus:
     """Opens a folder of sound files, a prepared folder, or a folder of tensorflow-datasets.
 
     Args:
@@ -77,9 +121,9 @@ def open_corpus(
         return PreparedCorpus(folder)
     missing = [split for split in splits if not is_inside(split) or not (folder / split).is_dir()]
     if missing:
-        found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        below = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
         raise InputError(
-            f"{folder}: no split {', '.join(missing)} there; found {', '.join(found) or 'none'}"
+            f"{folder}: no split {', '.join(missing)} there; found {', '.join(below) or 'none'}"
         )
     files = [file for part in splits or [""] for file in sound_files(folder / part)]
     if not files:
@@ -87,28 +131,99 @@ def open_corpus(
     return measured_files(folder, files)
 
 
-def measured_files(folder: pathlib.Path, files: list[pathlib.Path]) -> "FolderCorpus":
+def measured_files(folder: pathlib.Path, files: list[pathlib.Path]) -> FolderCorpus:
     """A corpus of sound files below a folder, without those that cannot be used.
 
-    Arguments as of `open_corpus`; durations are remembered.
+    Their durations are remembered.
 
     Raises:
       InputError: none can be used.
     """
-    entries = measure(folder, files)
-    for file, entry in zip(files, entries, strict=True):
+    pairs = list(zip(files, measure(folder, files), strict=True))
+    for file, entry in pairs:
         if entry.error is not None:
             leave_out(f"{file}: {entry.error}")
-    usable = [pair for pair in zip(files, entries, strict=True) if pair[1].error is None]
+    usable = [(file, entry) for file, entry in pairs if entry.error is None]
     if not usable:
         raise InputError(f"{folder}: none of its {len(files)} sound files can be used")
     return FolderCorpus(folder, [file for file, _ in usable], [entry for _, entry in usable])
+
+
+class WithSources(NamedTuple):
+    """A corpus, and the recordings that are wanted from each of its utterances."""
+
+    corpus: Corpus
+    sources: tuple[Corpus, ...]
+
+    def read_sources(
+        self, index: int, start: int = 0, samples: int | None = None
+    ) -> Float[np.ndarray, "sources samples"]:
+        """The sources of one utterance, or of a part of it, float32."""
+        wanted = int(self.corpus.lengths[index]) - start if samples is None else samples
+        return np.stack([source.read(index, start, wanted) for source in self.sources])
+
+    def part(self, indices: Indices) -> "WithSources":
+        """Some of the utterances."""
+        corpus, *sources = (Selection(each, indices) for each in (self.corpus, *self.sources))
+        return WithSources(corpus, tuple(sources))
+
+
+def open_with_sources(
+    folders: list[pathlib.Path], wanted: Callable[[pathlib.Path], bool] = lambda path: True
+) -> WithSources:
+    """Files of the same name and length in several folders; the first folder holds the corpus.
+
+    What lacks a counterpart, or cannot be used, is left out.
+
+    Args:
+      folders: of the corpus, and of each source.
+      wanted: whether a file of the corpus is asked for, by its path.
+
+    Raises:
+      InputError: a folder is missing, or holds nothing that was wanted.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; unpack or make this part of the corpus")
+    names = [path.relative_to(folders[0]) for path in sound_files(folders[0]) if wanted(path)]
+    if not names:
+        raise InputError(f"{folders[0]}: none of the files that were wanted; is it all unpacked?")
+    complete = []
+    for name in names:
+        lacking = [folder for folder in folders if not (folder / name).is_file()]
+        if lacking:
+            leave_out(f"{folders[0] / name}: has no counterpart in {lacking[0]}")
+        else:
+            complete.append(name)
+    parts = [measured_files(folder, [folder / name for name in complete]) for folder in folders]
+    numbers = [{name: number for number, name in enumerate(part.names)} for part in parts]
+    usable = []
+    for name in parts[0].names:
+        if not all(name in by_name for by_name in numbers):
+            continue  # its counterpart cannot be used, which was said when it was opened
+        row = [by_name[name] for by_name in numbers]
+        lengths = sorted({int(part.lengths[i]) for part, i in zip(parts, row, strict=True)})
+        if len(lengths) > 1:
+            leave_out(f"{folders[0] / name}: its counterparts have other lengths: {lengths}")
+        else:
+            usable.append(row)
+    if not usable:
+        raise InputError(f"{folders[0]}: no file with whole counterparts; unpack it again")
+    columns = np.asarray(usable, np.int64).T
+    corpus, *sources = (Selection(part, rows) for part, rows in zip(parts, columns, strict=True))
+    return WithSources(corpus, tuple(sources))
 
 
 def corpus_name(path: str | pathlib.Path) -> str:
     """What to call a corpus: its folder's name, or that of tensorflow-datasets' data set."""
     folder = pathlib.Path(path)
     return dataset_name(folder) if is_tfds_folder(folder) else folder.resolve().name
+
+
+def size_of(lengths: Lengths) -> str:
+    """How many utterances there are, and hours of them."""
+    hours = lengths.sum() / audio.SAMPLE_RATE / 3600
+    return f"{len(lengths)} utterances, {hours:.2f} h"
 
 
 def fingerprint(corpus: Corpus) -> str:
@@ -137,47 +252,3 @@ def sound_fingerprint(corpus: Corpus) -> str:
         except (InputError, OSError):
             digest.update(b"unreadable")
     return digest.hexdigest()[:16]
-
-
-class FolderCorpus:
-    """Sound files below a folder, decoded when they are read."""
-
-    def __init__(self, folder: pathlib.Path, files: list[pathlib.Path], entries: list[Entry]):
-        """Files that can be used, and what `measure` found in each."""
-        self._files = files
-        self._plain = [entry.rate == audio.SAMPLE_RATE for entry in entries]
-        self._listed = [entry.rate == 0 for entry in entries]  # nobody has opened these yet
-        self.names = [str(file.relative_to(folder)) for file in files]
-        self.lengths = np.asarray([entry.samples for entry in entries], np.int64)
-
-    def read(self, index: int, start: int, samples: int) -> np.ndarray:
-        """As for every `Corpus`."""
-        import soundfile
-
-        file, length = self._files[index], int(self.lengths[index])
-        wanted = min(samples, length - start)
-        if self._listed[index]:
-            waveform = audio.load(file)
-            if len(waveform) != length:
-                raise InputError(
-                    f"{file}: {len(waveform)} samples at 16 kHz, and the list says {length}; write "
-                    "the list again, or leave its numbers out"
-                )
-            return waveform[start : start + wanted]
-        if not self._plain[index]:
-            return audio.load(file)[start : start + wanted]
-        name = audio.soundfile_name(file)
-        try:
-            with soundfile.SoundFile(name) as stream:
-                if not stream.seekable():  # GSM's files, for example
-                    return audio.load(file)[start : start + wanted]
-                stream.seek(start)
-                part = stream.read(wanted, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise InputError(f"{file}: {error.error_string}; repair or remove the file") from None
-        waveform = part.mean(axis=1)
-        if len(waveform) < wanted or not np.isfinite(waveform).all():
-            raise InputError(
-                f"{file}: cut off, or holds NaN or infinite samples; repair or remove the file"
-            )
-        return waveform

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from daisy_jax import audio
 from daisy_jax.reporting import followed
@@ -37,26 +37,43 @@ class Entry(NamedTuple):
     """Why it cannot be used, or None."""
 
 
+class Records(TypedDict):
+    """What is known of a file with many utterances."""
+
+    status: list[int]
+    """Their number, and the file's size and modification time as in an `Entry`."""
+    names: list[str]
+    lengths: list[int]
+    """Samples at 16 kHz."""
+
+
+class Memory(TypedDict, total=False):
+    """What is remembered of a folder, by file name."""
+
+    entries: dict[str, list[Any]]
+    """Fields of an `Entry`."""
+    shards: dict[str, Records]
+
+
 def measure(folder: pathlib.Path, files: list[pathlib.Path]) -> list[Entry]:
     """An entry for each of `files` below `folder`; only new and changed ones are opened."""
-    known = {name: Entry(*values) for name, values in recall(folder).get("entries", {}).items()}
-    names = [str(file.relative_to(folder)) for file in files]
+    remembered = {name: Entry(*row) for name, row in recall(folder).get("entries", {}).items()}
     entries: dict[str, Entry] = {}
+    changed: dict[str, pathlib.Path] = {}
+    names = [str(file.relative_to(folder)) for file in files]
     for name, file in zip(names, files, strict=True):
-        status = file.stat()
-        before = known.get(name)
+        status, before = file.stat(), remembered.get(name)
         if before and (before.size, before.modified) == (status.st_size, status.st_mtime_ns):
             entries[name] = before
-    missing = [(name, file) for name, file in zip(names, files, strict=True) if name not in entries]
-    if missing:
+        else:
+            changed[name] = file
+    if changed:
         with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
-            found = readers.map(lambda pair: open_file(pair[1]), missing)
-            entries |= {
-                name: entry
-                for (name, _), entry in zip(followed(missing, "measuring"), found, strict=True)
-            }
+            opened = readers.map(open_file, changed.values())
+            entries |= zip(followed(changed, "measuring"), opened, strict=True)
         # A file that could not be read may be readable next time, though it is the same.
-        keep(folder, {"entries": {n: e for n, e in (known | entries).items() if not e.error}})
+        usable = {name: list(e) for name, e in (remembered | entries).items() if not e.error}
+        keep(folder, {"entries": usable})
     return [entries[name] for name in names]
 
 
@@ -82,22 +99,22 @@ def open_file(file: pathlib.Path) -> Entry:
     return Entry(status.st_size, status.st_mtime_ns, samples, rate, error)
 
 
-def recall(folder: pathlib.Path) -> dict[str, Any]:
+def recall(folder: pathlib.Path) -> Memory:
     """What `keep` was given for a folder; nothing if it was not, or by another version."""
     try:
-        content = json.loads(_place(folder).read_text(encoding="utf-8"))
+        content = json.loads(_cache_file(folder).read_text(encoding="utf-8"))
         return content if content["format"] == FORMAT else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def keep(folder: pathlib.Path, content: dict[str, Any]) -> None:
+def keep(folder: pathlib.Path, memory: Memory) -> None:
     """Remembers what was found in a folder; where that is not possible, it is found again."""
     with contextlib.suppress(OSError):
-        write_json(_place(folder), {"format": FORMAT, **content})
+        write_json(_cache_file(folder), {"format": FORMAT, **memory})
 
 
-def _place(folder: pathlib.Path) -> pathlib.Path:
+def _cache_file(folder: pathlib.Path) -> pathlib.Path:
     """Below $XDG_CACHE_HOME, or ~/.cache without it."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]

@@ -1,18 +1,50 @@
-"""Lists of sound files, in fairseq's manifest format.
+"""Which sound files: those below folders, and lists in fairseq's manifest format.
 
-The first line is a folder, each further one a path below it, and behind a tab, where it is known,
-the number of samples at 16 kHz. A file with a number need not be opened before it is read.
+The first line of a list is a folder, each further one a path below it, and behind a tab, where it
+is known, the number of samples at 16 kHz. A file with a number need not be opened before it is
+read.
 """
 
 import hashlib
+import os
 import pathlib
 import re
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from daisy_jax.data.sound_files import is_inside
 from daisy_jax.errors import InputError
+
+SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+
+
+def sound_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
+    """All sound files below a folder, by name."""
+    paths = pathlib.Path(folder).rglob("*")
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path, joined to a folder's, leads to something below that folder."""
+    parts = pathlib.PurePath(path).parts
+    return bool(parts) and not pathlib.PurePath(path).is_absolute() and ".." not in parts
+
+
+def expand_folders(paths: Sequence[str]) -> list[str]:
+    """The files as given, and in the place of a folder the sound files below it.
+
+    A folder without any stays, to be refused like an unreadable file, beside the others.
+
+    Raises:
+      InputError: nothing was given.
+    """
+    if not paths:
+        raise InputError("no files; give at least one sound file")
+    files = []
+    for path in paths:
+        below = [str(file) for file in sound_files(path)] if os.path.isdir(path) else []
+        files += below or [path]
+    return files
 
 
 class FileList(NamedTuple):
@@ -54,16 +86,17 @@ def read_list(path: str | pathlib.Path) -> FileList:
             "other lines paths below it (fairseq's manifest format)"
         )
     pairs = [line.partition("\t")[::2] for line in lines]
-    known = [(_nameable(str(pathlib.PurePath(name))), number) for name, number in pairs if name]
-    names = [name for name, _ in known]
-    samples = {name: int(number) for name, number in known if re.fullmatch(r"\d+", number)}
-    bad = next((name for name in names if not is_inside(name)), None)
-    if bad is not None:
-        raise InputError(f"{path}: {bad!r} does not lie below {head}; give paths below the folder")
-    if not names:
+    rows = [(_nameable(str(pathlib.PurePath(name))), number) for name, number in pairs if name]
+    if not rows:
         raise InputError(f"{path}: lists no file")
-    once = list(dict.fromkeys(names))
-    return FileList(folder.resolve(), once, samples, len(names) - len(once))
+    for name, _ in rows:
+        if not is_inside(name):
+            raise InputError(
+                f"{path}: {name!r} does not lie below {head}; give paths below the folder"
+            )
+    names = list(dict.fromkeys(name for name, _ in rows))
+    samples = {name: int(number) for name, number in rows if re.fullmatch(r"\d+", number)}
+    return FileList(folder.resolve(), names, samples, len(rows) - len(names))
 
 
 def _nameable(name: str) -> str:

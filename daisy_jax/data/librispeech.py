@@ -6,7 +6,7 @@ Source: Panayotov et al., 2015; Kahn et al., 2020; the folders are those of the 
 import pathlib
 
 from daisy_jax.data.corpus import Corpus
-from daisy_jax.data.sound_files import is_inside
+from daisy_jax.data.file_list import is_inside
 from daisy_jax.data.tfds import is_tfds_folder, spelt, split_names
 from daisy_jax.errors import InputError
 
@@ -42,12 +42,12 @@ def transcripts(folder: str | pathlib.Path, corpus: Corpus) -> list[str]:
     Raises:
       InputError: a transcript is missing, with the file in which it was expected.
     """
-    read: dict[pathlib.Path, dict[str, str]] = {}
-    found = []
+    listings: dict[pathlib.Path, dict[str, str]] = {}
+    texts = []
     for name in corpus.names:
         path = pathlib.Path(folder, name)
         listing = path.with_name(f"{path.stem.rpartition('-')[0]}.trans.txt")
-        if listing not in read:
+        if listing not in listings:
             if not listing.is_file():
                 raise InputError(f"{path}: no transcript; expected in {listing}")
             try:
@@ -55,8 +55,8 @@ def transcripts(folder: str | pathlib.Path, corpus: Corpus) -> list[str]:
             except UnicodeDecodeError as error:
                 raise InputError(f"{listing}: not UTF-8 ({error}); unpack it again") from None
             pairs = [line.partition(" ") for line in lines]
-            read[listing] = {name: text.strip() for name, _, text in pairs}
-        if path.stem not in read[listing]:
+            listings[listing] = {name: text.strip() for name, _, text in pairs}
+        if path.stem not in listings[listing]:
             raise InputError(f"{listing}: has no line for {path.stem}; unpack the archive again")
-        found.append(read[listing][path.stem])
-    return found
+        texts.append(listings[listing][path.stem])
+    return texts

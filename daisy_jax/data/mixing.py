@@ -6,26 +6,17 @@ from typing import Literal
 import numpy as np
 
 from daisy_jax import audio
-from daisy_jax.data.corpus import Corpus
+from daisy_jax.data.corpus import Corpus, Waveform
 
 SpeechLevel = Literal["mean", "active"]
 
 
-def mix(
-    speech: np.ndarray, noise: np.ndarray, snr: float, level: SpeechLevel = "mean"
-) -> np.ndarray:
-    """Adds noise to speech at a signal-to-noise ratio.
+def mix(speech: Waveform, noise: Waveform, snr: float, level: SpeechLevel = "mean") -> Waveform:
+    """Adds noise to speech at a signal-to-noise ratio: the ratio of the powers, in dB.
 
-    Args:
-      speech: float [samples], 16 kHz.
-      noise: float [samples].
-      snr: dB, the ratio of the powers.
-      level: the speech's power: "mean", over the whole utterance, or "active", where somebody
-        speaks (ITU-T P.56). Of the noise it is always the mean.
-
-    Returns:
-      float32 [samples]; not scaled, so that it may exceed full scale. Silent noise or silent speech
-      leaves the speech as it is.
+    The speech's power is the "mean" over the whole utterance, or "active", where somebody speaks
+    (ITU-T P.56); of the noise it is always the mean. The sum is float32 and not scaled, so that it
+    may exceed full scale. Silent noise or silent speech leaves the speech as it is.
     """
     # In float64 the sums are exact for 16-bit samples, so that no machine adds them differently.
     noise_power = np.mean(np.square(noise, dtype=np.float64))
@@ -46,8 +37,8 @@ def last_offset(length: int, samples: int) -> int:
     return length - samples if length > samples else length - 1
 
 
-def cut_noise(noises: Corpus, index: int, offset: int, samples: int) -> np.ndarray:
-    """Float32 [samples] of a recording from `offset` on, looped if it ends too early."""
+def cut_noise(noises: Corpus, index: int, offset: int, samples: int) -> Waveform:
+    """Float32, a recording from `offset` on, looped if it ends too early."""
     length = int(noises.lengths[index])
     if offset + samples <= length:
         return noises.read(index, offset, samples)
@@ -55,8 +46,8 @@ def cut_noise(noises: Corpus, index: int, offset: int, samples: int) -> np.ndarr
     return np.take(recording, np.arange(offset, offset + samples), mode="wrap")
 
 
-def draw_noise(noises: Corpus, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Float32 [samples] of a random recording from a random offset on, looped if too short."""
+def draw_noise(noises: Corpus, samples: int, rng: np.random.Generator) -> Waveform:
+    """Float32, a random recording from a random offset on, looped if too short."""
     index = int(rng.integers(len(noises.names)))
     offset = int(rng.integers(last_offset(int(noises.lengths[index]), samples) + 1))
     return cut_noise(noises, index, offset, samples)
@@ -70,17 +61,11 @@ MARGIN = 15.9
 """dB between the active level and the threshold of activity."""
 
 
-def active_power(speech: np.ndarray) -> float:
-    """Mean power over the active part of an utterance.
+def active_power(speech: Waveform) -> float:
+    """Mean power over the active part of an utterance; at least the mean power, 0 for silence.
 
     Pauses between words count as speech, silence before and after does not: what ITU-T P.56 calls
     the active speech level is ten times this number's logarithm.
-
-    Args:
-      speech: float [samples], 16 kHz, full scale is 1.
-
-    Returns:
-      The power, at least the mean power; 0 for silence.
 
     Source: ITU-T P.56 (method B), with thresholds from 2**-15 to 1/2.
     """
@@ -95,12 +80,12 @@ def active_power(speech: np.ndarray) -> float:
     for _ in range(2):
         envelope = np.asarray(lfilter([1 - decay], [1, -decay], envelope))
     hangover = math.ceil(HANGOVER * audio.SAMPLE_RATE)
-    places = np.arange(len(speech))
+    positions = np.arange(len(speech))
     # A threshold c is met by the samples of at most `hangover` after the envelope was at c.
     levels, thresholds = [], []
     for exponent in range(-15, 0):
-        above = np.where(envelope >= 2.0**exponent, places, -hangover - 1)
-        active = int(np.sum(places - np.maximum.accumulate(above) <= hangover))
+        above = np.where(envelope >= 2.0**exponent, positions, -hangover - 1)
+        active = int(np.sum(positions - np.maximum.accumulate(above) <= hangover))
         if not active:
             break
         levels.append(10 * math.log10(energy / active))

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from daisy_jax import audio
-from daisy_jax.data.corpus import Corpus
+from daisy_jax.data.corpus import Corpus, Waveform
 from daisy_jax.data.mixing import SpeechLevel, cut_noise, last_offset, mix
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import leave_out
@@ -44,33 +45,29 @@ def drawn(seed: int, *key: object) -> int:
 
 
 def label(snr: float) -> str:
-    """What a level is called: "clean", "10 dB"."""
+    """What a signal-to-noise ratio is called: "clean", "10 dB"."""
     return "clean" if snr == CLEAN else f"{snr:g} dB"
 
 
-def require_levels(snrs: Iterable[float]) -> None:
+def require_snrs(snrs: Iterable[float]) -> None:
     """Refuses signal-to-noise ratios that mean nothing."""
     snrs = list(snrs)
     if not snrs or any(not (abs(snr) <= 100 or snr == CLEAN) for snr in snrs):
         raise InputError(f"snrs are {snrs}; give dB from -100 to 100, such as 10 5 0")
 
 
-def draw_levels(names: Sequence[str], shares: dict[float, float], seed: int) -> np.ndarray:
-    """A signal-to-noise ratio for each utterance, in exact shares up to rounding.
+def draw_snrs(
+    names: Sequence[str], shares: dict[float, float], seed: int
+) -> Float[np.ndarray, " utterances"]:
+    """A signal-to-noise ratio for each utterance, dB, infinite for clean ones.
 
-    Args:
-      names: of the utterances.
-      shares: of each ratio, dB; they add up to 1.
-      seed: of the draw.
-
-    Returns:
-      float [utterances], dB, infinite for clean ones.
+    The shares of the ratios, which add up to 1, are exact up to rounding.
     """
     order = sorted(range(len(names)), key=lambda index: drawn(seed, "level", names[index]))
     ends = np.round(np.cumsum(list(shares.values())) * len(names)).astype(int)
-    levels = np.empty(len(names))
-    levels[order] = np.repeat(list(shares), np.diff(ends, prepend=0))
-    return levels
+    snrs = np.empty(len(names))
+    snrs[order] = np.repeat(np.asarray(list(shares), float), np.diff(ends, prepend=0))
+    return snrs
 
 
 def speaker(name: str, table: dict[str, str]) -> str | None:
@@ -108,54 +105,46 @@ def read_speakers(path: str | pathlib.Path) -> dict[str, str]:
 
 
 def draw_noises(
-    clean: Corpus,
-    noises: Corpus,
-    seed: int,
-    speakers: dict[str, str] | None = None,
+    clean: Corpus, noises: Corpus, seed: int, speakers: dict[str, str] | None = None
 ) -> list[Draw]:
     """A noise for each utterance: a recording, and where the cut begins.
 
     Never of the utterance's own speaker, as far as speakers are known, and never a silent cut, or
     one that cannot be read. A recording that is longer than the utterance is cropped, a shorter one
-    looped.
-
-    Args:
-      clean: utterances; the draw depends on their names and lengths.
-      noises: recordings.
-      seed: of the draw.
-      speakers: as for `speaker`.
+    looped. The draw depends on the seed, and on the utterances' names and lengths.
 
     Raises:
       InputError: an utterance's own speaker is in all recordings, or only silence was found.
     """
     table = speakers or {}
-    by = [speaker(name, table) for name in noises.names]
-    everybody = list(range(len(by)))
+    heard = [speaker(name, table) for name in noises.names]
+    everybody = list(range(len(heard)))
     draws = []
-    for name, length in zip(clean.names, clean.lengths, strict=True):
-        mine = speaker(name, table)
+    for name, length in zip(clean.names, clean.lengths.tolist(), strict=True):
+        own = speaker(name, table)
         others = everybody
-        if mine is not None and mine in by:
-            others = [index for index in everybody if by[index] != mine]
+        if own is not None and own in heard:
+            others = [index for index in everybody if heard[index] != own]
         if not others:
-            raise InputError(f"{name}: every recording of the noise is of its speaker, {mine}")
-        for attempt in range(ATTEMPTS):
-            index = others[drawn(seed, "noise", name, attempt) % len(others)]
-            last = last_offset(int(noises.lengths[index]), int(length))
-            offset = drawn(seed, "offset", name, attempt) % (last + 1)
-            try:
-                heard = bool(np.any(cut_noise(noises, index, offset, int(length))))
-            except (InputError, OSError) as error:
-                leave_out(str(error))
-                continue
-            if heard:
-                draws.append(Draw(index, offset))
-                break
-        else:
-            raise InputError(
-                f"{name}: {ATTEMPTS} cuts of noise were all silent or unreadable; give other noise"
-            )
+            raise InputError(f"{name}: every recording of the noise is of its speaker, {own}")
+        draws.append(_draw_noise(name, length, noises, others, seed))
     return draws
+
+
+def _draw_noise(name: str, samples: int, noises: Corpus, allowed: list[int], seed: int) -> Draw:
+    """A cut for one utterance, out of the recordings with these numbers."""
+    for attempt in range(ATTEMPTS):
+        index = allowed[drawn(seed, "noise", name, attempt) % len(allowed)]
+        last = last_offset(int(noises.lengths[index]), samples)
+        offset = drawn(seed, "offset", name, attempt) % (last + 1)
+        try:
+            if np.any(cut_noise(noises, index, offset, samples)):
+                return Draw(index, offset)
+        except (InputError, OSError) as error:
+            leave_out(str(error))
+    raise InputError(
+        f"{name}: {ATTEMPTS} cuts of noise were all silent or unreadable; give other noise"
+    )
 
 
 def unknown_speakers(clean: Corpus, noises: Corpus, speakers: dict[str, str]) -> str:
@@ -163,17 +152,16 @@ def unknown_speakers(clean: Corpus, noises: Corpus, speakers: dict[str, str]) ->
 
     Noise counts as speech if a speaker of it is known, or if a part of its path is called "speech".
     """
-    by = [speaker(name, speakers) for name in noises.names]
+    by_recording = [speaker(name, speakers) for name in noises.names]
     called = any("speech" in pathlib.PurePath(name).parts for name in noises.names)
-    if not called and not any(by):
-        return ""
-    heard = sum(each is None for each in by)
-    spoken = sum(speaker(name, speakers) is None for name in clean.names)
-    if not heard and not spoken:
+    unheard = by_recording.count(None)
+    unspoken = [speaker(name, speakers) for name in clean.names].count(None)
+    if not (called or any(by_recording)) or not (unheard or unspoken):
         return ""
     return (
-        f"the speakers of {spoken} of {len(clean.names)} utterances and of {heard} of {len(by)} "
-        "recordings are not known (--speakers), so that somebody may be mixed with himself"
+        f"the speakers of {unspoken} of {len(clean.names)} utterances and of {unheard} of "
+        f"{len(by_recording)} recordings are not known (--speakers), so that somebody may be mixed "
+        "with himself"
     )
 
 
@@ -189,35 +177,29 @@ class NoisyCorpus:
         clean: Corpus,
         noises: Corpus,
         draws: list[Draw],
-        snrs: np.ndarray,
+        snrs: Float[np.ndarray, " utterances"],
         level: SpeechLevel = "mean",
     ):
-        """Mixes when it is read.
+        """Mixes when it is read: to each utterance its noise, at its ratio in dB.
 
-        Args:
-          clean: the utterances.
-          noises: recordings.
-          draws: the noise of each utterance.
-          snrs: float [utterances], dB; infinite leaves an utterance clean.
-          level: of the speech, as for `mix`.
+        An infinite ratio leaves it clean. `level` is the speech's, as for `mix`.
         """
         self.names, self.lengths = clean.names, clean.lengths
         self.clean, self.noises, self.draws, self.snrs = clean, noises, draws, snrs
         self._level: SpeechLevel = level
 
-    def mixed(self, index: int) -> tuple[np.ndarray, float]:
-        """Float32 [samples] of one utterance, and by what it was multiplied not to be too loud."""
+    def mixed(self, index: int) -> tuple[Waveform, float]:
+        """One utterance, float32, and by what it was multiplied not to be too loud."""
         length = int(self.lengths[index])
-        speech = self.clean.read(index, 0, length)
-        total = speech
+        total = self.clean.read(index, 0, length)
         if self.snrs[index] != CLEAN:
             noise = cut_noise(self.noises, *self.draws[index], length)
-            total = mix(speech, noise, float(self.snrs[index]), self._level)
+            total = mix(total, noise, float(self.snrs[index]), self._level)
         peak = float(np.max(np.abs(total))) * audio.FULL_SCALE
         scale = (audio.FULL_SCALE - 1) / peak if peak > audio.FULL_SCALE - 1 else 1.0
         rounded = np.round(total.astype(np.float64) * (scale * audio.FULL_SCALE))
         return (rounded / audio.FULL_SCALE).astype(np.float32), scale
 
-    def read(self, index: int, start: int, samples: int) -> np.ndarray:
+    def read(self, index: int, start: int, samples: int) -> Waveform:
         """As for every `Corpus`."""
         return self.mixed(index)[0][start : start + samples]

@@ -7,20 +7,19 @@ folder is whole.
 
 import pathlib
 import shutil
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from daisy_jax import audio
+from daisy_jax.data.corpus import Waveform
 from daisy_jax.data.noisy_corpus import CLEAN, NoisyCorpus
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import followed, leave_out
-from daisy_jax.whole_files import read_json, whole_files, write_json, write_text
+from daisy_jax.whole_files import differences, read_json, whole_files, write_json, write_text
 
 LOG, SETTINGS, FORMAT = "mixtures.tsv", "mixtures.json", "daisy_jax_mixtures/1"
 
 
-class Mixture(NamedTuple):
+class NoisyFile(NamedTuple):
     """A line of the log."""
 
     name: str
@@ -41,8 +40,8 @@ def write_noisy(
     folder: str | pathlib.Path,
     corpora: list[tuple[NoisyCorpus, list[str]]],
     clean: str | pathlib.Path,
-    settings: dict[str, Any],
-) -> list[Mixture]:
+    settings: dict[str, object],
+) -> list[NoisyFile]:
     """Writes 16-bit FLAC files, their log, and the clean corpus' transcripts beside them.
 
     Args:
@@ -68,10 +67,7 @@ def write_noisy(
         raise InputError(f"{unprintable!r}: the log cannot hold this name; rename the file")
     settings = {"format": FORMAT, **settings}
     if (folder / SETTINGS).is_file():
-        found = read_json(folder / SETTINGS, FORMAT, "give another folder")
-        changed = sorted(
-            k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k)
-        )
+        changed = differences(read_json(folder / SETTINGS, FORMAT, "give another folder"), settings)
         if changed:
             raise InputError(
                 f"{folder}: holds mixtures of other settings ({', '.join(changed)}); give another "
@@ -84,39 +80,39 @@ def write_noisy(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS, settings)
     rows = []
-    places = set()
+    folders = set()
     jobs = [(corpus, i, name) for corpus, theirs in corpora for i, name in enumerate(theirs)]
     for corpus, index, name in followed(jobs, "mixing"):
-        source = corpus.clean.names[index]
         try:
             waveform, scale = corpus.mixed(index)
         except (InputError, OSError) as error:
             leave_out(str(error))
             continue
         _write(folder / name, waveform)
-        rows.append(_row(corpus, index, name, scale))
-        places.add((pathlib.Path(clean, source).parent, (folder / name).parent))
-    for origin, target in sorted(places):
+        row = _row(corpus, index, name, scale)
+        rows.append(row)
+        folders.add((pathlib.Path(clean, row.clean).parent, (folder / name).parent))
+    for origin, target in sorted(folders):
         for text in origin.glob("*.trans.txt"):
             shutil.copyfile(text, target / text.name)
     write_log(folder, rows)
     return rows
 
 
-def mixture_rows(corpus: NoisyCorpus) -> list[Mixture]:
-    """The log of a corpus that is mixed while it is read."""
+def log_of(corpus: NoisyCorpus) -> list[NoisyFile]:
+    """The log of a corpus whose noise is added while it is read."""
     return [_row(corpus, index, name, None) for index, name in enumerate(corpus.names)]
 
 
-def _row(corpus: NoisyCorpus, index: int, name: str, scale: float | None) -> Mixture:
+def _row(corpus: NoisyCorpus, index: int, name: str, scale: float | None) -> NoisyFile:
     snr, (noise, offset) = float(corpus.snrs[index]), corpus.draws[index]
-    heard = ("", 0) if snr == CLEAN else (corpus.noises.names[noise], offset)
-    return Mixture(name, corpus.clean.names[index], snr, *heard, scale)
+    cut = ("", 0) if snr == CLEAN else (corpus.noises.names[noise], offset)
+    return NoisyFile(name, corpus.clean.names[index], snr, *cut, scale)
 
 
-def write_log(folder: pathlib.Path, rows: list[Mixture]) -> None:
+def write_log(folder: pathlib.Path, rows: list[NoisyFile]) -> None:
     """Writes the log into a folder, all of it or nothing."""
-    lines = ["\t".join(Mixture._fields)]
+    lines = ["\t".join(NoisyFile._fields)]
     for row in rows:
         snr = "clean" if row.snr == CLEAN else f"{row.snr:g}"
         scale = "" if row.scale is None else f"{row.scale:.9g}"
@@ -124,7 +120,7 @@ def write_log(folder: pathlib.Path, rows: list[Mixture]) -> None:
     write_text(folder / LOG, "\n".join(lines) + "\n")
 
 
-def _write(path: pathlib.Path, waveform: np.ndarray) -> None:
+def _write(path: pathlib.Path, waveform: Waveform) -> None:
     import soundfile
 
     samples = audio.as_int16(waveform)
@@ -135,7 +131,7 @@ def _write(path: pathlib.Path, waveform: np.ndarray) -> None:
         raise OSError(f"{path}: cannot be written ({error.error_string}); make room") from None
 
 
-def read_log(folder: str | pathlib.Path) -> list[Mixture]:
+def read_log(folder: str | pathlib.Path) -> list[NoisyFile]:
     """What the files of a folder were mixed from.
 
     Raises:
@@ -145,16 +141,15 @@ def read_log(folder: str | pathlib.Path) -> list[Mixture]:
     if not path.is_file():
         raise InputError(f"{folder}: no {LOG} there; make it with train/noisy.py")
     head, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
-    if head.split("\t") != list(Mixture._fields):
+    if head.split("\t") != list(NoisyFile._fields):
         raise InputError(f"{path}: not a log of mixtures; make the folder again")
     rows = []
     for line in lines:
         try:
             name, clean, snr, noise, offset, scale = line.split("\t")
-            level = CLEAN if snr == "clean" else float(snr)
-            rows.append(
-                Mixture(name, clean, level, noise, int(offset), float(scale) if scale else None)
-            )
+            decibels = CLEAN if snr == "clean" else float(snr)
+            factor = float(scale) if scale else None
+            rows.append(NoisyFile(name, clean, decibels, noise, int(offset), factor))
         except ValueError:
             raise InputError(f"{path}: {line!r} is no line of it; make the folder again") from None
     return rows

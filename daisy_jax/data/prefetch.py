@@ -3,13 +3,16 @@
 import functools
 import os
 import signal
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Callable, Generator, Mapping
+from typing import TypeAlias
+
+import numpy as np
 
 from daisy_jax.reporting import is_strict, strictly
 
-Batch = dict[str, Any]
-"""Numpy arrays by name, or more such dictionaries."""
+Leaf: TypeAlias = np.ndarray | np.generic
+Batch: TypeAlias = Mapping[str, Leaf | Mapping[str, Leaf]]
+"""Arrays by name, or such dictionaries; all of one batch have its rows first, scalars none."""
 
 AHEAD = 4
 """Batches that are read before they are wanted, at least."""
@@ -44,7 +47,11 @@ def batches(read: Callable[[int], Batch], first: int, stop: int, workers: int) -
     reading = functools.partial(_read, read, is_strict())
     source = grain.MapDataset.range(first, stop).map(reading)
     threads = 1 if workers else reader_threads()
-    # All threads read, and two batches are ready; Grain counts both.
+    # Nothing that computes shall wait for a file, and reading is uneven: a file that has to be
+    # resampled takes many times as long as one of 16 kHz. So each thread reads a batch of its own,
+    # and two more are ready: one to be taken next, and one while a slow batch, whose turn it is,
+    # keeps the others waiting. (Grain counts all of them.) Further ones would only take memory:
+    # where reading is slower on average than computing, nothing that lies ready helps for long.
     ahead = max(AHEAD, threads + 2)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     dataset = source.to_iter_dataset(options)

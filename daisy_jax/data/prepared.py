@@ -10,9 +10,10 @@ import pathlib
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from daisy_jax import audio
-from daisy_jax.data.sound_files import sound_files
+from daisy_jax.data.file_list import sound_files
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import followed, leave_out
 from daisy_jax.whole_files import read_json, whole_files
@@ -30,7 +31,7 @@ class PreparedCorpus:
         self.names: list[str] = index["names"]
         if not self.names:
             raise InputError(f"{folder}: holds no utterance; prepare it again from readable files")
-        self.lengths = np.asarray(index["lengths"], np.int64)
+        self.lengths: Int[np.ndarray, " utterances"] = np.asarray(index["lengths"], np.int64)
         self._samples = np.memmap(folder / SAMPLES, "<i2", "r")
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         if self._starts[-1] != len(self._samples):
@@ -39,11 +40,11 @@ class PreparedCorpus:
                 f"{self._starts[-1]}; prepare the folder again"
             )
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type["PreparedCorpus"], tuple[pathlib.Path]]:
         # To another process goes the folder and not the samples.
         return PreparedCorpus, (self._folder,)
 
-    def read(self, index: int, start: int, samples: int) -> np.ndarray:
+    def read(self, index: int, start: int, samples: int) -> Float[np.ndarray, " samples"]:
         """As for every `Corpus`."""
         begin = self._starts[index] + start
         end = min(begin + samples, self._starts[index + 1])

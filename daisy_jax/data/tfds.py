@@ -7,16 +7,38 @@ TensorFlow is needed where `librispeech` is made, not where it is read.
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from daisy_jax import audio
-from daisy_jax.data.durations import keep, recall
+from daisy_jax.data.durations import Records, keep, recall
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import followed
 
 INFO = "dataset_info.json"
+
+
+class _Split(TypedDict):
+    name: str
+    shardLengths: list[str]
+
+
+class _Info(TypedDict):
+    """What is of use here in `dataset_info.json`."""
+
+    name: str
+    fileFormat: str
+    splits: list[_Split]
+
+
+class _Example(TypedDict):
+    """A record."""
+
+    speech: np.ndarray
+    """int16 [samples]."""
+    id: bytes
 
 
 def is_tfds_folder(folder: pathlib.Path) -> bool:
@@ -31,13 +53,16 @@ def spelt(split: str) -> str:
 
 def dataset_name(folder: pathlib.Path) -> str:
     """A folder's data set, such as "librispeech"; the folder's own name is a version."""
-    return json.loads((folder / INFO).read_text(encoding="utf-8"))["name"]
+    return _read_info(folder)["name"]
 
 
 def split_names(folder: pathlib.Path) -> list[str]:
     """The `spelt` names of a folder's splits."""
-    info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-    return [spelt(split["name"]) for split in info["splits"]]
+    return [spelt(split["name"]) for split in _read_info(folder)["splits"]]
+
+
+def _read_info(folder: pathlib.Path) -> _Info:
+    return json.loads((folder / INFO).read_text(encoding="utf-8"))
 
 
 class TfdsCorpus:
@@ -46,11 +71,7 @@ class TfdsCorpus:
     Utterances too short for a single frame are left out.
     """
 
-    def __init__(
-        self,
-        folder: pathlib.Path,
-        splits: Sequence[str] = (),
-    ):
+    def __init__(self, folder: pathlib.Path, splits: Sequence[str] = ()):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
         from tensorflow_datasets import features
 
@@ -60,29 +81,28 @@ class TfdsCorpus:
             if spelt(split) not in by_name:
                 raise InputError(f"{folder}: no split {split}; found {', '.join(sorted(shards))}")
         chosen = [shard for split in splits or sorted(shards) for shard in by_name[spelt(split)]]
-        files, counts = [file for file, _ in chosen], [count for _, count in chosen]
-        self._records = ArrayRecordDataSource([str(file) for file in files])
+        self._source = ArrayRecordDataSource([str(file) for file, _ in chosen])
         # As `librispeech` stores them; its own Audio feature would need TensorFlow.
         self._features = features.FeaturesDict(
             {"speech": features.Tensor(shape=(None,), dtype=np.int16), "id": features.Text()}
         )
-        names, lengths = self._measure(folder, files, counts)
-        usable = np.flatnonzero(lengths >= audio.FRAME_WINDOW)
-        if not len(usable):
+        records = self._measure(folder, chosen)
+        names = [name for shard in records for name in shard["names"]]
+        lengths = np.asarray([length for shard in records for length in shard["lengths"]], np.int64)
+        self._positions = np.flatnonzero(lengths >= audio.FRAME_WINDOW)
+        if not len(self._positions):
             raise InputError(f"{folder}: no utterance of 25 ms or more in its {len(names)}")
-        self._positions = usable
-        self.names = [names[position] for position in usable]
-        self.lengths = lengths[usable]
+        self.names = [names[position] for position in self._positions]
+        self.lengths: Int[np.ndarray, " utterances"] = lengths[self._positions]
 
-    def read(self, index: int, start: int, samples: int) -> np.ndarray:
+    def read(self, index: int, start: int, samples: int) -> Float[np.ndarray, " samples"]:
         """As for every `Corpus`."""
         speech = self._example(int(self._positions[index]))["speech"]
         return speech[start : start + samples].astype(np.float32) / audio.FULL_SCALE
 
-    def _example(self, position: int) -> Any:
-        """A dictionary of the record's `speech` and `id`."""
+    def _example(self, position: int) -> _Example:
         try:
-            return self._features.deserialize_example_np(self._records[position])
+            return cast(_Example, self._features.deserialize_example_np(self._source[position]))
         except (KeyError, ValueError) as error:
             raise InputError(
                 f"record {position} holds no 16-bit speech with an id ({error}); this reader takes "
@@ -90,43 +110,35 @@ class TfdsCorpus:
             ) from None
 
     def _measure(
-        self,
-        folder: pathlib.Path,
-        files: list[pathlib.Path],
-        counts: list[int],
-    ) -> tuple[list[str], np.ndarray]:
-        """Identifiers and lengths of the records, of which each file has so many; kept by file."""
-        known = recall(folder).get("shards", {})
-        found, position, new = [], 0, False
-        for file, count in zip(files, counts, strict=True):
+        self, folder: pathlib.Path, shards: list[tuple[pathlib.Path, int]]
+    ) -> list[Records]:
+        """Identifiers and lengths of the records of each file, remembered by file."""
+        remembered = recall(folder).get("shards", {})
+        position, changed = 0, False
+        for file, count in shards:
             status = [count, file.stat().st_size, file.stat().st_mtime_ns]
-            shard = known.get(file.name)
-            if shard is None or shard["status"] != status:
-                examples = [
-                    self._example(position + n) for n in followed(range(count), "measuring")
-                ]
+            if file.name not in remembered or remembered[file.name]["status"] != status:
+                numbers = range(position, position + count)
+                examples = [self._example(number) for number in followed(numbers, "measuring")]
                 names = [example["id"].decode() for example in examples]
                 lengths = [len(example["speech"]) for example in examples]
-                shard = {"status": status, "names": names, "lengths": lengths}
-                new = True
-            known[file.name] = shard
-            found.append(shard)
+                remembered[file.name] = {"status": status, "names": names, "lengths": lengths}
+                changed = True
             position += count
-        if new:
-            keep(folder, {"shards": known})
-        names = [name for shard in found for name in shard["names"]]
-        return names, np.asarray([n for shard in found for n in shard["lengths"]], np.int64)
+        if changed:
+            keep(folder, {"shards": remembered})
+        return [remembered[file.name] for file, _ in shards]
 
 
 def _shards(folder: pathlib.Path) -> dict[str, list[tuple[pathlib.Path, int]]]:
     """The files of each split, and how many records each has."""
-    info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    info = _read_info(folder)
     if info.get("fileFormat") != "array_record":
         raise InputError(
             f"{folder}: records are {info.get('fileFormat')!r}, which cannot be read by number; "
             "prepare the data set with file_format='array_record'"
         )
-    found = {}
+    shards = {}
     for split in info["splits"]:
         files = sorted(folder.glob(f"*-{split['name']}.array_record-*"))
         if len(files) != len(split["shardLengths"]):
@@ -134,6 +146,5 @@ def _shards(folder: pathlib.Path) -> dict[str, list[tuple[pathlib.Path, int]]]:
                 f"{folder}: {len(files)} of {len(split['shardLengths'])} files of split "
                 f"{split['name']} are there; copy the folder again"
             )
-        counts = [int(count) for count in split["shardLengths"]]
-        found[split["name"]] = list(zip(files, counts, strict=True))
-    return found
+        shards[split["name"]] = list(zip(files, map(int, split["shardLengths"]), strict=True))
+    return shards

@@ -8,6 +8,7 @@ import pathlib
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from daisy_jax.data.corpus import Corpus, measured_files
 from daisy_jax.errors import InputError
@@ -20,17 +21,14 @@ class Speakers(NamedTuple):
     """One set of VoxCeleb1."""
 
     corpus: Corpus
-    speaker: np.ndarray
-    """int32 [utterances], a place in `names`."""
+    speaker: Int[np.ndarray, " utterances"]
+    """int32, the speaker's number in `names`."""
     names: tuple[str, ...]
     """All speakers of the split file, sorted."""
 
 
 def open_voxceleb(
-    folder: str | pathlib.Path,
-    split_file: str,
-    wanted: str,
-    per_speaker: int = 0,
+    folder: str | pathlib.Path, split_file: str, wanted: str, per_speaker: int = 0
 ) -> Speakers:
     """Opens one set.
 
@@ -55,38 +53,33 @@ def open_voxceleb(
         if part not in ("1", "2", "3") or "/" not in path:
             raise InputError(f"{listing}:{number}: {line!r} is none of '1|2|3 SPEAKER/.../FILE'")
         pairs.append((part, path.strip()))
-    names = tuple(sorted({path.partition("/")[0] for _, path in pairs}))
+    names = tuple(sorted({_speaker(path) for _, path in pairs}))
     paths = sorted(path for number, path in pairs if number == wanted)
     if not paths:
         raise InputError(f"{listing}: no line of set {wanted}; give VoxCeleb1's iden_split.txt")
     if per_speaker:
-        rng = np.random.default_rng(0)
-        shuffled = [paths[place] for place in rng.permutation(len(paths))]
-        taken: dict[str, list[str]] = {}
-        for path in shuffled:
-            taken.setdefault(path.partition("/")[0], []).append(path)
-        paths = sorted(path for those in taken.values() for path in those[:per_speaker])
-    roots = [folder / place for place in AUDIO if (folder / place).is_dir()]
-    if not roots:
-        expected = ", ".join(str(folder / place) for place in AUDIO)
-        raise InputError(f"{folder}: no audio there; expected {expected}")
-    files, missing = [], []
-    for path in paths:
-        place = next((root / path for root in roots if (root / path).is_file()), None)
-        if place is None:
-            missing.append(path)
-        else:
-            files.append(place)
+        by_speaker: dict[str, list[str]] = {}
+        for index in np.random.default_rng(0).permutation(len(paths)):
+            by_speaker.setdefault(_speaker(paths[index]), []).append(paths[index])
+        paths = sorted(path for some in by_speaker.values() for path in some[:per_speaker])
+    roots = [folder / name for name in AUDIO]
+    if not any(root.is_dir() for root in roots):
+        raise InputError(f"{folder}: no audio there; expected {', '.join(map(str, roots))}")
+    roots = [root for root in roots if root.is_dir()]
+    copies = {path: [root / path for root in roots if (root / path).is_file()] for path in paths}
+    missing = [path for path in paths if not copies[path]]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(paths)} files of {listing} are missing, the first is "
             f"{missing[0]} below {' or '.join(map(str, roots))}; unpack the archives there"
         )
-    corpus = measured_files(folder, files)
-    places = {name: place for place, name in enumerate(names)}
-    spoken_by = {
-        str(file.relative_to(folder)): path.partition("/")[0]
-        for file, path in zip(files, paths, strict=True)
-    }
-    speakers = [places[spoken_by[name]] for name in corpus.names]
+    files = {copies[path][0]: _speaker(path) for path in paths}
+    corpus = measured_files(folder, list(files))
+    numbers = {name: number for number, name in enumerate(names)}
+    speakers = [numbers[files[folder / name]] for name in corpus.names]
     return Speakers(corpus, np.asarray(speakers, np.int32), names)
+
+
+def _speaker(path: str) -> str:
+    """Who speaks in a recording of the split file."""
+    return path.partition("/")[0]

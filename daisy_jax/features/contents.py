@@ -1,19 +1,17 @@
-"""What can be stored of an utterance: layers, its exit, eq. (4), labels, or units.
-
-A content is a small immutable object with a jitted function. Everything it yields has the batch
-first and an axis of items behind it, of length 1 but for layers.
-"""
+"""What can be stored of an utterance: layers, its exit, eq. (4), labels, or units."""
 
 import dataclasses
 import hashlib
 import json
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from daisy_jax.encode import encode
+from daisy_jax.encode import Encoded, encode
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule, fixed_layer
 from daisy_jax.model.branches import frame_mean, utterance_entropy
@@ -21,88 +19,63 @@ from daisy_jax.model.frame_labels import frame_labels
 from daisy_jax.model.hubert import Hubert, embed, require_head
 from daisy_jax.model.layer_loops import tapped_layers
 
+Waveform: TypeAlias = Float[Array, "batch samples"]
+Lengths: TypeAlias = Int[Array, " batch"]
+
 
 class Computed(NamedTuple):
     """All that is kept of a batch."""
 
-    values: jax.Array
-    """float16 [batch, items, frames, dim] or int32 [batch, 1, frames]; garbage on padded frames."""
-    entropy: jax.Array
-    """float32 [batch, L], nats, +inf where it was not evaluated; [batch, 0] without branches."""
-    agreement: jax.Array
-    """float32 [batch, L], share of the frames with the last layer's label; [batch, 0] where it is
-    not known."""
-    exit_layer: jax.Array
-    """int32 [batch]."""
-    forced: jax.Array
-    """bool [batch]."""
-    num_frames: jax.Array
-    """int32 [batch]."""
+    values: Shaped[Array, "batch items frames *dim"]
+    """float16 vectors or int32 numbers; garbage on padded frames."""
+    entropy: Float[Array, "batch layers"]
+    """float32, nats, +inf where it was not evaluated; [batch, 0] without branches."""
+    agreement: Float[Array, "batch layers"]
+    """float32, share of the frames with the last layer's label; [batch, 0] if it is not known."""
+    exit_layer: Int[Array, " batch"]
+    """int32."""
+    forced: Bool[Array, " batch"]
+    num_frames: Int[Array, " batch"]
+    """int32."""
 
 
-@runtime_checkable
-class Content(Protocol):
+def _anything(model: Hubert) -> None:
+    """The check of a content that every model can yield."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Content:
     """One kind of content."""
 
-    @property
-    def items(self) -> list[int | str]:
-        """Names of what is stored."""
-        ...
-
-    def settings(self, model: Hubert) -> dict[str, str]:
-        """What it depends on, beside the audio, the model's trunk and its branches."""
-        ...
-
-    def check(self, model: Hubert) -> None:
-        """Refuses a model that cannot yield it."""
-        ...
-
-    def __call__(self, model: Hubert, waveform: jax.Array, lengths: jax.Array) -> Computed:
-        """Computes it: waveform float [batch, samples], lengths int [batch]."""
-        ...
+    items: tuple[int | str, ...]
+    """Names of what is stored, along the axis behind the batch."""
+    dtype: type[np.float16] | type[np.int32]
+    """float16: a vector a frame; int32: one number."""
+    compute: Callable[[Hubert, Waveform, Lengths], Computed]
+    settings: Callable[[Hubert], dict[str, str]]
+    """What it depends on, beside the audio, the model's trunk and its branches."""
+    check: Callable[[Hubert], object] = _anything
+    """Refuses a model that cannot yield it."""
 
 
-def half(values: jax.Array) -> jax.Array:
-    """As float16; half precision ends at 65 504, and a value beyond is kept as that."""
-    limit = float(jnp.finfo(jnp.float16).max)
-    return jnp.clip(values, -limit, limit).astype(jnp.float16)
+def layers(chosen: tuple[int, ...]) -> Content:
+    """Some or all of the items 0 to L of eq. (4), with every layer's entropies; or these alone."""
 
+    def check(model: Hubert) -> None:
+        for item in chosen:
+            if not 0 <= item <= model.config.num_layers:
+                raise InputError(f"layer {item}: the model has 0 to {model.config.num_layers}")
 
-@dataclasses.dataclass(frozen=True)
-class Layers:
-    """Some or all items of eq. (4), with the entropies of every layer; no item: entropies alone."""
-
-    chosen: tuple[int, ...]
-    """Of 0 to L."""
-
-    @property
-    def items(self) -> list[int | str]:
-        """As for every `Content`."""
-        return list(self.chosen)
-
-    def settings(self, model: Hubert) -> dict[str, str]:
-        """As for every `Content`."""
-        return {}
-
-    def check(self, model: Hubert) -> None:
-        """As for every `Content`."""
-        bad = [item for item in self.chosen if not 0 <= item <= model.config.num_layers]
-        if bad:
-            raise InputError(f"layer {bad[0]}: the model has 0 to {model.config.num_layers}")
-
-    def __call__(self, model: Hubert, waveform: jax.Array, lengths: jax.Array) -> Computed:
-        """Runs all layers."""
+    def compute(model: Hubert, waveform: Waveform, lengths: Lengths) -> Computed:
         embedded = embed(model, waveform, lengths)
         _, tapped = tapped_layers(model, embedded)
         item0 = embedded.projected if model.config.item0 == "projection" else embedded.hidden
-        stacked = [half(item0 if item == 0 else tapped[item - 1]) for item in self.chosen]
+        stacked = [half(item0 if item == 0 else tapped[item - 1]) for item in chosen]
         shape = (len(lengths), 0, *item0.shape[1:])
-        stored = jnp.stack(stacked, axis=1) if stacked else jnp.zeros(shape, jnp.float16)
-        nothing = jnp.zeros((len(lengths), 0), jnp.float32)
+        values = jnp.stack(stacked, axis=1) if stacked else jnp.zeros(shape, jnp.float16)
         num_frames = jnp.sum(embedded.frame_mask, axis=1, dtype=jnp.int32)
-        last = jnp.where(num_frames > 0, jnp.int32(model.config.num_layers), jnp.int32(0))
         if model.branches is None:
-            return Computed(stored, nothing, nothing, last, last > 0, num_frames)
+            return all_layers(model, values, num_frames)
 
         def one_layer(branch_and_tapped):
             branch, tapped = branch_and_tapped
@@ -112,135 +85,112 @@ class Layers:
         entropy, labels = jax.lax.map(one_layer, (model.branches, tapped))
         same = (labels == labels[-1:]).astype(jnp.float32)
         agreement = frame_mean(same, embedded.frame_mask[None])
-        return Computed(stored, entropy.T, agreement.T, last, last > 0, num_frames)
+        return all_layers(model, values, num_frames)._replace(
+            entropy=entropy.T, agreement=agreement.T
+        )
+
+    return Content(chosen, np.float16, compute, lambda model: {}, check)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class AtExit:
-    """The block's output where each utterance leaves, or eq. (4) up to there."""
+def at_exit(rule: ExitRule, layer_weights: Float[np.ndarray, " items"] | None = None) -> Content:
+    """The block's output where each utterance leaves, or with raw layer weights eq. (4) so far."""
 
-    rule: ExitRule
-    layer_weights: np.ndarray | None = None
-    """float [L+1], raw scores; None: the exit's output itself."""
+    def settings(model: Hubert) -> dict[str, str]:
+        allowed = json.dumps((np.flatnonzero(rule.allowed) + 1).tolist())
+        weights = {} if layer_weights is None else {"layer_weights": digest(layer_weights)}
+        return {"threshold": str(rule.threshold), "allowed": allowed} | weights
 
-    @property
-    def items(self) -> list[int | str]:
-        """As for every `Content`."""
-        return ["exit" if self.layer_weights is None else "pooled"]
-
-    def settings(self, model: Hubert) -> dict[str, str]:
-        """As for every `Content`."""
-        found = {
-            "threshold": str(self.rule.threshold),
-            "allowed": json.dumps((np.flatnonzero(self.rule.allowed) + 1).tolist()),
-        }
-        if self.layer_weights is not None:
-            found["layer_weights"] = digest(self.layer_weights)
-        return found
-
-    def check(self, model: Hubert) -> None:
-        """As for every `Content`."""
-        if self.rule.threshold is not None and model.branches is None:
+    def check(model: Hubert) -> None:
+        if rule.threshold is not None and model.branches is None:
             raise InputError("this model has no branches, so no threshold can be met")
 
-    def __call__(self, model: Hubert, waveform: jax.Array, lengths: jax.Array) -> Computed:
-        """Runs each utterance up to its exit."""
-        out = encode(
-            model,
-            waveform,
-            lengths,
-            threshold=self.rule.threshold,
-            allowed=self.rule.allowed,
-            layer_weights=self.layer_weights,
-        )
-        features = out.last_hidden if out.pooled is None else out.pooled
-        return computed(half(features), out)
+    def compute(model: Hubert, waveform: Waveform, lengths: Lengths) -> Computed:
+        exits = {"threshold": rule.threshold, "allowed": rule.allowed}
+        out = encode(model, waveform, lengths, layer_weights=layer_weights, **exits)
+        return one_item(half(out.last_hidden if out.pooled is None else out.pooled), out)
+
+    name = "exit" if layer_weights is None else "pooled"
+    return Content((name,), np.float16, compute, settings, check)
 
 
-@dataclasses.dataclass(frozen=True)
-class Labels:
+AtExit = at_exit  # its name in docs/corpora.md
+
+
+def labels() -> Content:
     """HuBERT's own label of each frame."""
 
-    @property
-    def items(self) -> list[int | str]:
-        """As for every `Content`."""
-        return ["labels"]
+    def settings(model: Hubert) -> dict[str, str]:
+        head = digest(*jax.tree.leaves(require_head(model)))
+        return {"head": head, "classes": str(model.config.num_clusters)}
 
-    def settings(self, model: Hubert) -> dict[str, str]:
-        """As for every `Content`."""
-        head = require_head(model)
-        return {"head": digest(*jax.tree.leaves(head)), "classes": str(model.config.num_clusters)}
+    def compute(model: Hubert, waveform: Waveform, lengths: Lengths) -> Computed:
+        numbers = frame_labels(model, waveform, lengths)
+        num_frames = jnp.sum(numbers >= 0, axis=1, dtype=jnp.int32)
+        return all_layers(model, numbers[:, None], num_frames)
 
-    def check(self, model: Hubert) -> None:
-        """As for every `Content`."""
-        require_head(model)
-
-    def __call__(self, model: Hubert, waveform: jax.Array, lengths: jax.Array) -> Computed:
-        """Runs all layers."""
-        labels = frame_labels(model, waveform, lengths)
-        num_frames = jnp.sum(labels >= 0, axis=1, dtype=jnp.int32)
-        nothing = jnp.zeros((len(lengths), 0), jnp.float32)
-        last = jnp.where(num_frames > 0, jnp.int32(model.config.num_layers), jnp.int32(0))
-        return Computed(labels[:, None], nothing, nothing, last, last > 0, num_frames)
+    return Content(("labels",), np.int32, compute, settings, require_head)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Units:
-    """The nearest of some centroids at one layer, for each frame: k-means units."""
+def units(centroids: Float[np.ndarray, "..."], layer: int) -> Content:
+    """Units: for each frame the nearest of k-means centroids [clusters, dim] of a layer, 1 to L."""
 
-    centroids: np.ndarray
-    """float32 [clusters, dim]."""
-    layer: int
-    """1 to L; the layer that the centroids were found at."""
+    def settings(model: Hubert) -> dict[str, str]:
+        return {"centroids": digest(centroids), "layer": str(layer)}
 
-    @property
-    def items(self) -> list[int | str]:
-        """As for every `Content`."""
-        return ["units"]
-
-    def settings(self, model: Hubert) -> dict[str, str]:
-        """As for every `Content`."""
-        return {"centroids": digest(self.centroids), "layer": str(self.layer)}
-
-    def check(self, model: Hubert) -> None:
-        """As for every `Content`."""
-        fixed_layer(self.layer, model.config.num_layers)
-        shape = self.centroids.shape
+    def check(model: Hubert) -> None:
+        fixed_layer(layer, model.config.num_layers)
+        shape = centroids.shape
         if len(shape) != 2 or not shape[0] or shape[1] != model.config.dim:
             raise InputError(
                 f"centroids have the shape {shape}; for this model it must be "
                 f"[clusters, {model.config.dim}]"
             )
-        if not np.isfinite(self.centroids).all():
+        if not np.isfinite(centroids).all():
             raise InputError("centroids hold NaN or infinite numbers; find them again")
 
-    def __call__(self, model: Hubert, waveform: jax.Array, lengths: jax.Array) -> Computed:
-        """Runs the layers up to this one."""
-        allowed = fixed_layer(self.layer, model.config.num_layers).allowed
+    def compute(model: Hubert, waveform: Waveform, lengths: Lengths) -> Computed:
+        allowed = fixed_layer(layer, model.config.num_layers).allowed
         out = encode(model, waveform, lengths, allowed=allowed)
-        centroids = jnp.asarray(self.centroids, jnp.float32)
+        points = jnp.asarray(centroids, jnp.float32)
         products = jnp.einsum(
             "btd,cd->btc",
             out.last_hidden.astype(jnp.float32),
-            centroids,
+            points,
             precision=jax.lax.Precision.HIGHEST,
         )
         # |x - c|^2 without |x|^2, which is the same for all.
-        distances = jnp.sum(centroids * centroids, axis=1)[None, None] - 2 * products
-        return computed(jnp.argmin(distances, axis=-1).astype(jnp.int32), out)
+        distances = jnp.sum(points * points, axis=1)[None, None] - 2 * products
+        return one_item(jnp.argmin(distances, axis=-1).astype(jnp.int32), out)
+
+    return Content(("units",), np.int32, compute, settings, check)
 
 
-def computed(values: jax.Array, out: Any) -> Computed:
-    """One item of what `encode` returned, with where it left."""
-    nothing = jnp.zeros((len(out.num_frames), 0), jnp.float32)
+def half(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """As float16; half precision ends at 65 504, and a value beyond is kept as that."""
+    limit = float(jnp.finfo(jnp.float16).max)
+    return jnp.clip(values, -limit, limit).astype(jnp.float16)
+
+
+def one_item(values: Shaped[Array, "batch frames *dim"], out: Encoded) -> Computed:
+    """What was made of `encode`'s result, with where utterances left."""
+    unknown = jnp.zeros((len(out.num_frames), 0), jnp.float32)
     return Computed(
-        values[:, None], out.entropy, nothing, out.exit_layer, out.forced, out.num_frames
+        values[:, None], out.entropy, unknown, out.exit_layer, out.forced, out.num_frames
     )
 
 
-def digest(*arrays: Any) -> str:
+def all_layers(
+    model: Hubert, values: Shaped[Array, "batch items frames *dim"], num_frames: Lengths
+) -> Computed:
+    """What was made of all layers, at which everybody leaves; entropies are not known."""
+    unknown = jnp.zeros((len(num_frames), 0), jnp.float32)
+    last = jnp.where(num_frames > 0, jnp.int32(model.config.num_layers), jnp.int32(0))
+    return Computed(values, unknown, unknown, last, last > 0, num_frames)
+
+
+def digest(*arrays: Array | np.ndarray) -> str:
     """Tells arrays apart."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for array in arrays:
-        found.update(np.ascontiguousarray(array, np.float32).tobytes())
-    return found.hexdigest()[:16]
+        sha.update(np.ascontiguousarray(array, np.float32).tobytes())
+    return sha.hexdigest()[:16]

@@ -5,7 +5,6 @@ Slurm arrays, xargs, Ray or a loop call `encode_shard` for the shards of a list.
 
 import concurrent.futures
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -15,33 +14,22 @@ from collections.abc import Iterable
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from daisy_jax import audio, parallel
 from daisy_jax.checkpoints import named_leaves
 from daisy_jax.data.batches import WholeBatches
-from daisy_jax.data.corpus import (
-    Corpus,
-    FolderCorpus,
-    Selection,
-    fingerprint,
-    sound_fingerprint,
-)
+from daisy_jax.data.corpus import Corpus, FolderCorpus, Selection, fingerprint, sound_fingerprint
 from daisy_jax.data.durations import READERS, Entry, open_file
 from daisy_jax.data.file_list import FileList, deal
 from daisy_jax.data.prefetch import Batch, batches
-from daisy_jax.devices import fetched_behind
 from daisy_jax.errors import InputError
 from daisy_jax.features.contents import Content
 from daisy_jax.features.files import MAX_SECONDS
-from daisy_jax.features.shard_format import (
-    INDEX,
-    Row,
-    finished_part,
-    write_shard,
-)
+from daisy_jax.features.shard_format import INDEX, Row, finished_part, write_shard
 from daisy_jax.features.store import FeatureStore
 from daisy_jax.model.hubert import Hubert
-from daisy_jax.reporting import followed, leave_out, logger
+from daisy_jax.reporting import followed, is_strict, logger
 
 SHARD_BYTES = 1_000_000_000
 SHARD_UTTERANCES = 4096
@@ -98,7 +86,7 @@ class Extractor:
         self._source = {**model_source(model), **content.settings(model)}
         self._model = parallel.replicate(model)
         self._run = jax.jit(
-            parallel.over_rows(content.__call__, 2), out_shardings=parallel.replicated()
+            parallel.over_rows(content.compute, 2), out_shardings=parallel.replicated()
         )
 
     def source(self, corpus: str, shards: int) -> dict[str, str]:
@@ -113,9 +101,9 @@ class Extractor:
 
     @property
     def bytes_per_frame(self) -> int:
-        """What a frame takes in a store: float16 vectors, or an int32 label or unit."""
-        items = self.content.items
-        return 4 if items in (["labels"], ["units"]) else 2 * len(items) * self.config.dim
+        """What a frame takes in a store."""
+        numbers = self.config.dim if self.content.dtype is np.float16 else 1
+        return len(self.content.items) * numbers * np.dtype(self.content.dtype).itemsize
 
     def write_shard(
         self,
@@ -126,18 +114,10 @@ class Extractor:
         source: dict[str, str],
         unusable: Iterable[Row] = (),
     ) -> list[Row]:
-        """Computes and writes one shard.
+        """Computes and writes one shard of the store in `folder`.
 
-        Args:
-          folder: the store.
-          number: of the shard.
-          corpus: the shard's utterances; there may be none.
-          root: the corpus' folder, for the paths in the index.
-          source: from `source`.
-          unusable: rows of files that are no utterances, for the index.
-
-        Returns:
-          A row an utterance, in the corpus' order, then the unusable ones.
+        The shard holds the utterances of `corpus`, of which there may be none; their folder is
+        `root`. Returns their rows, in this order, and behind them those of `unusable` files.
 
         Raises:
           OSError: the shard cannot be written; it does not count then.
@@ -162,7 +142,8 @@ class Extractor:
         count, what = len(batches_of), f"shard {number}/{source['shards']}"
         placed = map(parallel.place, batches(read, 0, count, workers=0))
         started = (self._run(self._model, at["waveform"], at["lengths"]) for at in placed)
-        for position, computed in enumerate(followed(fetched_behind(started), what, count)):
+        finished = parallel.fetched_behind(started)
+        for position, computed in enumerate(followed(finished, what, count)):
             for row, crop in enumerate(batches_of(position)):
                 if not crop.samples:
                     continue  # fills the batch
@@ -189,12 +170,10 @@ class Extractor:
         return written
 
 
-def plan_shards(sizes: np.ndarray) -> list[np.ndarray]:
-    """Which utterances go into which shard: int arrays of numbers, in the corpus' order.
+def plan_shards(sizes: Int[np.ndarray, " utterances"]) -> list[Int[np.ndarray, " _"]]:
+    """Numbers of the utterances of each shard, in the corpus' order, by each one's size in bytes.
 
-    Args:
-      sizes: int [utterances], bytes of each. Shards are about equal, and hold up to `SHARD_BYTES`
-        and one utterance more.
+    Shards are about equal, and hold up to `SHARD_BYTES` and one utterance more.
     """
     count = max(-(-int(sizes.sum()) // SHARD_BYTES), -(-len(sizes) // SHARD_UTTERANCES))
     ends = np.cumsum(sizes + 1)  # where nothing is stored beside the index, all weigh the same
@@ -207,16 +186,12 @@ def extract_corpus(
 ) -> FeatureStore:
     """Makes a store of a corpus, or goes on with one that was interrupted, or opens a finished one.
 
-    Utterances that cannot be read are left out; their rows say why.
-
-    Args:
-      folder: the store.
-      extractor: model and content.
-      corpus: whole utterances, at most a minute long.
-      root: the corpus' folder, for the paths in the index.
+    The corpus, which lies in `root`, has utterances of at most a minute. Those that cannot be read
+    have no features; their rows say why, and who uses the store reports it.
 
     Raises:
-      InputError: the disk has no room, or the folder holds another model's or corpus' features.
+      InputError: the disk has no room, or the folder holds another model's or corpus' features; or,
+        inside `strictly`, an utterance cannot be read.
       OSError: a shard could not be written; those before it are whole.
     """
     folder = pathlib.Path(folder)
@@ -224,7 +199,7 @@ def extract_corpus(
         if not name.isprintable():
             shown = name.encode("utf-8", "backslashreplace").decode()
             raise InputError(f"{shown}: no store can have this name; rename the file")
-    sizes = np.asarray(audio.frame_count(corpus.lengths)) * extractor.bytes_per_frame
+    sizes = audio.frame_count(corpus.lengths) * extractor.bytes_per_frame
     members = plan_shards(sizes)
     source = extractor.source(corpus_source(corpus), len(members))
     missing = [n for n in range(len(members)) if finished_part(folder, n, source) is None]
@@ -233,9 +208,10 @@ def extract_corpus(
         _require_room(folder, int(corpus.lengths[chosen].sum()), int(sizes[chosen].sum()))
     for number in missing:
         part = Selection(corpus, members[number])
-        for row in extractor.write_shard(folder, number, part, root, source):
-            if row.error is not None:
-                leave_out(row.error)
+        rows = extractor.write_shard(folder, number, part, root, source)
+        error = next((row.error for row in rows if row.error is not None), None)
+        if error is not None and is_strict():  # at once, and not when all shards are there
+            raise InputError(error)
     parallel.any_process(False)  # the others wait until the first has written
     return FeatureStore(folder)
 
@@ -253,7 +229,7 @@ def _require_room(folder: pathlib.Path, samples: int, size: int) -> None:
     if free < size + size // 50 + 10_000_000:
         raise InputError(
             f"{text}, and {free / 1e9:.3g} GB are free; make room, give another folder, or store "
-            "entropies alone (--cache=entropies) and run the upstream in each step"
+            "entropies alone (--cache=entropies) and run the trunk in each step"
         )
 
 
@@ -310,7 +286,16 @@ def encode_shard(
     if rows is not None:
         return rows
     (folder / INDEX).mkdir(parents=True, exist_ok=True)  # fails early where it cannot be written
-    usable, unusable = _measure(files, names, number, max_seconds)
+    paths = [files.folder / name for name in names]
+    with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+        listed = map(files.samples.get, names)
+        entries = list(readers.map(_measure, paths, listed, [max_seconds] * len(paths)))
+    usable = {path: entry for path, entry in zip(paths, entries, strict=True) if not entry.error}
+    unusable = [
+        Row(name, str(path), number, 0, 0, 0, False, [], [], f"{path}: {entry.error}")
+        for name, path, entry in zip(names, paths, entries, strict=True)
+        if entry.error
+    ]
     corpus = FolderCorpus(files.folder, list(usable), list(usable.values()))
     return extractor.write_shard(folder, number, corpus, files.folder, source, unusable)
 
@@ -323,27 +308,8 @@ def finished_shard(
     return None if rows and retry and any(row.error for row in rows) else rows
 
 
-def _measure(
-    files: FileList, names: list[str], number: int, max_seconds: float
-) -> tuple[dict[pathlib.Path, Entry], list[Row]]:
-    """Files with their durations, and rows of those that cannot be used."""
-    paths = [files.folder / name for name in names]
-    listed = [files.samples.get(name) for name in names]
-    with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
-        entry = functools.partial(_entry, max_seconds=max_seconds)
-        entries = list(readers.map(entry, paths, listed))
-    usable = {}
-    unusable = []
-    for name, path, entry in zip(names, paths, entries, strict=True):
-        if entry.error is None:
-            usable[path] = entry
-        else:
-            row = Row(name, str(path), number, 0, 0, 0, False, [], [], f"{path}: {entry.error}")
-            unusable.append(row)
-    return usable, unusable
-
-
-def _entry(path: pathlib.Path, listed: int | None, max_seconds: float) -> Entry:
+def _measure(path: pathlib.Path, listed: int | None, max_seconds: float) -> Entry:
+    """How long a file is, by its header or as the list says."""
     try:
         entry = open_file(path) if listed is None else Entry(0, 0, listed, 0, None)
     except OSError as error:

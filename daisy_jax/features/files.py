@@ -6,17 +6,20 @@ import contextlib
 import itertools
 import os
 from collections.abc import Generator, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, Float, Int, Shaped
 
 from daisy_jax import audio
 from daisy_jax.data.prefetch import reader_threads
-from daisy_jax.devices import platform_of
 from daisy_jax.encode import Encoded, encode
 from daisy_jax.errors import InputError
+from daisy_jax.model.criteria import Criterion
 from daisy_jax.model.hubert import Hubert
+from daisy_jax.parallel import platform_of
 
 WINDOW = 64
 """Files in work at a time: sorted into batches, given back in input order."""
@@ -44,18 +47,28 @@ class FileResult(NamedTuple):
     """Where it left, 1..L."""
     forced: bool = False
     """It left because no threshold was met."""
-    entropy: np.ndarray | None = None
-    """float32 [L], nats; +inf where not evaluated."""
+    entropy: Float[np.ndarray, " layers"] | None = None
+    """float32, nats; +inf where not evaluated."""
     num_frames: int = 0
     """Frames."""
-    last_hidden: np.ndarray | None = None
-    """float [frames, dim], the exit layer's output."""
-    hidden_states: np.ndarray | None = None
-    """float [L+1, frames, dim], if asked for."""
-    pooled: np.ndarray | None = None
-    """float32 [frames, dim], if layer weights were given."""
+    last_hidden: Float[np.ndarray, "frames dim"] | None = None
+    """The exit layer's output."""
+    hidden_states: Float[np.ndarray, "items frames dim"] | None = None
+    """Items 0..L, if asked for."""
+    pooled: Float[np.ndarray, "frames dim"] | None = None
+    """float32, if layer weights were given."""
     notes: tuple[str, ...] = ()
     """What was done to the samples: mixed down, resampled, scaled."""
+
+
+class EncodeOptions(TypedDict, total=False):
+    """Those of `encode`."""
+
+    threshold: Array | npt.ArrayLike | None
+    allowed: Array | npt.ArrayLike | None
+    layer_weights: Array | npt.ArrayLike | None
+    return_hidden_states: bool
+    criterion: Criterion
 
 
 def encode_files(
@@ -63,7 +76,7 @@ def encode_files(
     paths: Iterable[str | os.PathLike],
     *,
     max_seconds: float = MAX_SECONDS,
-    **options: Any,
+    **options: Unpack[EncodeOptions],
 ) -> Iterator[FileResult]:
     """Encodes sound files of every format of libsndfile, any rate and channel count.
 
@@ -99,22 +112,24 @@ def _results(
     device: concurrent.futures.Executor,
     model: Hubert,
     clips: Iterator[tuple[str, audio.Clip | str]],
-    options: dict[str, Any],
+    options: EncodeOptions,
 ) -> Iterator[FileResult]:
     """Results in the order of the clips."""
     waiting: dict[int, list[_Member]] = {}  # by width
-    running: collections.deque[tuple[list[_Member], concurrent.futures.Future]]
+    running: collections.deque[tuple[list[_Member], concurrent.futures.Future[Encoded]]]
     running = collections.deque()
     done: dict[int, FileResult] = {}
     first = 0  # the oldest file that was not given back
 
     # What a caller sets by `with` holds for its own thread only.
     settings: Any = jax.config
-    precision, place = settings.jax_default_matmul_precision, settings.jax_default_device
+    precision, where = settings.jax_default_matmul_precision, settings.jax_default_device
     seconds = BATCH_SECONDS.get(platform_of(model), BATCH_SECONDS_ELSEWHERE)
 
-    def run(batch: np.ndarray, lengths: np.ndarray) -> Encoded:
-        with jax.default_matmul_precision(precision), jax.default_device(place):
+    def run(
+        batch: Float[np.ndarray, "batch samples"], lengths: Int[np.ndarray, " batch"]
+    ) -> Encoded:
+        with jax.default_matmul_precision(precision), jax.default_device(where):
             return jax.device_get(encode(model, batch, lengths, **options))
 
     def start(width: int) -> None:
@@ -178,7 +193,7 @@ def _clips(
     remaining = iter(paths)
     readers = concurrent.futures.ThreadPoolExecutor(reader_threads())
 
-    def submit(count: int) -> Iterator:
+    def submit(count: int) -> Iterator[tuple[str, concurrent.futures.Future[audio.Clip | str]]]:
         for path in itertools.islice(remaining, count):
             yield os.fspath(path), readers.submit(_read, path, max_seconds)
 
@@ -204,8 +219,10 @@ def _read(path: str | os.PathLike, max_seconds: float) -> audio.Clip | str:
 def _result(path: str, clip: audio.Clip, out: Encoded, row: int) -> FileResult:
     frames = int(out.num_frames[row])
 
-    def cut(field: Any) -> np.ndarray | None:
-        return None if field is None else field[row][..., :frames, :].copy()
+    def cut(
+        field: Shaped[Array | np.ndarray, "batch ..."] | None,
+    ) -> Shaped[np.ndarray, "..."] | None:
+        return None if field is None else np.array(field[row][..., :frames, :])
 
     return FileResult(
         path=path,

@@ -9,11 +9,17 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from daisy_jax.accelerator import Accelerator
+import numpy as np
+from jaxtyping import Int
+
+from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
+from daisy_jax.checkpoints import load
 from daisy_jax.data.file_list import read_list
 from daisy_jax.errors import InputError
+from daisy_jax.features.contents import Content
+from daisy_jax.features.extract import Extractor, encode_shard
 
 START_AGAIN = 10
 """Times in a row that workers may die while they load the model."""
@@ -22,10 +28,10 @@ START_AGAIN = 10
 class Job(NamedTuple):
     """What a worker has to know; it reads everything else itself. Paths are absolute."""
 
-    manifest: str
+    file_list: str
     model: str
     """A folder that every worker sees; empty: the packaged model."""
-    content: Any
+    content: Content
     shards: int
     """How many there are."""
     output: str
@@ -40,38 +46,27 @@ class Worker:
     """An actor: loads the model once, then encodes shard after shard."""
 
     def __init__(self, job: Job):
-        from daisy_jax.accelerator import use_accelerator, use_compilation_cache
-
         use_accelerator(job.accelerator)
         if job.compilation_cache:
             use_compilation_cache(job.compilation_cache)
-        from daisy_jax.checkpoints import load
-        from daisy_jax.features.extract import Extractor
-
-        self._job, self._files = job, read_list(job.manifest)
+        self._job, self._files = job, read_list(job.file_list)
         self._extractor = Extractor(load(job.model or None), job.content)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(
+        self, batch: dict[str, Int[np.ndarray, " shards"]]
+    ) -> dict[str, Int[np.ndarray, " shards"] | list[str]]:
         """Encodes the shards of a batch; "error" says why one could not be, or is empty."""
-        from daisy_jax.features.extract import encode_shard
+        return {"shard": batch["shard"], "error": [self._encode(int(n)) for n in batch["shard"]]}
 
-        job, errors = self._job, []
-        for number in batch["shard"]:
-            try:
-                encode_shard(
-                    self._extractor,
-                    self._files,
-                    int(number),
-                    job.shards,
-                    job.output,
-                    npy=job.npy,
-                    max_seconds=job.max_seconds,
-                    retry=job.retry,
-                )
-                errors.append("")
-            except (InputError, OSError) as error:
-                errors.append(str(error))
-        return {"shard": batch["shard"], "error": errors}
+    def _encode(self, number: int) -> str:
+        """Why a shard could not be encoded; empty if it is there."""
+        job = self._job
+        options = {"npy": job.npy, "max_seconds": job.max_seconds, "retry": job.retry}
+        try:
+            encode_shard(self._extractor, self._files, number, job.shards, job.output, **options)
+            return ""
+        except (InputError, OSError) as error:
+            return str(error)
 
 
 def join_ray(accelerator: Accelerator, workers: int) -> None:
@@ -118,14 +113,14 @@ def encode_with_ray(job: Job, missing: list[int], workers: int) -> Iterator[int]
     numbers = [{"shard": number} for number in missing]
     failed = []
     try:
-        found = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+        encoded = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
             Worker,
             batch_size=1,
             fn_constructor_args=(job,),
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(numbers))),
             num_gpus=1 if gpus else None,
         )
-        for row in found.iter_rows():
+        for row in encoded.iter_rows():
             if row["error"]:
                 failed.append(f"shard {row['shard']}: {row['error']}")
             else:

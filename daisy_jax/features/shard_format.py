@@ -11,13 +11,17 @@ the shard's digest stand in the part's metadata.
 
 import json
 import pathlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from jaxtyping import Shaped
 from safetensors.numpy import save_file
 
 from daisy_jax.errors import InputError
-from daisy_jax.whole_files import files_digest, whole_files
+from daisy_jax.whole_files import differences, files_digest, whole_files
+
+if TYPE_CHECKING:
+    import pyarrow
 
 FORMAT = "daisy_jax_features/3"
 INDEX = "index"
@@ -45,6 +49,21 @@ class Row(NamedTuple):
     """Why it could not be read; None if it could."""
 
 
+class Part(NamedTuple):
+    """A shard's part of the index."""
+
+    rows: list[Row]
+    source: dict[str, str]
+    """What the features belong to."""
+    sha256: str | None
+    """Of the shard's files; None if it has none."""
+
+    def is_whole(self, folder: pathlib.Path, number: int) -> bool:
+        """Whether the bytes of shard `number` are those that were written."""
+        files = shard_files(folder, number, self.rows, self.source)
+        return self.sha256 is None or files_digest(files) == self.sha256
+
+
 def shard_file(folder: pathlib.Path, number: int) -> pathlib.Path:
     """Where a shard's features are."""
     return folder / f"features-{number:05}.safetensors"
@@ -55,6 +74,11 @@ def part_file(folder: pathlib.Path, number: int) -> pathlib.Path:
     return folder / INDEX / f"{number:05}.parquet"
 
 
+def part_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """All parts of the index that are there, by number."""
+    return sorted((folder / INDEX).glob("[0-9]*.parquet"))
+
+
 def npy_file(folder: pathlib.Path, id: str) -> pathlib.Path:
     """Where an utterance's features are, if it has a file of its own."""
     return folder / "npy" / f"{id}.npy"
@@ -63,19 +87,15 @@ def npy_file(folder: pathlib.Path, id: str) -> pathlib.Path:
 def write_shard(
     folder: pathlib.Path,
     number: int,
-    features: dict[str, np.ndarray],
+    features: dict[str, Shaped[np.ndarray, "items frames *dim"]],
     rows: list[Row],
     source: dict[str, str],
 ) -> None:
     """Writes one shard and its part of the index; without the part the shard counts for nothing.
 
-    Args:
-      folder: the store.
-      number: of the shard.
-      features: [items, frames, dim] or [items, frames] by identifier; none, for entropies alone.
-      rows: of the shard's utterances.
-      source: what they belong to, the same in all shards of a store. With "layout": "npy" each
-        utterance has a file of its own, without an axis of items if there is only one.
+    Features are given by identifier; none, for entropies alone. `source` is what they belong to,
+    the same in all shards of a store. With "layout": "npy" in it each utterance has a file of its
+    own, without an axis of items if there is only one.
 
     Raises:
       OSError: the disk is full, or else; no half-written file stays.
@@ -85,6 +105,11 @@ def write_shard(
 
     part, kept = part_file(folder, number), dict(source)
     files = shard_files(folder, number, rows, source) if features else []
+    # Two machines may write one shard at once, and each may be killed at any moment. So everything
+    # is written beside its place, and the part of the index takes its place last: as long as it is
+    # not there, what lies there of the shard counts for nothing and is written again. Readers look
+    # at the parts alone, and so never see half a shard. The digest inside the part tells a shard of
+    # which one machine's file and another one's part have stayed.
     try:
         with whole_files(*files, part) as (*partials, table):
             if source.get("layout") == "npy":
@@ -122,41 +147,32 @@ def finished_part(
 ) -> list[Row] | None:
     """The rows of a shard that is there already; None if it is not.
 
-    Args:
-      folder: the store.
-      number: of the shard.
-      source: what it must belong to.
-      verify: take it for missing if its bytes are not those that were written, or if its part of
-        the index cannot be read.
+    With `verify` it is taken for missing if its bytes are not those that were written, or if its
+    part of the index cannot be read.
 
     Raises:
-      InputError: it belongs to something else.
+      InputError: it belongs to something else than `source`.
     """
-    part = part_file(folder, number)
-    if not part.is_file():
+    path = part_file(folder, number)
+    if not path.is_file():
         return None
     try:
-        rows, kept = read_part(part)
+        part = read_part(path)
     except InputError:
         if verify:
             return None
         raise
-    found = {k: v for k, v in kept.items() if k != "sha256"}
-    if found != source:
-        changed = [k for k in found.keys() | source.keys() if found.get(k) != source.get(k)]
-        changes = "; ".join(f"{k} {found.get(k)} and not {source.get(k)}" for k in sorted(changed))
+    changes = differences(part.source, source)
+    if changes:
+        said = "; ".join(f"{name} {old} and not {new}" for name, (old, new) in changes.items())
         raise InputError(
-            f"{folder}: holds features of something else ({changes}); give another folder, or "
-            "remove this one"
+            f"{folder}: holds features of something else ({said}); give another folder, or remove "
+            "this one"
         )
-    digest = kept.get("sha256")
-    if verify and digest is not None:
-        there = files_digest(shard_files(folder, number, rows, source))
-        return rows if there == digest else None
-    return rows
+    return part.rows if not verify or part.is_whole(folder, number) else None
 
 
-def _schema():
+def _schema() -> "pyarrow.Schema":
     import pyarrow as pa
 
     vector = pa.list_(pa.float32())
@@ -166,8 +182,8 @@ def _schema():
     return pa.schema(list(types.items()))
 
 
-def read_part(path: pathlib.Path) -> tuple[list[Row], dict[str, str]]:
-    """The rows and the source of one part of an index.
+def read_part(path: pathlib.Path) -> Part:
+    """Reads one part of an index.
 
     Raises:
       InputError: it is not a whole part of this version.
@@ -178,7 +194,8 @@ def read_part(path: pathlib.Path) -> tuple[list[Row], dict[str, str]]:
     try:
         table = pyarrow.parquet.read_table(path)
         source = json.loads(table.schema.metadata[FORMAT.encode()])
-        return [Row(**row) for row in table.to_pylist()], source
+        digest = source.pop("sha256", None)
+        return Part([Row(**row) for row in table.to_pylist()], source, digest)
     except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: not a whole part of an index ({str(error)[:80]}); remove it, and its shard "

@@ -4,9 +4,9 @@ import json
 import os
 import pathlib
 import threading
-from typing import Any
 
 import numpy as np
+from jaxtyping import Int, Shaped
 from safetensors import SafetensorError, safe_open
 
 from daisy_jax.data.corpus import Corpus, Selection
@@ -15,12 +15,12 @@ from daisy_jax.features.shard_format import (
     INDEX,
     npy_file,
     part_file,
+    part_files,
     read_part,
     shard_file,
     shard_files,
 )
 from daisy_jax.reporting import leave_out
-from daisy_jax.whole_files import files_digest
 
 OPEN_SHARDS = 64
 """That one reader keeps mapped."""
@@ -36,15 +36,15 @@ class FeatureStore:
           InputError: there is none, or it is not finished, or its shards do not belong together.
         """
         self.folder = pathlib.Path(folder)
-        parts = sorted((self.folder / INDEX).glob("[0-9]*.parquet"))
-        if not parts:
+        paths = part_files(self.folder)
+        if not paths:
             raise InputError(f"{folder}: no feature store there (no {INDEX} with any part)")
-        read = [read_part(part) for part in parts]
-        sources = [{k: v for k, v in source.items() if k != "sha256"} for _, source in read]
-        self.source = sources[0]
-        self.rows = [row for rows, _ in read for row in rows]
+        parts = [read_part(path) for path in paths]
+        self.source = parts[0].source
+        """What the features belong to: model, items, corpus and more."""
+        self.rows = [row for part in parts for row in part.rows]
         count = int(self.source["shards"])
-        if any(source != self.source for source in sources) or len(parts) != count:
+        if any(part.source != self.source for part in parts) or len(parts) != count:
             raise InputError(
                 f"{folder}: {len(parts)} of {count} shards are there, or they are of different "
                 "runs; start again what made it, or remove it"
@@ -68,24 +68,24 @@ class FeatureStore:
         self.dim = int(self.source["dim"])
         self._open = threading.local()
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type["FeatureStore"], tuple[pathlib.Path]]:
         # To another process goes the folder and not the open files.
         return FeatureStore, (self.folder,)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, object]:
         """Everything of one utterance: the index's row, and its features if they are stored."""
         row = self.rows[index]
-        element: dict[str, Any] = row._asdict()
+        element: dict[str, object] = row._asdict()
         if self.items and row.frames:
             element["features"] = self.read(index)
         return element
 
     def read(
         self, index: int, frames: slice = slice(None), items: slice = slice(None)
-    ) -> np.ndarray:
+    ) -> Shaped[np.ndarray, "items frames *dim"]:
         """Features of one utterance, or a part of them.
 
         float16 [items, frames, dim]; labels and units are int32 [1, frames].
@@ -108,8 +108,9 @@ class FeatureStore:
                 "again"
             ) from None
 
-    def _shard(self, number: int) -> Any:
-        shards: dict[int, Any] = self._open.__dict__.setdefault("shards", {})
+    def _shard(self, number: int) -> safe_open:
+        """A shard's file, mapped; each thread has its own."""
+        shards: dict[int, safe_open] = self._open.__dict__.setdefault("shards", {})
         if number not in shards:
             if len(shards) >= OPEN_SHARDS:
                 shards.pop(next(iter(shards)))
@@ -119,43 +120,46 @@ class FeatureStore:
     def verify(self) -> list[str]:
         """A line for each shard whose bytes are not those that were written."""
         problems = []
-        for part in sorted((self.folder / INDEX).glob("[0-9]*.parquet")):
-            rows, kept = read_part(part)
-            digest, files = kept.get("sha256"), shard_files(self.folder, int(part.stem), rows, kept)
-            if digest is not None and files_digest(files) != digest:
-                problems.append(f"{files[0]}: its bytes have changed; remove it and {part}")
+        for path in part_files(self.folder):
+            part, number = read_part(path), int(path.stem)
+            if not part.is_whole(self.folder, number):
+                file = shard_files(self.folder, number, part.rows, part.source)[0]
+                problems.append(f"{file}: its bytes have changed; remove it and {path}")
         return problems
 
-    def of(self, corpus: Corpus) -> tuple[Corpus, np.ndarray]:
-        """The readable utterances of a corpus, and the place of each in the store.
+    def of(self, corpus: Corpus) -> tuple[Corpus, Int[np.ndarray, " utterances"]]:
+        """The readable utterances of a corpus, and the number of each in the store.
+
+        The others are left out.
 
         Raises:
           InputError: an utterance is not in the store, or of another length.
         """
-        places = {row.id: place for place, row in enumerate(self.rows)}
-        missing = [name for name in corpus.names if name not in places]
+        numbers = {row.id: number for number, row in enumerate(self.rows)}
+        missing = [name for name in corpus.names if name not in numbers]
         if missing:
             raise InputError(
                 f"{self.folder}: has nothing of {len(missing)} utterances, the first is "
                 f"{missing[0]}; give another folder"
             )
-        found = np.asarray([places[name] for name in corpus.names])
-        samples = np.asarray([self.rows[place].samples for place in found])
-        if np.any(samples != corpus.lengths):
-            name = corpus.names[int(np.argmax(samples != corpus.lengths))]
-            raise InputError(f"{self.folder}: {name} has another length now; give another folder")
-        for place in found:
-            if self.rows[place].error is not None:
-                leave_out(self.rows[place].error)
-        readable = np.flatnonzero(self.frames[found] > 0)
-        return Selection(corpus, readable), found[readable]
+        stored = np.asarray([numbers[name] for name in corpus.names])
+        for number, name, length in zip(stored, corpus.names, corpus.lengths, strict=True):
+            row = self.rows[number]
+            if row.samples != length:
+                raise InputError(
+                    f"{self.folder}: {name} has another length now; give another folder"
+                )
+            if row.error is not None:
+                leave_out(row.error)
+        readable = np.flatnonzero(self.frames[stored] > 0)
+        return Selection(corpus, readable), stored[readable]
 
 
 class StoredLabels:
     """Frame labels of a corpus' utterances, out of a store."""
 
-    def __init__(self, store: FeatureStore, places: np.ndarray):
-        """Of the utterances at `places` of the store, int [utterances].
+    def __init__(self, store: FeatureStore, numbers: Int[np.ndarray, " utterances"]):
+        """Of the utterances that have these numbers in the store.
 
         Raises:
           InputError: the store holds something else.
@@ -166,12 +170,12 @@ class StoredLabels:
                 "labels; give a folder that train/labels.py made"
             )
         self.num_classes = int(store.source["classes"])
-        self._store, self._places = store, places
+        self._store, self._numbers = store, numbers
 
-    def part(self, indices: np.ndarray) -> "StoredLabels":
+    def part(self, indices: Int[np.ndarray, " chosen"]) -> "StoredLabels":
         """Of some of the utterances."""
-        return StoredLabels(self._store, self._places[indices])
+        return StoredLabels(self._store, self._numbers[indices])
 
-    def read(self, index: int, frames: slice) -> np.ndarray:
-        """The labels of one utterance's `frames`, int32 [frames]."""
-        return self._store.read(int(self._places[index]), frames)[0]
+    def read(self, index: int, frames: slice) -> Int[np.ndarray, " frames"]:
+        """As for all `FrameLabels`."""
+        return self._store.read(int(self._numbers[index]), frames)[0]

@@ -1,25 +1,40 @@
-"""Stage 1: all branches learn HuBERT's own frame labels, in one step, from a frozen trunk."""
+"""Stage 1: all branches learn HuBERT's own frame labels, in one step, from a frozen trunk.
 
+How well they do is measured on held-out speech: loss, accuracy and entropy of every layer.
+"""
+
+import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from daisy_jax import audio, parallel
+from daisy_jax.data.batches import FrameLabels, WholeBatches, read_batch
+from daisy_jax.data.corpus import Corpus
+from daisy_jax.data.prefetch import batches
+from daisy_jax.errors import InputError, delayed_signals
 from daisy_jax.model.branches import Branches, branch_loss, utterance_entropy, utterance_loss
 from daisy_jax.model.frame_labels import label_frames
 from daisy_jax.model.hubert import Hubert, embed
 from daisy_jax.model.layer_loops import tapped_layers
 
+Waveform: TypeAlias = Float[Array, "batch samples"]
+Lengths: TypeAlias = Int[Array, " batch"]
+Labels: TypeAlias = Int[Array, "batch frames"]
+Metrics: TypeAlias = dict[str, Float[Array, "..."]]
+State: TypeAlias = tuple[Branches, optax.OptState]
+
 
 def _labelled_taps(
-    trunk: Hubert, waveform: jax.Array, lengths: jax.Array, labels: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Taps [L, batch, frames, dim], labels int [batch, frames], bool mask [batch, frames]."""
+    trunk: Hubert, waveform: Waveform, lengths: Lengths, labels: Labels | None
+) -> tuple[Float[Array, "layers batch frames dim"], Labels, Bool[Array, "batch frames"]]:
+    """Taps, labels, and which frames are valid."""
     embedded = embed(trunk, waveform, lengths)
     last, tapped = jax.lax.stop_gradient(tapped_layers(trunk, embedded))
     if labels is None:
@@ -30,27 +45,24 @@ def _labelled_taps(
 def branches_loss(
     branches: Branches,
     trunk: Hubert,
-    waveform: jax.Array,
-    lengths: jax.Array,
-    labels: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Sum over the branches of eq. (1), on unmasked input.
+    waveform: Waveform,
+    lengths: Lengths,
+    labels: Labels | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Sum over the branches of eq. (1), nats, on unmasked input; no gradient reaches the trunk.
 
-    Args:
-      branches: what is trained.
-      trunk: a model; no gradient reaches it.
-      waveform: float [batch, samples], 16 kHz.
-      lengths: int [batch], true sample counts; rows without a frame do not count.
-      labels: int [batch, frames], whatever on padded frames; None: those of the trunk's own
-        prediction head.
+    Rows without a frame do not count, nor do labels of padded frames. Without labels the trunk's
+    own prediction head gives them.
 
     Returns:
-      the sum of the branches' losses, nats, and metrics: "loss" and "accuracy", means over the
-      branches; "layer_loss" and "layer_accuracy", float [L]; "audio_seconds" in the batch.
+      the loss and metrics: "loss" and "accuracy", means over the branches; "layer_loss" and
+      "layer_accuracy", float [L]; "audio_seconds" in the batch.
     """
     tapped, labels, mask = _labelled_taps(trunk, waveform, lengths, labels)
 
-    def one_branch(branch, tapped):
+    def one_branch(
+        branch: Branches, tapped: Float[Array, "batch frames dim"]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         logits = branch(tapped)
         hits = jnp.argmax(logits, axis=-1) == labels
         return branch_loss(logits, labels, mask), jnp.sum(hits & mask) / jnp.maximum(mask.sum(), 1)
@@ -68,24 +80,24 @@ def branches_loss(
 class BranchScores(NamedTuple):
     """How well branches do on each utterance."""
 
-    entropy: jax.Array | np.ndarray
-    """float32 [batch, L], nats: eq. (2)."""
-    loss: jax.Array | np.ndarray
-    """float32 [batch, L], nats: the mean over the utterance's frames."""
-    hits: jax.Array | np.ndarray
-    """int32 [batch, L], frames whose label is predicted."""
-    frames: jax.Array | np.ndarray
-    """int32 [batch], valid frames."""
+    entropy: Float[Array | np.ndarray, "batch layers"]
+    """float32, nats: eq. (2)."""
+    loss: Float[Array | np.ndarray, "batch layers"]
+    """float32, nats: the mean over the utterance's frames."""
+    hits: Int[Array | np.ndarray, "batch layers"]
+    """int32, frames whose label is predicted."""
+    frames: Int[Array | np.ndarray, " batch"]
+    """int32, valid frames."""
 
 
 def branch_scores(
     branches: Branches,
     trunk: Hubert,
-    waveform: jax.Array,
-    lengths: jax.Array,
-    labels: jax.Array | None = None,
+    waveform: Waveform,
+    lengths: Lengths,
+    labels: Labels | None = None,
 ) -> BranchScores:
-    """Scores of every utterance at every layer. Arguments as of `branches_loss`."""
+    """Scores of every utterance at every layer; arguments as of `branches_loss`."""
     tapped, labels, mask = _labelled_taps(trunk, waveform, lengths, labels)
 
     def one_layer(branch_and_tapped):
@@ -104,13 +116,66 @@ def branch_scores(
     return BranchScores(entropy.T, loss.T, hits.T, frames)
 
 
+class Validation:
+    """A corpus that branches are scored on: whole utterances, of long ones the first minute."""
+
+    def __init__(self, trunk: Hubert, corpus: Corpus, labels: FrameLabels | None, samples: int):
+        """Of a trunk on every device (`parallel.replicate`), in batches of up to `samples`."""
+        # Attention over a recording of an hour would not fit anywhere.
+        lengths = np.minimum(corpus.lengths, audio.WIDTHS[-1])
+        draw = WholeBatches(lengths, samples, jax.device_count())
+
+        def read(number: int) -> dict[str, np.ndarray]:
+            crops = draw(number)
+            width = audio.padded_width(crops[0].samples)
+            mine = parallel.local_rows(len(crops))
+            return read_batch(corpus, labels, crops, width, rows=mine)
+
+        self._trunk, self._read, self._count = trunk, read, len(draw)
+        self._scores = jax.jit(branch_scores, out_shardings=parallel.replicated())
+
+    def scores(self, branches: Branches) -> BranchScores:
+        """Scores of all utterances that could be read, as numpy arrays; the longest come first.
+
+        Raises:
+          InputError: there is none.
+        """
+        started = (
+            self._scores(branches, self._trunk, **parallel.place(batch))
+            for batch in batches(self._read, 0, self._count, workers=0)
+        )
+        # One of several processes must not leave the others waiting for it.
+        alone = jax.process_count() == 1
+        with contextlib.nullcontext() if alone else delayed_signals():
+            fields = list(zip(*parallel.fetched_behind(started), strict=True))
+        scores = BranchScores(*map(np.concatenate, fields))
+        valid = scores.frames > 0
+        if not np.any(valid):
+            raise InputError("no utterance of the validation set could be read; repair its files")
+        return BranchScores(*(part[valid] for part in scores))
+
+    def summary(self, branches: Branches) -> dict[str, float | list[float]]:
+        """Means over the corpus, for metrics.jsonl: of utterances, of accuracy over frames."""
+        scores = self.scores(branches)
+        by_layer = {
+            "loss": scores.loss.mean(axis=0),
+            "accuracy": scores.hits.sum(axis=0) / scores.frames.sum(),
+            "entropy": scores.entropy.mean(axis=0),
+        }
+        means = {f"validation_{name}": float(value.mean()) for name, value in by_layer.items()}
+        layers = {f"validation_layer_{name}": value.tolist() for name, value in by_layer.items()}
+        return means | layers
+
+
 def clip_each_branch(max_norm: float) -> optax.GradientTransformation:
     """Scales each layer's gradient to a norm of at most `max_norm`, apart from the other layers'.
 
     A norm over all branches would couple them: one branch's outlier would slow all others down.
     """
 
-    def update(gradients: Any, params: Any = None) -> Any:
+    def update(
+        gradients: PyTree[Float[Array, "layers ..."]], params: PyTree | None = None
+    ) -> PyTree[Float[Array, "layers ..."]]:
         del params
         norms = jax.vmap(optax.tree.norm)(gradients)  # [L]
         scale = jnp.minimum(1, max_norm / jnp.maximum(norms, 1e-12))
@@ -131,7 +196,9 @@ def branch_optimizer(
     )
 
 
-def branch_step(optimizer: optax.GradientTransformation) -> Callable:
+def branch_step(
+    optimizer: optax.GradientTransformation,
+) -> Callable[[State, Hubert, dict[str, Array]], tuple[State, Metrics]]:
     """One step of stage 1, jitted: from (branches, optimizer's state), trunk and batch.
 
     The batch is a dictionary of `branches_loss`'s arguments, its rows split over the devices. The

@@ -1,27 +1,26 @@
 """Frame targets of HuBERT pretraining: k-means clusters of MFCC, then of a model's own features."""
 
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import followed
+from daisy_jax.whole_files import whole_files
 
 # How much deltas and their deltas count beside the cepstra, which tell phones apart better.
 DELTA_WEIGHTS = (1.0, 0.6, 0.4)
 
 
-def mfcc(waveform: np.ndarray) -> np.ndarray:
-    """39 features a frame: 13 cepstra and their first and second differences over time.
+def mfcc(waveform: Float[np.ndarray, " samples"]) -> Float[np.ndarray, "frames 39"]:
+    """39 features a frame, float32: 13 cepstra and their first and second differences over time.
 
-    Args:
-      waveform: float [samples], 16 kHz.
-
-    Returns:
-      float32 [frames, 39], each coefficient standardised over the utterance and weighted by its
-      kind; windows of 25 ms every 20 ms, the same samples that HuBERT's frames see.
+    Each coefficient is standardised over the utterance and weighted by its kind. Windows of 25 ms
+    come every 20 ms: the same samples, at 16 kHz, that HuBERT's frames see.
     """
     import librosa
 
@@ -48,23 +47,17 @@ def mfcc(waveform: np.ndarray) -> np.ndarray:
 
 def cluster_targets(
     corpus: Corpus,
-    features: Callable[[np.ndarray], np.ndarray],
+    features: Callable[[Float[np.ndarray, " samples"]], Float[np.ndarray, "frames features"]],
     clusters: int,
     seed: int,
     fit_frames: int = 200_000,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels every frame of a corpus with the nearest of `clusters` centroids.
+) -> tuple[Int[np.ndarray, " all_frames"], Float[np.ndarray, "clusters features"]]:
+    """Labels every frame of a corpus with the nearest of `clusters` centroids of its features.
 
-    Args:
-      corpus: utterances.
-      features: float [samples] -> float [frames, features].
-      clusters: how many centroids.
-      seed: of the choice of frames and of k-means.
-      fit_frames: centroids are fitted on about so many frames, drawn evenly over the corpus.
+    Centroids are fitted on about `fit_frames` frames, drawn evenly over the corpus.
 
     Returns:
-      labels int16 [all frames], utterance after utterance, and centroids float32
-      [clusters, features].
+      labels int16, utterance after utterance, and centroids float32.
     """
     from sklearn.cluster import MiniBatchKMeans
 
@@ -92,11 +85,39 @@ def cluster_targets(
     return nearest_centroid(stacked, centroids).astype(np.int16), centroids
 
 
-def nearest_centroid(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """The nearest centroid, [clusters, features], of each row of features [frames, features]."""
+def nearest_centroid(
+    features: Float[np.ndarray, "frames features"],
+    centroids: Float[np.ndarray, "clusters features"],
+) -> Int[np.ndarray, " frames"]:
+    """Number of the centroid nearest to each frame's features."""
     labels = []
     for block in np.array_split(features, max(1, len(features) // 50_000)):
         # The squared distance less the row's own norm, which does not change the order.
         distance = np.sum(centroids**2, axis=1) - 2 * block.astype(np.float32) @ centroids.T
         labels.append(np.argmin(distance, axis=1))
     return np.concatenate(labels)
+
+
+def save_targets(
+    path: pathlib.Path,
+    labels: Int[np.ndarray, " all_frames"],
+    centroids: Float[np.ndarray, "clusters features"],
+) -> None:
+    """Writes what `cluster_targets` returned into one .npz, under these names, or nothing."""
+    with whole_files(path) as (partial,), open(partial, "wb") as stream:
+        np.savez(stream, labels=labels, centroids=centroids)
+
+
+class LabelsInOrder:
+    """Labels that follow a corpus, utterance after utterance, as `cluster_targets` gives them."""
+
+    def __init__(self, corpus: Corpus, labels: Int[np.ndarray, " all_frames"]):
+        counts = audio.frame_count(corpus.lengths)
+        if counts.sum() != len(labels):
+            raise ValueError(f"{len(labels)} labels for {counts.sum()} frames")
+        self._labels, self._starts = labels, np.cumsum(counts) - counts
+
+    def read(self, index: int, frames: slice) -> Int[np.ndarray, " frames"]:
+        """As for all `FrameLabels`."""
+        begin = self._starts[index]
+        return self._labels[begin + frames.start : begin + frames.stop].astype(np.int32)

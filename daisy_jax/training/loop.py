@@ -6,46 +6,47 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
+import optax
+from jaxtyping import Array, PyTree, Shaped
 
 from daisy_jax import parallel
 from daisy_jax.data.prefetch import Batch, batches
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, Terminated, delayed_signals
 from daisy_jax.reporting import Progress, logger, report_progress
-from daisy_jax.signals import Terminated, delayed_signals
-from daisy_jax.training.metrics_log import Metrics, as_numbers
+from daisy_jax.training.metrics_log import Metrics, Values, as_numbers, one_number
 from daisy_jax.training.run_folder import Run
 
+State = TypeVar("State")
 
-def warmup_then_decay(peak: float, warmup: int, steps: int) -> Callable[[Any], Any]:
+
+def warmup_then_decay(peak: float, warmup: int, steps: int) -> optax.Schedule:
     """A learning rate that grows linearly over `warmup` steps, then falls linearly to 0."""
-    import optax
-
     up = optax.linear_schedule(0, peak, warmup)
     down = optax.linear_schedule(peak, 0, max(steps - warmup, 1))
     return optax.join_schedules([up, down], [warmup])
 
 
-def loss_and_accuracy(values: dict[str, Any]) -> str:
+def loss_and_accuracy(values: Values) -> str:
     """What the progress bar shows of a step."""
     return f"loss {values['loss']:.3f}  accuracy {values['accuracy']:.3f}"
 
 
 def fit(
     run: Run,
-    state: Any,
-    step: Callable[[Any, Batch], tuple[Any, Metrics]],
+    state: State,
+    step: Callable[[State, PyTree[Shaped[Array, "..."]]], tuple[State, Metrics]],
     batch: Callable[[int], Batch],
     *,
     steps: int,
     save_every: int,
     log_every: int,
     workers: int = 0,
-    validate: Callable[[Any], dict[str, Any]] | None = None,
-    describe: Callable[[dict[str, Any]], str] = loss_and_accuracy,
-) -> Any:
+    validate: Callable[[State], Values] | None = None,
+    describe: Callable[[Values], str] = loss_and_accuracy,
+) -> State:
     """Trains from the run's newest checkpoint to the last step.
 
     A run that was interrupted and resumed computes the same numbers as one that was not: a batch
@@ -93,13 +94,13 @@ def fit(
                 show(done, f"{_log_means(run, recent, done, rate, describe)}  {left} left")
                 recent, started, counted = [], time.perf_counter(), done
             if done % save_every == 0 or last or stopping:
-                _check(metrics, done)  # before such a state takes the place of a good one
+                _check(as_numbers([metrics])[0], done)  # before it takes a good state's place
                 # Also when it is to stop: a resumed run shall have the same scores.
                 if validate is not None and (done % save_every == 0 or last):
                     before = time.perf_counter()
                     scores = validate(state)
                     run.log(done, scores)
-                    show(done, "  ".join(_scores(scores)))
+                    show(done, _numbers_in_words(scores))
                     started += time.perf_counter() - before  # the rate is that of training
                 run.save(state, done, recent, scores)
             if stopping:
@@ -116,21 +117,18 @@ def fit(
 
 
 def _log_means(
-    run: Run,
-    recent: list[Metrics],
-    done: int,
-    rate: float,
-    describe: Callable[[dict[str, Any]], str],
+    run: Run, recent: list[Metrics], done: int, rate: float, describe: Callable[[Values], str]
 ) -> str:
     """Logs the means since the last line, and says them briefly; `rate` is steps a second."""
-    values = _means(recent)
+    lines = as_numbers(recent)
+    values = {name: np.mean([line[name] for line in lines], axis=0).tolist() for name in lines[0]}
     _check(values, done)
-    speed = {"steps_per_second": rate}
     text = f"{describe(values)}  {rate:.3g} steps/s"
+    values["steps_per_second"] = rate
     if "audio_seconds" in values:
-        speed["audio_per_second"] = rate * values["audio_seconds"]
-        text += f"  {speed['audio_per_second']:.0f} times real time"
-    run.log(done, values | speed)
+        values["audio_per_second"] = rate * values["audio_seconds"]
+        text += f"  {values['audio_per_second']:.0f} times real time"
+    run.log(done, values)
     return text
 
 
@@ -151,24 +149,15 @@ def _shown(steps: int) -> Iterator[Callable[[int, str], None]]:
         show(last, "", logging.DEBUG, ended=True)
 
 
-def _check(metrics: dict[str, Any], step: int) -> None:
-    loss = float(metrics["loss"])
+def _check(values: Values, step: int) -> None:
+    loss = one_number(values["loss"])
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at step {step}; lower the learning rate")
-    if not float(metrics.get("audio_seconds", 1)):
+    if not one_number(values.get("audio_seconds", 1)):
         raise InputError(f"no utterance of step {step} could be read; is the data still there?")
 
 
-def _scores(scores: dict[str, Any]) -> list[str]:
+def _numbers_in_words(scores: Values) -> str:
     """Those scores that are single numbers, for the progress bar."""
-    numbers = {name: value for name, value in scores.items() if np.ndim(value) == 0}
-    return [f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()]
-
-
-def _means(history: list[Metrics]) -> dict[str, Any]:
-    """Mean of each metric, a number or a list of numbers."""
-    numbers = as_numbers(history)
-    return {
-        name: np.mean([metrics[name] for metrics in numbers], axis=0).tolist()
-        for name in numbers[0]
-    }
+    numbers = {name: value for name, value in scores.items() if not isinstance(value, list)}
+    return "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items())

@@ -6,16 +6,21 @@ A run that goes on behind a checkpoint drops the lines behind it, which will be 
 import importlib
 import json
 import pathlib
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from daisy_jax.whole_files import write_text
 
 METRICS, TENSORBOARD = "metrics.jsonl", "events"
 
-Metrics = dict[str, jax.Array]
+Values: TypeAlias = Mapping[str, float | list[float]]
+"""A line: numbers, and lists of numbers such as those of each layer."""
+Metrics: TypeAlias = Mapping[str, Array | np.ndarray | np.generic | float | list[float]]
+"""What a step returns, still on the device, or what a checkpoint has kept of it."""
 
 
 class MetricsLog:
@@ -31,25 +36,26 @@ class MetricsLog:
 
     def cut(self, step: int) -> None:
         """Drops lines behind `step`, and half a line that a killed run may have left."""
-        kept = [line for line in read_metrics(self._path.parent) if line["step"] <= step]
+        lines = read_metrics(self._path.parent)
+        kept = [line for line in lines if one_number(line["step"]) <= step]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def append(self, step: int, metrics: dict[str, Any]) -> None:
-        """Adds a line: numbers, or lists of numbers.
+    def append(self, step: int, values: Values) -> None:
+        """Adds a line.
 
         Raises:
           OSError: it could not be written.
         """
         try:
             with open(self._path, "a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"step": step, **metrics}) + "\n")
+                stream.write(json.dumps({"step": step, **values}) + "\n")
         except OSError as error:
             raise OSError(f"{self._path}: {error.strerror}; make room, then --resume") from error
         if self._events is not None:
-            for name, value in metrics.items():
-                values = np.atleast_1d(value)
-                for place, number in enumerate(values, 1):
-                    tag = f"{name}/{place}" if len(values) > 1 else name
+            for name, value in values.items():
+                numbers = np.atleast_1d(value)
+                for layer, number in enumerate(numbers, 1):
+                    tag = f"{name}/{layer}" if len(numbers) > 1 else name
                     self._events.add_scalar(tag, float(number), step)
             self._events.flush()
 
@@ -59,7 +65,7 @@ class MetricsLog:
             self._events.close()
 
 
-def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(folder: pathlib.Path) -> list[Values]:
     """The lines of a run's `metrics.jsonl`, without one that is only half written."""
     path = folder / METRICS
     if not path.is_file():
@@ -68,6 +74,12 @@ def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def as_numbers(history: list[Metrics]) -> list[dict[str, Any]]:
-    """Metrics as numbers and lists of numbers."""
+def one_number(value: float | list[float]) -> float:
+    """A value that is known not to be a list."""
+    assert not isinstance(value, list)
+    return value
+
+
+def as_numbers(history: Sequence[Metrics]) -> list[Values]:
+    """Metrics on the host, as numbers and lists of numbers."""
     return jax.tree.map(lambda value: np.asarray(value).tolist(), jax.device_get(history))

@@ -3,37 +3,31 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from daisy_jax.model.hubert import Hubert, embed, final_norm, require_head
 from daisy_jax.model.layer_loops import last_block
 
 
 def span_mask(
-    num_frames: np.ndarray,
+    num_frames: Int[np.ndarray, " rows"],
     frames: int,
     rng: np.random.Generator,
     start_probability: float = 0.08,
     span: int = 10,
-) -> np.ndarray:
+) -> Bool[np.ndarray, "rows {frames}"]:
     """Frames to be masked: spans of `span` frames whose starts are drawn without replacement.
 
-    Args:
-      num_frames: int [rows], valid frames of each row.
-      frames: width of the result.
-      rng: source of the starts.
-      start_probability: share of the frames that begin a span; spans may overlap.
-      span: frames.
-
-    Returns:
-      bool [rows, frames]; at least one span in each row that has frames.
+    That share of a row's valid frames begins a span, at least one where there are frames; spans may
+    overlap. Masked frames are true.
 
     Source: HuBERT (Hsu et al. 2021), section IV-C; wav2vec 2.0's span masking.
     """
     mask = np.zeros((len(num_frames), frames), bool)
     for row, valid in enumerate(num_frames):
-        places = max(int(valid) - span + 1, min(int(valid), 1))
-        count = min(max(int(start_probability * valid + rng.random()), 1), places)
-        starts = rng.choice(places, count, replace=False) if places else np.zeros(0, int)
+        room = max(int(valid) - span + 1, min(int(valid), 1))  # frames that a span may begin at
+        count = min(max(int(start_probability * valid + rng.random()), 1), room)
+        starts = rng.choice(room, count, replace=False) if room else np.zeros(0, int)
         for start in starts:
             mask[row, start : start + span] = True
         mask[row, valid:] = False
@@ -42,21 +36,16 @@ def span_mask(
 
 def masked_prediction_loss(
     model: Hubert,
-    waveform: jax.Array,
-    lengths: jax.Array,
-    masked: jax.Array,
-    labels: jax.Array,
-    unmasked_weight: jax.Array,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross entropy of HuBERT's head on masked frames, and with a weight on the others.
+    waveform: Float[Array, "batch samples"],
+    lengths: Int[Array, " batch"],
+    masked: Bool[Array, "batch frames"],
+    labels: Int[Array, "batch frames"],
+    unmasked_weight: Float[Array, ""],
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Cross entropy of the prediction head on masked frames, and with a weight on the others.
 
-    Args:
-      model: a model with a prediction head.
-      waveform: float [batch, samples], 16 kHz.
-      lengths: int [batch], true sample counts.
-      masked: bool [batch, frames], frames hidden from the transformer.
-      labels: int [batch, frames], clusters from 0; whatever on padded frames.
-      unmasked_weight: scalar, of the loss on the frames that are seen.
+    Labels are clusters from 0; those of padded frames do not count. Frames that are `masked` are
+    hidden from the transformer.
 
     Returns:
       the loss, nats (a mean over the masked frames plus the weighted mean over the others), and
@@ -70,7 +59,9 @@ def masked_prediction_loss(
     loss = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
     hits = (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)
 
-    def mean_over(mask, values):
+    def mean_over(
+        mask: Bool[Array, "batch frames"], values: Float[Array, "batch frames"]
+    ) -> Float[Array, ""]:
         count = jnp.sum(mask, dtype=jnp.float32)
         return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(count, 1)
 

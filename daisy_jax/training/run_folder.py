@@ -5,27 +5,31 @@ line a logged step), `checkpoints/` (Orbax; state, settings and versions of each
 script has ended, `model/`, a model folder.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
 import json
 import logging
+import operator
 import os
 import pathlib
 import platform
 import re
 import shutil
 import sys
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import jax
+from jaxtyping import PyTree
 
 from daisy_jax import parallel
 from daisy_jax.checkpoints import fill, named_leaves
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import logger
-from daisy_jax.training.metrics_log import Metrics, MetricsLog, as_numbers
-from daisy_jax.whole_files import write_text
+from daisy_jax.training.metrics_log import Metrics, MetricsLog, Values, as_numbers
+from daisy_jax.whole_files import differences, write_text
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 # These may differ between a run and its continuation.
@@ -41,6 +45,15 @@ FREE_FIELDS = (
     "workers",
 )
 KEPT = 2  # of the latest checkpoints, beside the best
+
+State = TypeVar("State")
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
 class Run:
@@ -59,10 +72,10 @@ class Run:
     def __init__(
         self,
         folder: pathlib.Path,
-        config: Any,
+        config: Settings,
         resume: bool,
         *,
-        data: dict[str, Any] | None = None,
+        data: Mapping[str, object] | None = None,
         tensorboard: bool = False,
         score: str = "validation_loss",
         higher_is_better: bool = False,
@@ -73,7 +86,7 @@ class Run:
         if tensorboard:
             importlib.import_module("tensorboardX")  # before anything is written
         self.folder = folder.resolve()
-        every = dataclasses.asdict(config) | (data or {})
+        every = dataclasses.asdict(config) | dict(data or {})
         every = json.loads(json.dumps(every, default=str))  # as they are read again
         self.settings = {key: value for key, value in every.items() if key not in FREE_FIELDS}
         earlier = self._earlier()
@@ -84,7 +97,14 @@ class Run:
                 f"{folder} holds a run; pass --resume to continue it, or another --output"
             )
         if earlier is not None and resume:
-            self._compare(earlier)
+            kept = {key: value for key, value in earlier.items() if key not in FREE_FIELDS}
+            changes = [
+                f"{name} was {old!r} and is {new!r}"
+                for name, (old, new) in differences(kept, self.settings).items()
+                if name != "versions"
+            ]
+            if changes:
+                raise InputError(f"{self.folder} was started otherwise: {'; '.join(changes)}")
         parallel.require_same(json.dumps(self.settings, sort_keys=True), "settings and data")
         self.settings["versions"] = _versions()
         if parallel.is_first():
@@ -94,12 +114,8 @@ class Run:
         logging.getLogger("absl").addFilter(_not_from_orbax)
 
         self._score = score
-
-        def score_of(metrics: dict[str, float]) -> float:
-            return metrics[score]
-
         best = BestN(
-            get_metric_fn=score_of,
+            get_metric_fn=operator.itemgetter(score),
             reverse=not higher_is_better,
             n=1,
             keep_checkpoints_without_metrics=False,
@@ -108,7 +124,7 @@ class Run:
             self.folder / CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy([LatestN(KEPT), best]),
-                best_fn=score_of,
+                best_fn=operator.itemgetter(score),
                 best_mode="max" if higher_is_better else "min",
                 cleanup_tmp_directories=True,  # of a run that was killed while it saved
             ),
@@ -117,7 +133,7 @@ class Run:
         if parallel.is_first():
             self._log = MetricsLog(self.folder, tensorboard, self._manager.latest_step() or 0)
 
-    def _earlier(self) -> dict[str, Any] | None:
+    def _earlier(self) -> dict[str, object] | None:
         """What an earlier run left in `config.json`."""
         path = self.folder / CONFIG
         if not path.exists():
@@ -132,16 +148,7 @@ class Run:
             )
         return content
 
-    def _compare(self, before: dict[str, Any]) -> None:
-        changes = [
-            f"{name} was {before.get(name)!r} and is {self.settings.get(name)!r}"
-            for name in sorted((before.keys() | self.settings.keys()) - {"versions", *FREE_FIELDS})
-            if before.get(name) != self.settings.get(name)
-        ]
-        if changes:
-            raise InputError(f"{self.folder} was started otherwise: {'; '.join(changes)}")
-
-    def restore(self, state: Any) -> tuple[Any, int, list[Metrics]]:
+    def restore(self, state: State) -> tuple[State, int, list[Metrics]]:
         """The newest checkpoint: state, step, and the metrics since the last logged step.
 
         `state` itself, 0 and none if there is no checkpoint.
@@ -165,7 +172,7 @@ class Run:
             self._log.cut(step)
         return state, step, recent
 
-    def _read(self, state: Any, step: int) -> tuple[Any, list[Metrics]]:
+    def _read(self, state: State, step: int) -> tuple[State, list[Metrics]]:
         """The state of one checkpoint, in the place of `state`, and its recent metrics."""
         import orbax.checkpoint as ocp
 
@@ -188,9 +195,10 @@ class Run:
             ) from error
         return fill(state, restored["state"]), restored["config"].get("recent", [])
 
-    def best(self, state: Any) -> Any:
+    def best(self, state: State) -> State:
         """The state with the best score; `state`, the last one, if that is it."""
-        self._wait()
+        with self._written():
+            self._manager.wait_until_finished()
         step = self._manager.best_step()
         if step in (None, self._manager.latest_step()):
             return state
@@ -202,15 +210,12 @@ class Run:
         return self._read(state, step)[0]
 
     def save(
-        self, state: Any, step: int, recent: list[Metrics], scores: dict[str, Any] | None = None
+        self, state: PyTree, step: int, recent: list[Metrics], scores: Values | None = None
     ) -> None:
         """Writes a checkpoint in the background; others are dropped when it is complete.
 
-        Args:
-          state: a pytree of arrays.
-          step: after which it is the state.
-          recent: metrics that are not logged yet.
-          scores: of the validation; None if there was none.
+        With the state after a step go the metrics that are not logged yet, and the scores of the
+        validation if there was one.
 
         Raises:
           OSError: this checkpoint, or the one before, could not be written. Older ones are whole.
@@ -219,42 +224,37 @@ class Run:
 
         if self._manager.latest_step() == step:
             return
-        try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(named_leaves(state)),
-                    config=ocp.args.JsonSave(self.settings | {"recent": as_numbers(recent)}),
-                ),
-                metrics=scores and {self._score: scores[self._score]},
-            )
-        except (OSError, ValueError) as error:
-            raise self._unwritten(error) from error
-
-    def _wait(self) -> None:
-        try:
-            self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise self._unwritten(error) from error
-
-    def _unwritten(self, error: Exception) -> OSError:
-        # Of TensorStore's errors Orbax passes the text alone, in which the number stands.
-        code = re.search(r"os_error_code='?(\d+)", str(error))
-        number = int(code[1]) if code else getattr(error, "errno", None)
-        reason = os.strerror(number) if number else str(error).splitlines()[0]
-        return OSError(
-            f"{self.folder / CHECKPOINTS}: a checkpoint could not be written ({reason}); make "
-            f"room, then --resume goes on after step {self._manager.latest_step() or 0}"
+        content = ocp.args.Composite(
+            state=ocp.args.StandardSave(named_leaves(state)),
+            config=ocp.args.JsonSave(self.settings | {"recent": as_numbers(recent)}),
         )
+        metrics = scores and {self._score: scores[self._score]}
+        with self._written():
+            self._manager.save(step, args=content, metrics=metrics)
 
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """What Orbax raises while it writes, as one line."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            # Of TensorStore's errors Orbax passes the text alone, in which the number stands.
+            code = re.search(r"os_error_code='?(\d+)", str(error))
+            number = int(code[1]) if code else getattr(error, "errno", None)
+            reason = os.strerror(number) if number else str(error).splitlines()[0]
+            raise OSError(
+                f"{self.folder / CHECKPOINTS}: a checkpoint could not be written ({reason}); make "
+                f"room, then --resume goes on after step {self._manager.latest_step() or 0}"
+            ) from error
+
+    def log(self, step: int, values: Values) -> None:
         """Appends one line to `metrics.jsonl`.
 
         Raises:
           OSError: it could not be written.
         """
         if self._log is not None:
-            self._log.append(step, metrics)
+            self._log.append(step, values)
 
     def close(self) -> None:
         """Waits for checkpoints that are being written.
@@ -263,7 +263,8 @@ class Run:
           OSError: one could not be written.
         """
         try:
-            self._wait()
+            with self._written():
+                self._manager.wait_until_finished()
         finally:
             self._manager.close()
             logging.getLogger("absl").removeFilter(_not_from_orbax)
@@ -279,13 +280,11 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 def _versions() -> dict[str, str]:
     """What a run's numbers may depend on beside its settings."""
     libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    found = {name: importlib.metadata.version(name) for name in libraries}
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     return {
         "python": platform.python_version(),
         "daisy-jax": sys.modules["daisy_jax"].__version__,
-        **found,
-        "devices": devices,
+        **{name: importlib.metadata.version(name) for name in libraries},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": str(jax.process_count()),
         "command": " ".join(sys.argv),
     }

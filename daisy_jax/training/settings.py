@@ -1,11 +1,16 @@
 """Options that the training scripts share."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar, TypeVar
 
-from daisy_jax import parallel
+from daisy_jax import audio, parallel
 from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.data.batches import Augmentation
+from daisy_jax.data.corpus import open_corpus
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import strictly
 
 Kind = TypeVar("Kind", bound=type)
 
@@ -13,7 +18,8 @@ Kind = TypeVar("Kind", bound=type)
 def own_options_first(kind: Kind) -> Kind:
     """Moves what a dataclass inherits behind its own fields, in --help and in config.json."""
     fields = kind.__dataclass_fields__
-    for name in [name for name in fields if name not in kind.__annotations__]:
+    own = [name for name in kind.__annotations__ if name in fields]
+    for name in [*own, *(name for name in fields if name not in own)]:
         fields[name] = fields.pop(name)
     return kind
 
@@ -31,13 +37,71 @@ class RunOptions:
     accelerator: Accelerator = "auto"
     """Where to compute."""
 
-    least: ClassVar[dict[str, float]] = {"seed": 0, "log_every": 1, "steps": 1, "batch_size": 1}
+    least: ClassVar[dict[str, float]] = {
+        **dict.fromkeys(("seed", "learning_rate", "clip", "workers"), 0),
+        **dict.fromkeys(("log_every", "steps", "batch_size", "save_every"), 1),
+        "crop_seconds": 0.025,
+    }
     """The smallest value of each option that has one."""
 
     def __post_init__(self) -> None:
-        for name, value in self.least.items():
-            if not getattr(self, name) >= value:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {value}")
+        for name, least in self.least.items():
+            if hasattr(self, name) and not getattr(self, name) >= least:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+    def choose_device(self, dtype: str) -> str:
+        """The name of the device that the run computes on, in numbers of this type."""
+        return use_accelerator(self.accelerator, dtype=dtype)
+
+    @contextlib.contextmanager
+    def started(self, dtype: str, strict: bool) -> Iterator[str]:
+        """Chooses the device, and yields its name to a block that may be `strictly`."""
+        device = self.choose_device(dtype)
+        with strictly(strict):
+            yield device
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeechOptions(RunOptions):
+    """Of a run on crops of speech; its script says how many."""
+
+    noise: str = ""
+    """Noise recordings, mixed into some of the crops; empty: none."""
+    noise_probability: float = 0.5
+    """Share of the crops that get noise."""
+    snr_range: tuple[float, float] = (0.0, 20.0)
+    """Signal-to-noise ratio of those crops, dB, uniform."""
+    steps: int
+    """Optimizer steps."""
+    batch_size: int
+    """Crops a step."""
+    crop_seconds: float
+    """Longest crop."""
+    learning_rate: float
+    """Peak of Adam's learning rate; linear warm-up, then linear decay to 0."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay (HuBERT)."""
+    save_every: int
+    """Steps between two checkpoints, and between two validations if there are some."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.snr_range[0] > self.snr_range[1]:
+            raise InputError(f"snr_range is {self.snr_range}; give the lower ratio first")
+
+    @property
+    def crop_samples(self) -> int:
+        """The longest crop, at 16 kHz."""
+        return round(self.crop_seconds * audio.SAMPLE_RATE)
+
+    def augmentation(self) -> Augmentation:
+        """What is done to crops.
+
+        Raises:
+          InputError: there are no such noise recordings.
+        """
+        noises = open_corpus(self.noise) if self.noise else None
+        return Augmentation(noises, self.noise_probability, self.snr_range)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,10 +121,8 @@ class DistributedOptions(RunOptions):
     and on TPU pods, or HOST:PORT,COUNT,INDEX with process 0's address. With auto each task of Slurm
     or Open MPI takes one GPU: start as many on each node as it has GPUs."""
 
-    least: ClassVar[dict[str, float]] = {**RunOptions.least, "workers": 0, "save_every": 1}
-
-    def start(self, dtype: str) -> str:
-        """Joins the other processes and chooses the device; returns its name."""
+    def choose_device(self, dtype: str) -> str:
+        """Joins the other processes first."""
         parallel.join_processes(self.processes)  # before JAX looks for devices
         device = use_accelerator(self.accelerator, self.deterministic, dtype=dtype)
         parallel.warn_of_unused_gpus(self.processes)
