@@ -8,9 +8,11 @@ column a layer. Draws both into RUN/curves.png where matplotlib is installed.
 
 import dataclasses
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import tyro
+from jaxtyping import Float, Int
 
 from daisy_jax import InputError
 from daisy_jax.console.pages import table
@@ -32,59 +34,60 @@ class Config:
     """Lines of the table, spread over the run."""
 
 
-Line = dict[str, Any]
+class Curves(NamedTuple):
+    """What was logged of every layer."""
+
+    step: Int[np.ndarray, " rows"]
+    loss: Float[np.ndarray, "rows layers"]
+    accuracy: Float[np.ndarray, "rows layers"]
 
 
-def read(path: pathlib.Path) -> tuple[list[Line], list[Line]]:
-    """Lines of training and of validation, whose names then are the same."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the run folder of train/branches.py")
-    lines = read_metrics(path.parent)
-    training = [line for line in lines if "layer_loss" in line]
-    validation = [
-        {name.removeprefix("validation_"): value for name, value in line.items()}
-        for line in lines
-        if "validation_layer_loss" in line
-    ]
-    if not training:
-        raise InputError(f"{path}: no losses by layer; give the run folder of train/branches.py")
-    return training, validation
+def read(folder: pathlib.Path, prefix: str) -> Curves:
+    """The lines that have losses by layer, whose names begin so."""
+    names = ("step", f"{prefix}layer_loss", f"{prefix}layer_accuracy")
+    lines = [line for line in read_metrics(folder) if names[1] in line]
+    return Curves(*(np.asarray([line[name] for line in lines]) for name in names))
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     folder = pathlib.Path(config.run)
-    training, validation = read(folder / METRICS)
-    shown = validation or training
-    stride = max(1, -(-len(shown) // max(config.rows, 1)))
-    chosen = shown[stride - 1 :: stride]
-    if chosen[-1] is not shown[-1]:
-        chosen.append(shown[-1])
-    layers = range(1, len(training[0]["layer_loss"]) + 1)
-    for name in ("layer_loss", "layer_accuracy"):
-        print(f"{'validation' if validation else 'training'} {name.removeprefix('layer_')}")
-        rows = [[str(line["step"]), *(f"{value:.3f}" for value in line[name])] for line in chosen]
-        print("\n".join(table(["step", *map(str, layers)], rows)))
+    if not (folder / METRICS).is_file():
+        raise InputError(
+            f"{folder / METRICS}: no such file; give the run folder of train/branches.py"
+        )
+    training, validation = read(folder, ""), read(folder, "validation_")
+    if not len(training.step):
+        raise InputError(
+            f"{folder / METRICS}: no losses by layer; give the run folder of train/branches.py"
+        )
+    name, shown = ("validation", validation) if len(validation.step) else ("training", training)
+    stride = max(1, -(-len(shown.step) // max(config.rows, 1)))
+    rows = [*range(stride - 1, len(shown.step), stride)]
+    if rows[-1] != len(shown.step) - 1:
+        rows.append(len(shown.step) - 1)
+    header = ["step", *(str(layer + 1) for layer in range(shown.loss.shape[1]))]
+    for what, values in (("loss", shown.loss), ("accuracy", shown.accuracy)):
+        print(f"{name} {what}")
+        body = [[str(shown.step[row]), *(f"{each:.3f}" for each in values[row])] for row in rows]
+        print("\n".join(table(header, body)))
     save_picture(folder / "curves.png", lambda: draw(training, validation))
 
 
-def draw(training: list[Line], validation: list[Line]) -> "Figure":
+def draw(training: Curves, validation: Curves) -> "Figure":
     """Losses and accuracies over the steps, a line a layer."""
     import matplotlib
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    layers = len(training[0]["layer_loss"])
-    colors = matplotlib.colormaps["viridis"](
-        [layer / max(layers - 1, 1) for layer in range(layers)]
-    )
+    layers = training.loss.shape[1]
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 1, layers))
     for axes, name in zip(panels, ("loss", "accuracy"), strict=True):
-        for lines, style in ((training, "-"), (validation, "o")):
-            steps = [line["step"] for line in lines]
-            for layer in range(layers):
-                values = [line[f"layer_{name}"][layer] for line in lines]
+        for curves, style in ((training, "-"), (validation, "o")):
+            for layer in range(layers if len(curves.step) else 0):
                 label = f"layer {layer + 1}" if style == "-" and name == "loss" else None
-                axes.plot(steps, values, style, color=colors[layer], linewidth=1, label=label)
+                look = {"color": colors[layer], "linewidth": 1, "label": label}
+                axes.plot(curves.step, getattr(curves, name)[:, layer], style, **look)
         axes.set(xlabel="step", ylabel="loss, nats" if name == "loss" else name)
     panels[0].set(yscale="log")
     figure.legend(loc="outside right center")

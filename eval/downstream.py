@@ -3,26 +3,46 @@
     python eval/downstream.py runs/asr-ratio-1 runs/asr-ratio-0.7 runs/asr-full runs/asr-layer-6
 
 For each run of train/downstream.py: the task's measures with 95 % intervals (bootstrap over
-utterances), the mean exit layer, forced exits, multiply-adds saved (branches included) and upstream
-time saved against full depth (one utterance at a time, warm, in turns). A run with a ratio is
-evaluated as it was trained and with the three spans of section 3.3, as Table 1's rows, then at the
-compute of a static exit, and with oracles. Model, corpus and features are those of the run unless
-others are given. Writes results.json and utterances.parquet, a row an utterance and rule, into
-RUN/evaluation; eval/report.py collects them.
+utterances), the mean exit layer, forced exits, multiply-adds saved (branches included) and the time
+that the trunk saves against full depth (one utterance at a time, warm, in turns). A run with a
+ratio is evaluated as it was trained and with the three spans of section 3.3, as Table 1's rows,
+then at the compute of a static exit, and with oracles. Model, corpus and features are those of the
+run unless others are given. Writes results.json and utterances.parquet, a row an utterance and
+rule, into RUN/evaluation; eval/report.py collects them.
 """
 
 import dataclasses
 import json
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 
-from daisy_jax import InputError
+from daisy_jax import HubertConfig, InputError, load, parallel
 from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.console.pages import table
 from daisy_jax.console.terminal import run_command
+from daisy_jax.data.corpus import corpus_name
+from daisy_jax.exits import fixed_layer
+from daisy_jax.features.extract import model_digest
 from daisy_jax.reporting import followed
+from daisy_jax.study.evaluated_runs import Result, input_cells, rule_cells, rule_header
+from daisy_jax.tasks.evaluation import (
+    Choice,
+    at_ratio,
+    best_layers,
+    equal_compute,
+    label_oracle,
+    spans,
+    summary,
+    time_trunk,
+    utterance_rows,
+)
+from daisy_jax.tasks.task_data import TaskData, open_examples, with_features
+from daisy_jax.tasks.trained_heads import TrainedHead, load_head
+from daisy_jax.tasks.training import Evaluator
 from daisy_jax.whole_files import write_json, write_rows
 
 
@@ -49,7 +69,7 @@ class Config:
     """Also two oracles that leave where frame labels no longer change, and one that leaves at the
     best layer for each utterance (an evaluation a layer); they need stored features."""
     model: str = ""
-    """The upstream; empty: the run's."""
+    """The trunk's model folder; empty: the run's."""
     data: str = ""
     """The corpus; empty: the run's."""
     features: str = ""
@@ -91,15 +111,7 @@ def main() -> None:
 
 def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     """Evaluates one run, prints its table, writes its files."""
-    from daisy_jax import load, parallel
-    from daisy_jax.audio import SAMPLE_RATE
-    from daisy_jax.data.corpus import corpus_name
-    from daisy_jax.features.extract import model_digest
-    from daisy_jax.tasks.evaluation import best_layers, label_oracle, summary, upstream_seconds
-    from daisy_jax.tasks.task_data import open_examples, with_features
-    from daisy_jax.tasks.trained_heads import load_head
-    from daisy_jax.tasks.training import Evaluator
-
+    # ---- the run ----
     if not (run / "config.json").is_file():
         raise InputError(f"{run}: no run of train/downstream.py there (no config.json)")
     if not (run / "head").is_dir():
@@ -110,10 +122,12 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         raise InputError(f"{run / 'config.json'}: not JSON ({error}); train again") from None
     head = load_head(run / "head")
     model_path = config.model or trained["model"]
-    upstream = load(model_path, trained["dtype"])
-    digest = model_digest(upstream)
-    if digest != head.upstream:
+    trunk = load(model_path, trained["dtype"])
+    digest = model_digest(trunk)
+    if digest != head.trunk:
         raise InputError(f"{model_path}: is not the model that {run} was trained on; give --model")
+
+    # ---- what it is evaluated on ----
     folder, task = config.data or trained["data"], head.task
     if config.splits:
         chosen = dataclasses.replace(task.settings, **{config.part: config.splits})
@@ -127,39 +141,31 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     if examples.classes != head.classes:
         raise InputError(f"{folder}: its classes are not those that {run} was trained on")
     live = trained["cache"] == "entropies"
-    data = with_features(
-        task,
-        config.part,
-        examples,
-        folder,
-        upstream,
-        pathlib.Path(config.features or trained["features"]),
-        live=live,
-    )
+    features = pathlib.Path(config.features or trained["features"])
+    data = with_features(task, config.part, examples, folder, trunk, features, live=live)
 
-    choices = chosen_rules(head, data, upstream.config, config)
+    # ---- rules ----
+    choices = chosen_rules(head, data, trunk.config, config)
     params = parallel.replicate(head.params)
     evaluator = Evaluator(data, config.batch_seconds)
-    times = None
+    timing = None
     if config.timed:
-        runs = config.timing_runs
-        times = upstream_seconds(upstream, head.params, data, choices, config.timed, runs)
+        timed = (config.timed, config.timing_runs)
+        timing = time_trunk(trunk, head.params, data, choices, *timed)
     if config.oracle and head.rule.threshold is not None:
         if live:
             print("no oracle rows: they need stored features (--cache=layers in training)")
         else:
             choices += [label_oracle(head, data, share) for share in LABEL_SHARES]
             choices.append(best_layers(head, evaluator, params))
-
-    found, rows = [], []
+    rows, utterances = [], []
     for choice in followed(choices, f"{run.name}: rules"):
         evaluation = evaluator(params, choice.rule, choice.exits)
-        timed = None
-        if times is not None and choice.label in times[1]:
-            timed = (times[0], times[1][choice.label], times[1]["reference"])
-        found.append(summary(choice, evaluation, upstream.config, task.measures, timed))
-        rows += [{"rule": choice.label, **row} for row in evaluation.rows]
-    result = {
+        rows.append(summary(choice, evaluation, trunk.config, task.measures, timing))
+        utterances += utterance_rows(choice, evaluation, trunk.config, timing)
+
+    # ---- files ----
+    result: Result = {
         "run": run.name,
         "task": task.name,
         "title": task.title,
@@ -174,8 +180,8 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "upstream": {
             "path": model_path,
             "digest": digest,
-            "layers": upstream.config.num_layers,
-            "dim": upstream.config.dim,
+            "layers": trunk.config.num_layers,
+            "dim": trunk.config.dim,
         },
         "settings": trained,
         "mean_entropy": head.mean_entropy.tolist(),
@@ -184,69 +190,46 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "device": device,
         "measures": {name: measure._asdict() for name, measure in task.measures.items()},
         "unprocessed": unprocessed(data),
-        "rows": found,
+        "rows": rows,
     }
-    print_table(result)
+    print(
+        f"\n{task.name}, {trained['preset']}, trained with {head.rule.name} on {head.dataset}; "
+        f"{len(data.lengths)} utterances of {result['tested_on']}"
+    )
+    body = [row for row in [input_cells(task.measures, result)] if row]
+    body += [rule_cells(task.measures, row) for row in rows]
+    print("\n".join(table(rule_header(task.measures), body)), flush=True)
     folder = run / FOLDERS[config.part]
-    write_rows(folder / "utterances.parquet", rows)
+    write_rows(folder / "utterances.parquet", utterances)
     write_json(folder / "results.json", result)  # last, so that it speaks of rows that are there
     print(f"written: {folder / 'results.json'}, {folder / 'utterances.parquet'}")
 
 
-def chosen_rules(head: Any, data: Any, model_config: Any, config: Config) -> list[Any]:
+def chosen_rules(
+    head: TrainedHead, data: TaskData, model: HubertConfig, config: Config
+) -> list[Choice]:
     """What a user can do: the rule of training, spans, other ratios and layers, equal compute."""
-    from daisy_jax.exits import fixed_layer
-    from daisy_jax.tasks.evaluation import Choice, at_ratio, equal_compute, spans
-
-    layers = model_config.num_layers
-    found = [Choice(head.rule.name, "own", None, head.rule)]
-    if head.rule.threshold is not None:
-        found += spans(head, config.share)
-    found += [at_ratio(head, ratio) for ratio in config.ratios]
-    found += [Choice(f"at layer {n}", "layer", n, fixed_layer(n, layers)) for n in config.layers]
-    if head.rule.threshold is not None:
+    layers, threshold = model.num_layers, head.rule.threshold
+    choices = [Choice(head.rule.name, "own", None, head.rule)]
+    if threshold is not None:
+        choices += spans(head, config.share)
+    choices += [at_ratio(head, ratio) for ratio in config.ratios]
+    choices += [Choice(f"at layer {n}", "layer", n, fixed_layer(n, layers)) for n in config.layers]
+    if threshold is not None:
         try:
-            found.append(equal_compute(data, model_config, config.equal_compute or layers // 2))
+            choices.append(equal_compute(data, model, config.equal_compute or layers // 2))
         except InputError as error:
             print(f"no row at equal compute: {error}")
-    return found
+    return choices
 
 
-def unprocessed(data: Any) -> dict[str, float]:
+def unprocessed(data: TaskData) -> dict[str, float]:
     """The measures of the input itself, where a task has such: enhancement."""
-    import numpy as np
-
     measured = [data.task.unprocessed(data.examples, n) for n in range(len(data.lengths))]
-    found = [each.values for each in measured if each is not None]
-    if not found:
+    values = [each.values for each in measured if each is not None]
+    if not values:
         return {}
-    return {name: float(np.nanmean([values[name][0] for values in found])) for name in found[0]}
-
-
-def print_table(result: dict[str, Any]) -> None:
-    """Markdown."""
-    measures = result["measures"]
-    titles = [f"{m['title']}{', ' + m['unit'] if m['unit'] else ''}" for m in measures.values()]
-    print(
-        f"\n{result['task']}, {result['settings']['preset']}, trained with {result['trained']} on "
-        f"{result['trained_on']}; {result['utterances']} utterances of {result['tested_on']}"
-    )
-    header = ["rule", *titles, "exit layer", "forced", "multiply-adds saved", "time saved"]
-    rows = []
-    if result["unprocessed"]:
-        values = [m["scale"] * result["unprocessed"][name] for name, m in measures.items()]
-        rows.append(["the input itself", *(f"{value:.2f}" for value in values), *[""] * 4])
-    for row in result["rows"]:
-        cells = []
-        for name, measure in measures.items():
-            value, (low, high) = row["measures"][name]["value"], row["measures"][name]["interval"]
-            scaled = [measure["scale"] * number for number in (value, low, high)]
-            cells.append("{:.2f} ({:.2f} to {:.2f})".format(*scaled))
-        forced = "" if row["forced"] is None else f"{row['forced']:.0%}"
-        time = "" if row["time_saved"] is None else f"{row['time_saved']['value']:.1%}"
-        saved = f"{row['multiply_adds_saved']:.1%}"
-        rows.append([row["rule"], *cells, f"{row['mean_exit_layer']:.2f}", forced, saved, time])
-    print("\n".join(table(header, rows)), flush=True)
+    return {name: float(np.nanmean([each[name][0] for each in values])) for name in values[0]}
 
 
 if __name__ == "__main__":

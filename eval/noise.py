@@ -15,16 +15,37 @@ corpus of train/noisy.py. Prints Markdown; --output keeps it, as a page with its
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 import sys
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal
 
+import numpy as np
 import tyro
+from noise_asr import asr_section
+from noise_pictures import pictures
+from noise_report import report
 
-from daisy_jax import InputError
+from daisy_jax import Calibration, Hubert, InputError, audio, exit_threshold, load
 from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.console.pages import html_page
 from daisy_jax.console.terminal import run_command
+from daisy_jax.data.corpus import Corpus, corpus_name, open_corpus
+from daisy_jax.data.noisy_corpus import (
+    CLEAN,
+    NoisyCorpus,
+    draw_noises,
+    read_speakers,
+    require_snrs,
+    unknown_speakers,
+)
+from daisy_jax.data.noisy_folder import LOG, NoisyFile, log_of, write_log
+from daisy_jax.exits import ExitRule, span_rules
+from daisy_jax.study.noise_results import RuleResults, Study, results
+from daisy_jax.study.noise_study import Condition, measure
+from daisy_jax.whole_files import write_json, write_rows, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +93,6 @@ class Config:
 
     def check(self) -> None:
         """Refuses what cannot be meant."""
-        from daisy_jax.data.noisy_corpus import require_levels
-
         names = []
         for text in self.conditions:
             name, _, folder = text.partition("=")
@@ -85,129 +104,81 @@ class Config:
             names.append(name)
         noisy = {f"{kind} {snr:g} dB" for kind in self.kinds for snr in self.snrs}
         taken = {"clean", *self.kinds, *noisy}
-        double = [name for place, name in enumerate(names) if name in taken | set(names[:place])]
+        double = [name for n, name in enumerate(names) if name in taken | set(names[:n])]
         if double:
             raise InputError(f"condition {double[0]}: the name is taken; give another one")
         if not self.ratios or any(not 0 <= ratio <= 1 for ratio in self.ratios):
             raise InputError(f"ratios are {self.ratios}; each must lie between 0 and 1")
         if float("inf") in self.snrs:
             raise InputError(f"snrs are {self.snrs}; clean speech is included anyway")
-        require_levels(self.snrs)
+        require_snrs(self.snrs)
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     config.check()
     use_accelerator(config.accelerator)
-
-    from noise_asr import asr_section
-    from noise_pictures import pictures
-    from noise_report import report, results
-
-    from daisy_jax import load
-    from daisy_jax.console.pages import html_page
-    from daisy_jax.whole_files import write_text
-
     model = load(config.model or None)
     asr = asr_section([pathlib.Path(run) for run in config.asr])
-    study, mixtures = measure_all(model, config)
-    found = {**results(study), "asr": asr.results}
-    print("\n".join([*report(study, found), *asr.lines]))
+    study, log = measure_all(model, config)
+    numbers = results(study)
+    print("\n".join([*report(study, numbers, {}), *asr.lines]))
     if not config.output:
         return
     folder = pathlib.Path(config.output)
     files = pictures(study, asr, folder)
-    text = "\n".join([*report(study, found, files), *asr.with_picture(files)]) + "\n"
-    write(folder, study, found, mixtures)
+    text = "\n".join([*report(study, numbers, files), *asr.with_picture(files)]) + "\n"
+    write(folder, study, numbers, asr.results, log)
     write_text(folder / "report.md", text)
     page = html_page("Noise study", text, folder, list(files.values()))
     write_text(folder / "report.html", page)
     print(f"written: {folder / 'report.html'}, and beside it what it was made of")
 
 
-class Measuring:
-    """Opens corpora and measures them with one model."""
+Measure = Callable[..., Condition]
+"""`study.noise_study.measure` with the model and its stores."""
 
-    def __init__(self, model: Any, config: Config):
-        self._model, self._stores = model, pathlib.Path(config.entropies)
 
-    def open(self, folder: str, splits: tuple[str, ...] = ()) -> Any:
-        """A corpus."""
-        from daisy_jax.data.corpus import open_corpus
-
-        return open_corpus(folder, splits)
-
-    def __call__(self, corpus: Any, kind: str, snr: float | None, root: str) -> Any:
-        """A condition."""
-        from daisy_jax.study.noise_study import measure
-
-        return measure(
-            self._model,
-            corpus,
-            kind,
-            snr,
-            root=root,
-            stores=self._stores,
+def measure_all(model: Hubert, config: Config) -> tuple[Study, list[NoisyFile]]:
+    """Every condition's entropies with the rules, and the log of the noisy speech."""
+    measured = functools.partial(measure, model, stores=pathlib.Path(config.entropies))
+    if config.threshold_from:
+        folder = config.threshold_from
+        condition = measured(open_corpus(folder), "threshold", None, root=folder)
+        calibration = Calibration(condition.entropy, folder)
+    elif model.calibration is not None:
+        calibration = model.calibration
+    else:
+        raise InputError(
+            "this model has no calibration; give --threshold-from, or run daisy-jax calibrate first"
         )
-
-
-def measure_all(model: Any, config: Config) -> tuple[Any, list[Any]]:
-    """Every condition's entropies with the rules, and the log of the mixtures."""
-    from noise_report import Study
-
-    from daisy_jax.audio import SAMPLE_RATE
-    from daisy_jax.data.corpus import corpus_name
-    from daisy_jax.data.noisy_corpus import CLEAN
-
-    measuring = Measuring(model, config)
-    calibration = clean_entropies(model, config, measuring)
-    corpus = measuring.open(config.data, config.splits)
-    clean = measuring(corpus, "clean", CLEAN, config.data)
-    kinds, mixtures = noisy_conditions(config, measuring, corpus, clean)
+    corpus = open_corpus(config.data, config.splits)
+    clean = measured(corpus, "clean", CLEAN, root=config.data)
+    kinds, log = noisy_conditions(config, measured, corpus, clean)
     folders = dict(text.split("=", 1) for text in config.conditions)
-    others = [
-        measuring(measuring.open(folder), name, None, folder) for name, folder in folders.items()
-    ]
     study = Study(
         model=config.model or "daisy-tiny",
         config=model.config,
         data=" ".join([corpus_name(config.data), *config.splits]),
-        hours=float(corpus.lengths.sum() / SAMPLE_RATE / 3600),
-        source=calibration.dataset,
-        source_utterances=len(calibration.entropy),
+        hours=float(corpus.lengths.sum() / audio.SAMPLE_RATE / 3600),
+        threshold_from=calibration.dataset,
+        threshold_utterances=len(calibration.entropy),
         seed=config.seed,
         level=config.level,
         rules=exit_rules(calibration, config),
         clean=clean,
         kinds=kinds,
-        others=others,
+        others=[
+            measured(open_corpus(folder), name, None, root=folder)
+            for name, folder in folders.items()
+        ],
         folders=folders,
     )
-    return study, mixtures
+    return study, log
 
 
-def clean_entropies(model: Any, config: Config, measuring: Measuring) -> Any:
-    """A `Calibration` of the clean speech that thresholds come from."""
-    from daisy_jax import Calibration
-
-    if config.threshold_from:
-        folder = config.threshold_from
-        found = measuring(measuring.open(folder), "threshold", None, folder)
-        return Calibration(found.entropy, folder)
-    if model.calibration is None:
-        raise InputError(
-            "this model has no calibration; give --threshold-from, or run daisy-jax calibrate first"
-        )
-    return model.calibration
-
-
-def exit_rules(calibration: Any, config: Config) -> dict[float, list[Any]]:
+def exit_rules(calibration: Calibration, config: Config) -> dict[float, list[ExitRule]]:
     """For each ratio: every layer allowed, then the spans."""
-    import numpy as np
-
-    from daisy_jax import exit_threshold
-    from daisy_jax.exits import ExitRule, span_rules
-
     layers = len(calibration.mean_entropy)
     rules = {}
     for ratio in dict.fromkeys(config.ratios):
@@ -219,60 +190,57 @@ def exit_rules(calibration: Any, config: Config) -> dict[float, list[Any]]:
 
 
 def noisy_conditions(
-    config: Config, measuring: Measuring, corpus: Any, clean: Any
-) -> tuple[dict[str, list[Any]], list[Any]]:
-    """Clean speech and its noisy versions by kind of noise, and the log of the mixtures."""
-    import numpy as np
-
-    from daisy_jax.data.noisy_corpus import (
-        NoisyCorpus,
-        draw_noises,
-        read_speakers,
-        unknown_speakers,
-    )
-    from daisy_jax.data.noisy_folder import mixture_rows
-
+    config: Config, measured: Measure, corpus: Corpus, clean: Condition
+) -> tuple[dict[str, list[Condition]], list[NoisyFile]]:
+    """Clean speech and its noisy versions by kind of noise, and the log of the latter."""
     speakers = read_speakers(config.speakers) if config.speakers else {}
-    kinds: dict[str, list[Any]] = {}
-    mixtures = []
+    kinds: dict[str, list[Condition]] = {}
+    log = []
     for kind in dict.fromkeys(config.kinds) if config.musan else ():
-        noises = measuring.open(config.musan, (kind,))
-        said = unknown_speakers(corpus, noises, speakers)
-        if said:
-            print(f"{kind}: {said}", file=sys.stderr)
+        noises = open_corpus(config.musan, (kind,))
+        unknown = unknown_speakers(corpus, noises, speakers)
+        if unknown:
+            print(f"{kind}: {unknown}", file=sys.stderr)
         draws = draw_noises(corpus, noises, config.seed, speakers)
         kinds[kind] = [clean]
         for snr in sorted(set(config.snrs), reverse=True):
             snrs = np.full(len(corpus.names), snr)
             noisy = NoisyCorpus(corpus, noises, draws, snrs, config.level)
-            kinds[kind].append(measuring(noisy, kind, snr, config.data))
-            mixtures += mixture_rows(noisy)
-    return kinds, mixtures
+            kinds[kind].append(measured(noisy, kind, snr, root=config.data))
+            log += log_of(noisy)
+    return kinds, log
 
 
-def write(folder: pathlib.Path, study: Any, found: dict[str, Any], mixtures: list[Any]) -> None:
+def write(
+    folder: pathlib.Path,
+    study: Study,
+    rules: list[RuleResults],
+    asr: list[dict[str, object]],
+    log: list[NoisyFile],
+) -> None:
     """Numbers, every utterance's entropies, and the log."""
-    from daisy_jax.data.noisy_folder import LOG, write_log
-    from daisy_jax.whole_files import write_json, write_rows
-
-    write_json(folder / "results.json", found)
+    named = ("model", "data", "hours", "threshold_from", "seed", "level", "folders")
+    content = {name: getattr(study, name) for name in named}
+    content["conditions"] = {
+        condition.title: {
+            "mean_entropy": condition.entropy.mean(axis=0, dtype=np.float64).tolist(),
+            "utterances": len(condition.names),
+        }
+        for condition in study.conditions
+    }
+    content |= {"rules": [dataclasses.asdict(rule) for rule in rules], "asr": asr}
+    write_json(folder / "results.json", content)
     rows = []
     for condition in study.conditions:
-        for place, name in enumerate(condition.names):
-            rows.append(
-                {
-                    "condition": condition.kind,
-                    "snr": condition.snr,
-                    "name": name,
-                    "samples": int(condition.samples[place]),
-                    "entropy": condition.entropy[place].tolist(),
-                    "agreement": condition.agreement[place].tolist(),
-                }
-            )
+        columns = (condition.names, condition.samples, condition.entropy, condition.agreement)
+        for name, samples, entropy, agreement in zip(*columns, strict=True):
+            row = {"condition": condition.kind, "snr": condition.snr, "name": name}
+            row |= {"samples": int(samples), "entropy": entropy.tolist()}
+            rows.append(row | {"agreement": agreement.tolist()})
     write_rows(folder / "utterances.parquet", rows)
     (folder / LOG).unlink(missing_ok=True)  # of an earlier study
-    if mixtures:
-        write_log(folder, mixtures)
+    if log:
+        write_log(folder, log)
 
 
 if __name__ == "__main__":

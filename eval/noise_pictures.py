@@ -4,10 +4,10 @@ import pathlib
 from typing import TYPE_CHECKING
 
 import numpy as np
-from noise_asr import AsrSection, draw_asr
-from noise_report import Study
+from noise_asr import AsrSection
 
 from daisy_jax.console.pictures import save_picture
+from daisy_jax.study.noise_results import Study
 from daisy_jax.study.noise_study import Condition
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def pictures(study: Study, asr: AsrSection, folder: pathlib.Path) -> dict[str, s
     wanted = {"entropy": lambda: draw_entropy(study)}
     for ratio in study.rules:
         wanted[f"exits-{ratio:g}"] = lambda ratio=ratio: draw_exits(study, ratio)
-    if asr.results:
+    if asr.rates:
         wanted["asr"] = lambda: draw_asr(asr)
     files = {name: f"{name}.png" for name in wanted}
     return {n: file for n, file in files.items() if save_picture(folder / file, wanted[n])}
@@ -75,17 +75,45 @@ def draw_exits(study: Study, ratio: float) -> "Figure":
     for row, rule in zip(axes, rules, strict=True):
         for axis, (kind, conditions) in zip(row, groups.items(), strict=True):
             exits = [rule.exits(condition.entropy)[0] for condition in conditions]
-            places = np.arange(len(exits))
-            axis.violinplot(exits, places, widths=0.8, showmeans=True, showextrema=True)
+            columns = np.arange(len(exits))
+            axis.violinplot(exits, columns, widths=0.8, showmeans=True, showextrema=True)
             names = [condition.level for condition in conditions]
-            axis.set_xticks(places, names, fontsize="small")
+            axis.set_xticks(columns, names, fontsize="small")
             axis.set_title(f"{kind}: {rule.name}", fontsize="medium")
             axis.grid(axis="y", linewidth=0.3)
         row[0].set_ylabel("exit layer")
         row[0].set_ylim(0.5, study.config.num_layers + 0.5)
     figure.suptitle(
-        f"Ratio {ratio:g}, threshold {rules[0].threshold:.4f} nats from clean {study.source}\n"
+        f"Ratio {ratio:g}, threshold {rules[0].threshold:.4f} nats from clean "
+        f"{study.threshold_from}\n"
         f"{study.model} on {len(study.clean.names)} utterances of {study.data}",
         fontsize="medium",
     )
+    return figure
+
+
+def draw_asr(asr: AsrSection) -> "Figure":
+    """Bars by level, a colour a rule (figure 5)."""
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
+    width, colors = 0.85 / len(asr.rates), pyplot.get_cmap("tab20")
+    for number, (rule, rates) in enumerate(asr.rates):
+        for group, estimate in enumerate([*rates.levels, rates.plain, rates.weighted]):
+            if estimate is None:
+                continue
+            value, low, high = (100 * end for end in estimate)
+            axis.bar(
+                group + (number - (len(asr.rates) - 1) / 2) * width,
+                value,
+                width,
+                yerr=[[max(value - low, 0)], [max(high - value, 0)]],
+                color=colors(number % 20),
+                error_kw={"elinewidth": 0.6},
+                label=rule if group == 0 else None,
+            )
+    axis.set_xticks(range(len(asr.levels) + 2), [*asr.levels, "plain average", "40/30/20/10"])
+    axis.set_ylabel("WER, %")
+    axis.set_title(f"{asr.tested_on}: {len(asr.rates)} rules", fontsize="medium")
+    figure.legend(loc="outside right upper", fontsize="small")
     return figure

@@ -10,11 +10,22 @@ import dataclasses
 import json
 import pathlib
 
+import jax
+import numpy as np
 import tyro
+from jaxtyping import Array, Bool, Float, Int
 
+from daisy_jax import audio, load
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.terminal import run_command
+from daisy_jax.data.corpus import open_corpus
+from daisy_jax.model.frame_labels import block_features, label_frames
+from daisy_jax.model.hubert import embed
+from daisy_jax.model.layer_loops import last_block
+from daisy_jax.parallel import fetched_behind
 from daisy_jax.reporting import followed
+from daisy_jax.training.cluster_targets import mfcc, nearest_centroid
+from daisy_jax.training.pretraining import span_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,19 +45,6 @@ class Config:
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     use_accelerator(config.accelerator)
-
-    import jax
-    import numpy as np
-
-    from daisy_jax import audio, load
-    from daisy_jax.data.corpus import open_corpus
-    from daisy_jax.devices import fetched_behind
-    from daisy_jax.model.frame_labels import block_features, label_frames
-    from daisy_jax.model.hubert import embed
-    from daisy_jax.model.layer_loops import last_block
-    from daisy_jax.training.cluster_targets import mfcc, nearest_centroid
-    from daisy_jax.training.pretraining import span_mask
-
     folder = pathlib.Path(config.run)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = load(folder / "model")
@@ -58,35 +56,39 @@ def main() -> None:
     corpus = open_corpus(config.data)
 
     @jax.jit
-    def predict(waveform, lengths, masked):
+    def predict(
+        waveform: Float[Array, "batch samples"],
+        lengths: Int[Array, " batch"],
+        masked: Bool[Array, "batch frames"],
+    ) -> Int[Array, "batch frames"]:
         embedded = embed(model, waveform, lengths, masked)
         return label_frames(model, last_block(model, embedded), embedded.frame_mask)
 
-    def start(index: int):
+    def start(index: int) -> tuple[np.ndarray, np.ndarray, jax.Array, jax.Array]:
+        """Waveform and mask of an utterance, and what is predicted with and without the mask."""
         waveform = corpus.read(index, 0, int(corpus.lengths[index]))
         batch = audio.batch_of_one(waveform)
-        frames = audio.frame_count(len(waveform))
+        frames = np.asarray([audio.frame_count(len(waveform))])
         width = audio.frame_count(batch[0].shape[1])
-        rng = np.random.default_rng([config.seed, index])
-        mask = span_mask(np.asarray([frames]), width, rng)
+        mask = span_mask(frames, width, np.random.default_rng([config.seed, index]))
         return waveform, mask, predict(*batch, mask), predict(*batch, np.zeros_like(mask))
 
     count = len(corpus.names)
-    hits = {"masked": [0, 0], "unmasked": [0, 0], "without mask": [0, 0]}
+    hits: dict[str, list[np.ndarray]] = {"masked": [], "unmasked": [], "without mask": []}
     computed = fetched_behind(map(start, range(count)))
-    for waveform, mask, right, plain in followed(computed, "predicting", count):
-        frames = audio.frame_count(len(waveform))
+    for waveform, mask, with_mask, without in followed(computed, "predicting", count):
         labels = nearest_centroid(features(waveform), centroids)
-        right, plain = (predicted[0, :frames] == labels for predicted in (right, plain))
-        mask = mask[0, :frames]
-        for name, counted in (("masked", right[mask]), ("unmasked", right[~mask])):
-            hits[name][0] += int(counted.sum())
-            hits[name][1] += len(counted)
-        hits["without mask"][0] += int(plain.sum())
-        hits["without mask"][1] += frames
+        right, plain = (
+            np.asarray(each[0, : len(labels)] == labels) for each in (with_mask, without)
+        )
+        mask = mask[0, : len(labels)]
+        hits["masked"].append(right[mask])
+        hits["unmasked"].append(right[~mask])
+        hits["without mask"].append(plain)
     print(f"{count} utterances of {config.data}, {len(centroids)} clusters")
-    for name, (right, total) in hits.items():
-        print(f"accuracy, {name}: {right / total:.3f} of {total} frames")
+    for name, parts in hits.items():
+        frames = np.concatenate(parts)
+        print(f"accuracy, {name}: {frames.mean():.3f} of {len(frames)} frames")
 
 
 if __name__ == "__main__":

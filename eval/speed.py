@@ -12,26 +12,41 @@ The ideal that exits are compared with is computed from the same run: the time o
 front of the layers, plus the mean exit layer times the mean time of a layer without branches.
 """
 
+import contextlib
 import dataclasses
+import importlib.metadata
+import os
 import pathlib
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import tyro
+from jaxtyping import Array, Float, Int
+from torch_place import torch_place
 
+import daisy_jax
+from daisy_jax import audio, encode, multiply_adds
 from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command
-from daisy_jax.devices import medians
+from daisy_jax.model.hubert import embed
+from daisy_jax.parallel import medians
 from daisy_jax.reporting import followed
+from daisy_jax.study.forced_exits import Forced
 from daisy_jax.whole_files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Task = Callable[[], object]
+"""Runs what is timed, to its end."""
 RAGGED = (1.2, 2.1, 2.9, 3.4, 4.8, 5.5, 7.0, 8.1, 9.3, 10.2, 11.6, 12.4, 13.3, 14.1, 15.0, 15.8)
 """Durations of a ragged batch, seconds: spread like read speech."""
 
@@ -65,167 +80,161 @@ class Config:
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     device = use_accelerator(config.accelerator, dtype=config.dtype, share_memory=True)
-
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    from forced_exits import Forced
-    from torch_place import torch_place
-
-    import daisy_jax
-    from daisy_jax import multiply_adds
-    from daisy_jax.model.hubert import embed
-
-    forced = Forced(config.size, config.dtype)
-    model = forced.model
+    timed = Timed(config)
     place = torch_place() if config.reference and config.size != "tiny" else None
     reference = torch_reference(config, place) if place else None
-    rng = np.random.default_rng(0)
-    front_end = jax.jit(lambda model, waveform, lengths: embed(model, waveform, lengths).hidden)
-    result: dict[str, Any] = {"settings": dataclasses.asdict(config), "versions": versions(device)}
-
-    def ours(waveform: Any, lengths: Any = None, **options: Any) -> Callable[[], object]:
-        return lambda: jax.block_until_ready(
-            daisy_jax.encode(model, waveform, lengths, **options).last_hidden
-        )
-
-    def draw(rows: int, seconds: float) -> jax.Array:
-        return jnp.asarray(rng.standard_normal((rows, round(16_000 * seconds)), np.float32))
-
-    def ideal(times: dict[str, float], exits: Any) -> float:
-        layer = (times["full depth"] - times["front end"]) / forced.layers
-        return times["front end"] + layer * float(np.mean(exits))
-
-    # ---- batches ----
-    cells = [
-        (rows, seconds)
-        for seconds in config.seconds
-        for rows in config.batches
-        if rows * seconds <= config.most_audio
-    ]
-    result["batches"] = []
     beside = f", transformers on {place}" if reference else ""
     print(
         f"HuBERT {config.size}, {config.dtype}, on {device}{beside}; seconds, medians of "
-        f"{config.runs}\n"
+        f"{config.runs}"
     )
-    print("| batch | transformers | full depth | ratio | all branches | ratio | exits | / ideal |")
-    print("| --- |" + " ---: |" * 7, flush=True)
-    for rows, seconds in followed(cells, "batches"):
-        waveform, exits = draw(rows, seconds), forced.spread(rows)
-        lengths = jnp.full(rows, waveform.shape[1], jnp.int32)
-        tasks = {
-            "front end": lambda w=waveform, n=lengths: jax.block_until_ready(
-                front_end(model, w, n)
-            ),
-            "full depth": ours(waveform),
-            "all branches": ours(waveform, threshold=-np.inf),
-            "exits": ours(waveform, threshold=forced.thresholds(exits)),
-        }
-        if reference:
-            tasks["transformers"] = reference(np.asarray(waveform))
-        times = medians(tasks, config.runs)
-        best = ideal(times, exits)
-        result["batches"].append(
-            {"batch": rows, "seconds": seconds, "exits": exits, "times": times, "ideal": best}
-        )
-        theirs = times.get("transformers", float("nan"))
-        print(
-            f"| {rows} x {seconds:g} s | {theirs:.3f} | {times['full depth']:.3f} "
-            f"| {times['full depth'] / theirs:.2f} | {times['all branches']:.3f} "
-            f"| {times['all branches'] / times['full depth']:.2f} | {times['exits']:.3f} "
-            f"| {times['exits'] / best:.2f} |",
-            flush=True,
-        )
-
-    # ---- one utterance leaving at each layer ----
-    waveform = draw(1, 10.0)
-    lengths = jnp.full(1, waveform.shape[1], jnp.int32)
-    tasks = {
-        str(k): ours(waveform, threshold=forced.thresholds([k]))
-        for k in range(1, forced.layers + 1)
+    result = {
+        "settings": dataclasses.asdict(config),
+        "versions": versions(device),
+        "batches": time_batches(config, timed, reference),
+        "layers": time_layers(config, timed),
+        "ragged": time_ragged(config, timed),
+        "calls": time_calls(config, timed),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-    tasks["full depth"] = ours(waveform)
-    tasks["front end"] = lambda: jax.block_until_ready(front_end(model, waveform, lengths))
-    times = medians(tasks, config.layer_runs)
-    cost = np.asarray(multiply_adds(model.config, 160_000, np.arange(1, forced.layers + 1)))
-    whole = float(
-        multiply_adds(model.config, 160_000, forced.layers, np.zeros(forced.layers, bool))
-    )
-    result["layers"] = []
-    print("\n| exit layer, 1 x 10 s | time saved | multiply-adds saved | time / ideal |")
-    print("| ---: | ---: | ---: | ---: |")
-    for k in range(1, forced.layers + 1):
-        saved = 1 - times[str(k)] / times["full depth"]
-        fewer = 1 - float(cost[k - 1]) / whole
-        apart = times[str(k)] / ideal(times, [k])
-        result["layers"].append({"layer": k, "time": times[str(k)], "saved": saved, "fewer": fewer})
-        print(f"| {k} | {saved:.1%} | {fewer:.1%} | {apart:.2f} |")
-
-    # ---- a ragged batch ----
-    result["ragged"] = ragged_batch(config, forced, ours)
-
-    # ---- what a call costs ----
-    calls = result["calls"] = call_costs(config, model, draw)
-    result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"eager call / jitted call, daisy-tiny, 1 s: {calls['eager'] / calls['jitted']:.2f}")
-    print(f"compiling one shape: {calls['compile']:.1f} s")
     print(f"peak memory of this process: {result['peak_bytes'] / 1e9:.1f} GB")
     print("; ".join(f"{name} {version}" for name, version in result["versions"].items()))
     if config.output:
         folder = pathlib.Path(config.output)
         write_json(folder / "speed.json", result)
         print(f"written: {folder / 'speed.json'}")
-        save_picture(folder / "speed.png", lambda: savings_by_layer(result))
+        save_picture(folder / "speed.png", lambda: savings_by_layer(result["layers"]))
 
 
-def ragged_batch(config: Config, forced: Any, ours: Callable[..., Any]) -> dict[str, float]:
+class Timed:
+    """The model that is timed, whose utterances leave where they are told to."""
+
+    def __init__(self, config: Config):
+        self.forced = Forced(config.size, config.dtype)
+        self._front_end = jax.jit(lambda model, *batch: embed(model, *batch).hidden)
+        self._rng = np.random.default_rng(0)
+
+    def draw(self, rows: int, seconds: float) -> Float[Array, "batch samples"]:
+        """Noise."""
+        samples = round(audio.SAMPLE_RATE * seconds)
+        return jnp.asarray(self._rng.standard_normal((rows, samples), np.float32))
+
+    def encoding(
+        self,
+        waveform: Float[Array, "batch samples"] | Float[np.ndarray, "batch samples"],
+        threshold: float | Float[np.ndarray, " batch"] | None = None,
+        lengths: Int[np.ndarray, " batch"] | None = None,
+    ) -> Task:
+        """Encoding, as `encode` does it."""
+        return lambda: jax.block_until_ready(
+            encode(self.forced.model, waveform, lengths, threshold=threshold).last_hidden
+        )
+
+    def front_end(self, waveform: Float[Array, "batch samples"]) -> Task:
+        """Everything in front of the layers."""
+        lengths = jnp.full(len(waveform), waveform.shape[1], jnp.int32)
+        return lambda: jax.block_until_ready(self._front_end(self.forced.model, waveform, lengths))
+
+    def ideal(self, times: dict[str, float], exits: Sequence[int]) -> float:
+        """Seconds that exits could take: the front end, and the mean exit layer's layers."""
+        layer = (times["full depth"] - times["front end"]) / self.forced.layers
+        return times["front end"] + layer * float(np.mean(exits))
+
+
+def time_batches(
+    config: Config, timed: Timed, reference: Callable[[np.ndarray], Task] | None
+) -> list[dict[str, object]]:
+    """Batches of every size and length."""
+    batches: list[dict[str, object]] = []
+    body = []
+    cells = [(rows, seconds) for seconds in config.seconds for rows in config.batches]
+    cells = [(rows, seconds) for rows, seconds in cells if rows * seconds <= config.most_audio]
+    for rows, seconds in followed(cells, "batches"):
+        waveform, exits = timed.draw(rows, seconds), timed.forced.spread(rows)
+        tasks = {
+            "front end": timed.front_end(waveform),
+            "full depth": timed.encoding(waveform),
+            "all branches": timed.encoding(waveform, -np.inf),
+            "exits": timed.encoding(waveform, timed.forced.thresholds(exits)),
+        }
+        if reference:
+            tasks["transformers"] = reference(np.asarray(waveform))
+        times = medians(tasks, config.runs)
+        ideal = timed.ideal(times, exits)
+        batches.append(
+            {"batch": rows, "seconds": seconds, "exits": exits, "times": times, "ideal": ideal}
+        )
+        _, full, branches, some, *others = times.values()
+        theirs = others[0] if others else float("nan")
+        body.append([f"{rows} x {seconds:g} s", f"{theirs:.3f}"])
+        body[-1] += [f"{full:.3f}", f"{full / theirs:.2f}", f"{branches:.3f}"]
+        body[-1] += [f"{branches / full:.2f}", f"{some:.3f}", f"{some / ideal:.2f}"]
+    header = ["batch", "transformers", "full depth", "ratio", "all branches", "ratio", "exits"]
+    print("\n".join(table([*header, "/ ideal"], body)), flush=True)
+    return batches
+
+
+def time_layers(config: Config, timed: Timed) -> list[dict[str, float]]:
+    """One utterance of 10 s, leaving at each layer."""
+    waveform, depth = timed.draw(1, 10.0), timed.forced.layers
+    layers = range(1, depth + 1)
+    tasks = {
+        str(layer): timed.encoding(waveform, timed.forced.thresholds([layer])) for layer in layers
+    }
+    tasks |= {"full depth": timed.encoding(waveform), "front end": timed.front_end(waveform)}
+    times = medians(tasks, config.layer_runs)
+    model, samples = timed.forced.model.config, waveform.shape[1]
+    costs = multiply_adds(model, samples, np.arange(1, depth + 1))
+    full = multiply_adds(model, samples, depth, np.zeros(depth, bool))
+    rows: list[dict[str, float]] = []
+    body = []
+    for layer, cost in zip(layers, costs, strict=True):
+        spent = times[str(layer)]
+        saved, fewer = 1 - spent / times["full depth"], float(1 - cost / full)
+        rows.append({"layer": layer, "time": spent, "saved": saved, "fewer": fewer})
+        ratio = spent / timed.ideal(times, [layer])
+        body.append([str(layer), f"{saved:.1%}", f"{fewer:.1%}", f"{ratio:.2f}"])
+    header = ["exit layer, 1 x 10 s", "time saved", "multiply-adds saved", "time / ideal"]
+    print("\n".join(table(header, body)))
+    return rows
+
+
+def time_ragged(config: Config, timed: Timed) -> dict[str, float]:
     """Seconds of a batch of read speech's durations, at full depth and with exits."""
-    import numpy as np
-
-    import daisy_jax
-
-    widths = [round(16_000 * seconds) for seconds in RAGGED]
-    ragged, lengths = daisy_jax.audio.pad_batch([np.ones(width) for width in widths])
-    exits = forced.spread(len(RAGGED))
-    times = medians(
-        {
-            "full depth": ours(ragged, lengths),
-            "exits": ours(ragged, lengths, threshold=forced.thresholds(exits)),
-        },
-        config.runs,
-    )
+    widths = [round(audio.SAMPLE_RATE * seconds) for seconds in RAGGED]
+    waveform, lengths = audio.pad_batch([np.ones(width) for width in widths])
+    exits = timed.forced.spread(len(RAGGED))
+    tasks = {
+        "full depth": timed.encoding(waveform, None, lengths),
+        "exits": timed.encoding(waveform, timed.forced.thresholds(exits), lengths),
+    }
+    times = medians(tasks, config.runs)
     print(
-        f"\nragged, {len(RAGGED)} x {RAGGED[0]:g} to {RAGGED[-1]:g} s: full depth "
+        f"ragged, {len(RAGGED)} x {RAGGED[0]:g} to {RAGGED[-1]:g} s: full depth "
         f"{times['full depth']:.3f} s, exits {times['exits'] / times['full depth']:.2f} of it"
     )
     return times
 
 
-def call_costs(config: Config, model: Any, draw: Callable[[int, float], Any]) -> dict[str, float]:
+def time_calls(config: Config, timed: Timed) -> dict[str, float]:
     """Seconds of an eager and of a jitted call of the packaged model, and of a compilation."""
-    import jax
-    import jax.numpy as jnp
-
-    import daisy_jax
-
-    packaged, second = daisy_jax.load(), draw(1, 1.0)
-    compiled = jax.jit(daisy_jax.encode)
-    options: dict[str, Any] = {"threshold": jnp.full(1, 0.3, jnp.float32)}
-    calls = medians(
-        {
-            "eager": lambda: jax.block_until_ready(daisy_jax.encode(packaged, second, **options)),
-            "jitted": lambda: jax.block_until_ready(compiled(packaged, second, **options)),
-        },
-        max(config.runs, 30),
-    )
+    packaged, second = daisy_jax.load(), timed.draw(1, 1.0)
+    threshold = jnp.full(1, 0.3, jnp.float32)
+    ways = {"eager": encode, "jitted": jax.jit(encode)}
+    tasks = {
+        way: lambda call=call: jax.block_until_ready(call(packaged, second, threshold=threshold))
+        for way, call in ways.items()
+    }
+    times = medians(tasks, max(config.runs, 30))
     start = time.perf_counter()
-    jax.jit(daisy_jax.encode).lower(model, draw(1, 9.0), threshold=0.5).compile()
-    calls["compile"] = time.perf_counter() - start
-    return calls
+    jax.jit(encode).lower(timed.forced.model, timed.draw(1, 9.0), threshold=0.5).compile()
+    times["compile"] = time.perf_counter() - start
+    print(f"eager call / jitted call, daisy-tiny, 1 s: {times['eager'] / times['jitted']:.2f}")
+    print(f"compiling one shape: {times['compile']:.1f} s")
+    return times
 
 
-def torch_reference(config: Config, place: str) -> Callable[[Any], Callable[[], object]] | None:
+def torch_reference(config: Config, place: str) -> Callable[[np.ndarray], Task] | None:
     """From a batch to a task that runs transformers' eager HuBERT; None without transformers."""
     import torch
 
@@ -233,18 +242,14 @@ def torch_reference(config: Config, place: str) -> Callable[[Any], Callable[[], 
         import transformers
     except ImportError:
         return None
-    large: dict[str, Any] = {
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-    }
+    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
     large |= {"intermediate_size": 4096, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
     fields: dict[str, Any] = large if config.size == "large" else {}
     dtype = getattr(torch, config.dtype)
     model: Any = transformers.HubertModel(transformers.HubertConfig(**fields)).eval()
     model = model.to(place, dtype)
 
-    def task(waveform: Any) -> Callable[[], object]:
+    def task(waveform: np.ndarray) -> Task:
         batch = torch.from_numpy(waveform.copy()).to(place, dtype)
 
         def run() -> object:
@@ -261,28 +266,21 @@ def torch_reference(config: Config, place: str) -> Callable[[Any], Callable[[], 
 
 def versions(device: str) -> dict[str, str]:
     """Device and versions of what was timed."""
-    import importlib.metadata
-    import os
-
     found = {"device": device, "processor": platform.machine(), "cores": str(os.cpu_count())}
     for name in ("daisy-jax", "jax", "jaxlib", "flax", "torch", "transformers"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
-def savings_by_layer(result: dict[str, Any]) -> "Figure":
+def savings_by_layer(rows: list[dict[str, float]]) -> "Figure":
     """Savings by exit layer."""
     from matplotlib import pyplot
 
-    layers = [row["layer"] for row in result["layers"]]
+    layers = [row["layer"] for row in rows]
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    axes.plot(layers, [100 * row["saved"] for row in result["layers"]], "o-", label="time")
-    axes.plot(
-        layers, [100 * row["fewer"] for row in result["layers"]], "s--", label="multiply-adds"
-    )
+    axes.plot(layers, [100 * row["saved"] for row in rows], "o-", label="time")
+    axes.plot(layers, [100 * row["fewer"] for row in rows], "s--", label="multiply-adds")
     axes.set(xlabel="exit layer", ylabel="saved, %", title="one utterance of 10 s")
     axes.legend()
     return figure

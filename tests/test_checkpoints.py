@@ -259,6 +259,7 @@ def edited(**changes):
         (edited(tap="middle"), "tap is 'middle'"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_a_wrong_config_is_refused_in_one_line(folder, edit, said):
     path = folder / "config.json"
     content = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""`daisy-jax encode --manifest`: real processes that are killed, run side by side, and Ray's."""
+"""`daisy-jax extract`: real processes that are killed, run side by side, and Ray's."""
 
 import os
 import pathlib
@@ -41,15 +41,15 @@ def there(tmp_path_factory):
     return folder
 
 
-def command(there, *arguments, manifest="good.tsv"):
-    usual = ["encode", "--manifest", there / manifest, "--model", there / "model"]
+def command(there, *arguments, listed="good.tsv"):
+    usual = ["extract", there / listed, "--model", there / "model"]
     usual += ["--threshold", "1.2", "--accelerator", "cpu"]
     return [*PROGRAM, *map(str, [*usual, *arguments])]
 
 
-def run(there, *arguments, manifest="good.tsv"):
+def run(there, *arguments, listed="good.tsv"):
     return subprocess.run(
-        command(there, *arguments, manifest=manifest),
+        command(there, *arguments, listed=listed),
         capture_output=True,
         text=True,
         env=environment(),
@@ -125,7 +125,7 @@ def test_a_killed_process_goes_on_where_it_was(there, tmp_path):
 
 def test_bad_files_are_said_and_the_status_is_1(there, tmp_path):
     for _ in range(2):  # also where the shard is there already
-        done = run(there, "--output", tmp_path / "store", manifest="bad.tsv")
+        done = run(there, "--output", tmp_path / "store", listed="bad.tsv")
         assert done.returncode == 1
         gone = there / "speech" / "gone.wav"
         assert done.stderr == f"error: {gone}: No such file or directory\n"
@@ -139,13 +139,13 @@ def test_files_that_were_repaired_are_tried_again_with_retry(there, tmp_path):
     listed = tmp_path / "late.tsv"
     listed.write_text(f"{there / 'speech'}\n00.wav\nlate.wav\n")
     given = ["--output", tmp_path / "store"]
-    assert run(there, *given, manifest=listed).returncode == 1
+    assert run(there, *given, listed=listed).returncode == 1
     sounds.write(late, sounds.syllables(0.7, 5))
     try:
-        assert run(there, *given, manifest=listed).returncode == 1
-        assert run(there, *given, "--retry", manifest=listed).returncode == 0
+        assert run(there, *given, listed=listed).returncode == 1
+        assert run(there, *given, "--retry", listed=listed).returncode == 0
         assert FeatureStore(tmp_path / "store").errors == {}
-        assert run(there, *given, manifest=listed).returncode == 0
+        assert run(there, *given, listed=listed).returncode == 0
     finally:
         late.unlink()
 
@@ -170,10 +170,10 @@ def test_a_head_of_another_model_is_refused(there, tmp_path):
     assert FeatureStore(tmp_path / "store").items == ["pooled"]
 
 
-def test_contents_come_from_the_command_line(there, tmp_path):
+def test_the_name_of_before_still_works_and_contents_come_from_the_command_line(there, tmp_path):
     np.save(tmp_path / "centroids.npy", np.eye(4, 16))
     arguments = ["--store", "units", "--centroids", tmp_path / "centroids.npy", "--layer", "2"]
-    usual = ["encode", "--manifest", there / "bad.tsv", "--model", there / "model"]
+    usual = ["encode", "--model", there / "model", "--manifest", there / "bad.tsv"]
     usual += ["--output", tmp_path / "units", "--npy", "--accelerator", "cpu"]
     done = subprocess.run(
         [*PROGRAM, *map(str, [*usual, *arguments])],
@@ -197,7 +197,6 @@ def test_contents_come_from_the_command_line(there, tmp_path):
         (["--layers", "1"], "--layers belongs to --store layers"),
         (["--store", "layers"], "--store layers runs all layers; leave --threshold out"),
         (["--store", "units", "--centroids", "x.npy"], "--store units leaves at --layer"),
-        (["--hidden-states"], "takes --store layers"),
         (["--workers", "2"], "--workers are Ray's; add --ray"),
         (["--shard-files", "-1"], "give at least 1"),
         (["--max-seconds", "-1"], "give seconds above 0"),
@@ -212,11 +211,14 @@ def test_options_that_contradict_are_one_line(there, tmp_path, arguments, said):
     assert done.stderr.count("\n") == 1
 
 
-def test_these_options_need_a_list(there):
-    files = ["encode", there / "speech" / "00.wav", "--npy"]
-    done = subprocess.run([*PROGRAM, *map(str, files)], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == "error: --npy: these options need --manifest LIST\n"
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [(["encode", "00.wav", "--npy"], "--npy"), (["extract", "x", "--hidden-states"], "--hidden")],
+)
+def test_a_command_refuses_the_options_of_the_other(there, arguments, option):
+    done = subprocess.run([*PROGRAM, *arguments, "--output=x"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert option in done.stderr
 
 
 # ---- Ray ----

@@ -19,14 +19,13 @@ from daisy_jax.data.batches import (
     read_crops,
 )
 from daisy_jax.data.corpus import fingerprint, open_corpus
-from daisy_jax.data.labels import LabelsInOrder
+from daisy_jax.data.file_list import sound_files
 from daisy_jax.data.librispeech import has_split, training_splits
 from daisy_jax.data.mixing import draw_noise, mix
 from daisy_jax.data.prepared import prepare
-from daisy_jax.data.sound_files import sound_files
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import strictly
-from daisy_jax.training.cluster_targets import cluster_targets, mfcc
+from daisy_jax.training.cluster_targets import LabelsInOrder, cluster_targets, mfcc
 
 
 class Arrays:
@@ -240,7 +239,7 @@ def test_only_new_and_changed_files_are_opened_again(tmp_path, monkeypatch):
 def test_a_memory_that_is_not_understood_is_made_anew(tmp_path, content):
     folder = sounds.speech_folder(tmp_path / "speech", 2, (0.3, 0.9))
     first = open_corpus(folder)
-    durations._place(folder).write_text(content)
+    durations._cache_file(folder).write_text(content)
     np.testing.assert_array_equal(open_corpus(folder).lengths, first.lengths)
 
 

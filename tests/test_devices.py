@@ -12,9 +12,9 @@ from helpers import assert_close_to_scale
 from made_models import made_model
 
 import daisy_jax
-from daisy_jax import devices, parallel
-from daisy_jax.devices import fetched_behind, platform_of
+from daisy_jax import parallel
 from daisy_jax.features import files
+from daisy_jax.parallel import fetched_behind, platform_of
 
 
 class Computing:
@@ -150,7 +150,7 @@ def test_arrays_that_were_put_somewhere_decide(monkeypatch):
 @pytest.mark.parametrize(("placed", "rows"), [(True, 8), (False, 16)])
 def test_a_model_on_the_cpu_gets_the_cpus_batches(model, monkeypatch, tmp_path, placed, rows):
     """In a process whose default is an accelerator."""
-    monkeypatch.setattr(devices.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(parallel.jax, "default_backend", lambda: "gpu")
     shapes = []
 
     def counted(model, batch, lengths, **options):

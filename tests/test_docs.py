@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 GUIDES = {
     "training.md": ("train/branches.py", "train/labels.py"),
     "noise.md": ("train/noisy.py", "eval/noise.py", "eval/downstream.py"),
-    "corpora.md": ("daisy-jax encode", "train/downstream.py"),
+    "corpora.md": ("daisy-jax extract", "train/downstream.py"),
     "downstream.md": ("train/downstream.py", "eval/downstream.py", "eval/report.py"),
 }
 """Each with the scripts whose options its text names."""
@@ -27,7 +27,8 @@ COMMANDS = [
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     for line in block.replace("\\\n", "").splitlines()
 ]
-SCRIPTS = [command for command in COMMANDS if command.startswith(("python ", "daisy-jax encode "))]
+STARTS = ("python ", "daisy-jax encode ", "daisy-jax extract ")
+SCRIPTS = [command for command in COMMANDS if command.startswith(STARTS)]
 PROGRAM = [sys.executable, "-c", "from daisy_jax.commands.main import main; main()"]
 ELSEWHERE = ("--head-from", "--ratio", "--budget", "--help")
 

@@ -1,4 +1,4 @@
-"""Stage 2: features up to each exit, no gradient into the upstream, one executable, whole rows."""
+"""Stage 2: features up to each exit, no gradient into the trunk, one executable, whole rows."""
 
 import dataclasses
 import json
@@ -16,11 +16,12 @@ from daisy_jax.data.batches import Crop
 from daisy_jax.data.file_list import read_list
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule, fixed_layer
-from daisy_jax.features.contents import Labels, Layers
+from daisy_jax.features import contents
 from daisy_jax.features.extract import Extractor, encode_shard
 from daisy_jax.model.pooling import pool
 from daisy_jax.tasks import training
 from daisy_jax.tasks.presets import make_task, read_preset
+from daisy_jax.tasks.task import Measured
 from daisy_jax.tasks.task_data import open_examples, with_features
 from daisy_jax.tasks.trained_heads import TrainedHead, count_exits, load_head, save_head
 from daisy_jax.tasks.training import Evaluator, new_params
@@ -75,15 +76,15 @@ def test_a_store_of_a_whole_corpus_serves_a_task(corpora, model, speakers, tmp_p
     listed = tmp_path / "list"
     listed.write_text("\n".join([str(corpora / "VoxCeleb1"), *reversed(names)]))
     files = read_list(listed)
-    everything = Extractor(model, Layers(tuple(range(model.config.num_layers + 1))))
+    everything = Extractor(model, contents.layers(tuple(range(model.config.num_layers + 1))))
     for number in range(2):
         encode_shard(everything, files, number, 2, tmp_path / "store")
 
-    def opened_with(upstream, folder):
+    def opened_with(trunk, folder):
         task = make_task("sid", read_preset("sid", "daisy-tiny"))
         place = str(corpora / "VoxCeleb1")
         examples = open_examples(task, "train", place)
-        return with_features(task, "train", examples, place, upstream, folder, live=False)
+        return with_features(task, "train", examples, place, trunk, folder, live=False)
 
     data = opened_with(model, tmp_path / "store")
     np.testing.assert_allclose(data.entropy, speakers.entropy, rtol=1e-4)
@@ -93,11 +94,11 @@ def test_a_store_of_a_whole_corpus_serves_a_task(corpora, model, speakers, tmp_p
     np.testing.assert_allclose(ours["items"], theirs["items"], rtol=1e-2, atol=1e-2)
     with pytest.raises(InputError, match="holds model of another model; give a store"):
         opened_with(made_model(seed=4), tmp_path / "store")
-    encode_shard(Extractor(model, Labels()), files, 0, 1, tmp_path / "labels")
+    encode_shard(Extractor(model, contents.labels()), files, 0, 1, tmp_path / "labels")
     with pytest.raises(InputError, match="holds labels; give a store"):
         opened_with(model, tmp_path / "labels")
     # As many layers as it says, from the first on, but not all that the model has.
-    encode_shard(Extractor(model, Layers((0, 1, 2))), files, 0, 1, tmp_path / "some")
+    encode_shard(Extractor(model, contents.layers((0, 1, 2))), files, 0, 1, tmp_path / "some")
     with pytest.raises(InputError, match="does not hold the layers 3; store all"):
         opened_with(model, tmp_path / "some")
 
@@ -126,7 +127,7 @@ def test_stored_and_computed_features_are_the_same(corpora, model, middle, tap):
         data = opened("sid", corpora, model, live)
         rule = middle if tap == "block" else fixed_layer(2, LAYERS)
         batch = batch_of(data, rule, crops_of(data, 5))
-        arguments = (params, data.upstream, rule.threshold, rule.allowed, batch)
+        arguments = (params, data.trunk, rule.threshold, rule.allowed, batch)
         found.append(jax.jit(training.batch_features)(*arguments))
     stored, computed = found
     np.testing.assert_array_equal(stored.num_frames, computed.num_frames)
@@ -158,11 +159,11 @@ def test_a_crop_of_stored_features_is_that_part_of_the_utterance(speakers, middl
     np.testing.assert_array_equal(part["items"][0, :, :count], whole["items"][0, :, 5 : 5 + count])
 
 
-def test_each_device_runs_the_upstream_on_its_own_rows_alone(corpora, model, middle):
+def test_each_device_runs_the_trunk_on_its_own_rows_alone(corpora, model, middle):
     data = opened("sid", corpora, model, live=True)
     placed = parallel.place(batch_of(data, middle, crops_of(data, 8)))
     weights = {"layer_weights": jnp.zeros(LAYERS + 1, jnp.float32)}
-    arguments = parallel.replicate((weights, data.upstream))
+    arguments = parallel.replicate((weights, data.trunk))
     run = jax.jit(training.batch_features).lower(*arguments, 0.5, middle.allowed, placed)
     program = run.compile().as_text()
     assert "all-gather" not in program
@@ -174,27 +175,28 @@ def test_each_device_runs_the_upstream_on_its_own_rows_alone(corpora, model, mid
 # ---- gradients ----
 
 
-def loss_of(params, upstream, data, rule, batch):
-    arguments = (params, upstream, rule.threshold, rule.allowed, batch)
+def loss_of(params, trunk, data, rule, batch):
+    arguments = (params, trunk, rule.threshold, rule.allowed, batch)
     features = training.batch_features(*arguments)
     pooled, frames = features.pooled, features.num_frames
-    return data.task.loss(params["head"], pooled, frames, batch["targets"], None)
+    targets = jax.tree.map(jnp.asarray, batch["targets"])
+    return data.task.loss(params["head"], pooled, frames, targets, None)
 
 
-def test_no_gradient_reaches_the_upstream(corpora, model, middle):
+def test_no_gradient_reaches_the_trunk(corpora, model, middle):
     data = opened("sid", corpora, model, live=True)
     batch = batch_of(data, middle, crops_of(data, 3))
     params = new_params(data.task, SMALL.dim, LAYERS, data.examples.classes, 0)
 
-    def loss(params, upstream, rule):
-        return loss_of(params, upstream, data, rule, batch)
+    def loss(params, trunk, rule):
+        return loss_of(params, trunk, data, rule, batch)
 
     gradient = jax.jit(jax.grad(lambda *both: loss(*both, fixed_layer(2, LAYERS)), argnums=(0, 1)))
-    to_params, to_upstream = gradient(params, data.upstream)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(to_upstream))
+    to_params, to_trunk = gradient(params, data.trunk)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(to_trunk))
     assert all(np.any(leaf) for leaf in jax.tree.leaves(to_params["head"]))
-    # With exits the upstream has no gradient at all; the head's and the weights' are finite.
-    to_params = jax.jit(jax.grad(lambda params: loss(params, data.upstream, middle)))(params)
+    # With exits the trunk has no gradient at all; the head's and the weights' are finite.
+    to_params = jax.jit(jax.grad(lambda params: loss(params, data.trunk, middle)))(params)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(to_params))
 
 
@@ -226,22 +228,25 @@ def test_one_executable_serves_every_exit(corpora, model, middle):
 def test_an_evaluation_has_every_utterance_once_whatever_the_batches(speakers, middle):
     params = new_params(speakers.task, SMALL.dim, LAYERS, speakers.examples.classes, 0)
     one, many = (Evaluator(speakers, seconds)(params, middle) for seconds in (1.0, 30.0))
-    assert one.rows == many.rows
+    assert one.utterances == many.utterances
     assert one.loss == pytest.approx(many.loss, rel=1e-5)
-    assert [row["id"] for row in one.rows] == speakers.examples.corpus.names
+    assert [each.id for each in one.utterances] == speakers.examples.corpus.names
     exits, forced = middle.exits(speakers.entropy)
-    assert [row["exit_layer"] for row in one.rows] == exits.tolist()
-    assert [row["forced"] for row in one.rows] == forced.tolist()
-    hits = [row["accuracy_total"] for row in one.rows]
+    assert [each.exit_layer for each in one.utterances] == exits.tolist()
+    assert [each.forced for each in one.utterances] == forced.tolist()
+    hits = [each.measured.values["accuracy"][0] for each in one.utterances]
     assert one.value("accuracy") == pytest.approx(np.mean(hits))
     told = np.full(len(exits), 2), np.zeros(len(exits), bool)
     oracle = Evaluator(speakers, 30.0)(params, middle, told)
-    assert {row["exit_layer"] for row in oracle.rows} == {2}
+    assert {each.exit_layer for each in oracle.utterances} == {2}
 
 
 def test_a_measure_that_is_not_defined_for_an_utterance_is_left_out():
-    rows = [{"pesq_total": value, "pesq_weight": 1.0} for value in (2.0, float("nan"), 3.0)]
-    evaluation = training.Evaluation(rows, 0.5)
+    utterances = [
+        training.Utterance(str(value), 16_000, 1, False, Measured({"pesq": (value, 1.0)}))
+        for value in (2.0, float("nan"), 3.0)
+    ]
+    evaluation = training.Evaluation(utterances, 0.5)
     assert evaluation.value("pesq") == 2.5
     assert len(evaluation.measure("pesq")[0]) == 2
     assert evaluation.value("loss") == 0.5
@@ -253,8 +258,7 @@ def test_separation_is_evaluated_on_waveforms_of_true_length(corpora, model):
     found = Evaluator(data, 10.0)(params, fixed_layer(1, LAYERS))
     # New masks are all about one half: half the mixture improves nothing.
     assert found.value("si_sdri") == pytest.approx(0, abs=1.0)
-    seconds = [row["seconds"] for row in found.rows]
-    np.testing.assert_allclose(seconds, [0.8, 0.9, 1.0])
+    assert [each.samples for each in found.utterances] == [12_800, 14_400, 16_000]
 
 
 def test_entropies_alone_are_no_features(corpora, model):

@@ -225,7 +225,9 @@ def test_pooled_equals_eq_4_on_stored_hidden_states(base_model, references, weig
     full = encode(
         base_model, BATCH, BATCH_LENGTHS, layer_weights=weights, return_hidden_states=True
     )
-    assert_close_to_scale(full.pooled, pool(full.hidden_states, jnp.asarray(weights), full.exit_layer))
+    assert_close_to_scale(
+        full.pooled, pool(full.hidden_states, jnp.asarray(weights), full.exit_layer)
+    )
 
 
 def test_results_without_optional_outputs_are_the_same(any_model):

@@ -73,7 +73,7 @@ def test_pretraining_accuracy_is_one_where_the_model_is_always_right(
 
 def test_utterances_leave_where_they_are_forced_to(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "eval")
-    from forced_exits import Forced
+    from daisy_jax.study.forced_exits import Forced
 
     forced = Forced("tiny", "float32")
     assert forced.spread(1) == [6]

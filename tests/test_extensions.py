@@ -19,13 +19,13 @@ from made_models import made_model
 from own_task import Loudness, OneFile
 
 from daisy_jax import InputError, audio, encode, parallel, save
-from daisy_jax.features.contents import Layers
+from daisy_jax.features import contents
 from daisy_jax.features.extract import Extractor, extract_corpus
 from daisy_jax.model.hubert import embed
 from daisy_jax.model.layer_loops import tapped_layers
 from daisy_jax.tasks.presets import task_class
 from daisy_jax.tasks.trained_heads import load_head
-from daisy_jax.training.branch_validation import Validation
+from daisy_jax.training.branches import Validation
 
 PROJECT = pathlib.Path(__file__).parents[1]
 
@@ -136,7 +136,7 @@ def one_file(tmp_path_factory):
 
 def test_a_corpus_of_ones_own_goes_everywhere(one_file, tmp_path):
     corpus, model = OneFile(one_file), made_model()
-    store = extract_corpus(tmp_path, Extractor(model, Layers((0, 3))), corpus, one_file)
+    store = extract_corpus(tmp_path, Extractor(model, contents.layers((0, 3))), corpus, one_file)
     assert [row.id for row in store.rows] == corpus.names
     for index, length in enumerate(corpus.lengths):
         out = encode(model, corpus.read(index, 0, int(length))[None], threshold=-np.inf)

@@ -19,11 +19,11 @@ from daisy_jax import audio
 from daisy_jax.data.corpus import Selection, open_corpus
 from daisy_jax.encode import encode_taps
 from daisy_jax.errors import InputError
-from daisy_jax.features import extract
-from daisy_jax.features.contents import Layers
+from daisy_jax.features import contents, extract
 from daisy_jax.features.extract import Extractor, extract_corpus, model_digest, plan_shards
 from daisy_jax.features.shard_format import part_file, shard_file
 from daisy_jax.features.store import FeatureStore
+from daisy_jax.reporting import strictly
 
 ITEMS = range(SMALL.num_layers + 1)
 
@@ -50,7 +50,7 @@ def small_shards(monkeypatch):
 
 
 def made(folder, model, corpus, items=ITEMS):
-    return extract_corpus(folder, Extractor(model, Layers(tuple(items))), corpus, "speech")
+    return extract_corpus(folder, Extractor(model, contents.layers(tuple(items))), corpus, "speech")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_extraction_is_what_encode_sums_and_decides_by(any_model):
         [np.random.default_rng(n).standard_normal(n).astype(np.float32) for n in lengths]
     )
     items = range(config.num_layers + 1)
-    found = jax.jit(Layers(tuple(items)).__call__)(any_model, waveform, lengths)
+    found = jax.jit(contents.layers(tuple(items)).compute)(any_model, waveform, lengths)
     out = encode_taps(any_model, waveform, lengths, -np.inf, np.ones(config.num_layers, bool))
     for row, length in enumerate(lengths):
         frames = audio.frame_count(length)
@@ -102,7 +102,7 @@ def test_some_items_or_none(model):
     lengths = np.array([4_000, 2_000], np.int32)
 
     def run(model, items):
-        return jax.jit(Layers(tuple(items)).__call__)(model, waveform, lengths)
+        return jax.jit(contents.layers(tuple(items)).compute)(model, waveform, lengths)
 
     whole, some = run(model, ITEMS), run(model, (3, 1))
     np.testing.assert_array_equal(some.values, whole.values[:, [3, 1]])
@@ -264,21 +264,21 @@ def test_a_spoilt_store_is_named(model, corpus, finished, tmp_path):
         FeatureStore(tmp_path)
 
 
-def test_an_unreadable_utterance_is_noted_and_left_out(model, speech, tmp_path, left_out):
+def test_an_unreadable_utterance_is_noted_and_left_out_once(model, speech, tmp_path, left_out):
     folder = shutil.copytree(speech, tmp_path / "speech")
     corpus = open_corpus(folder)
     bad = folder / corpus.names[1]
     content = bytearray(bad.read_bytes())
     content[len(content) // 3 :] = bytes(len(content) - len(content) // 3)
     bad.write_bytes(content)
-    extractor = Extractor(model, Layers(tuple(ITEMS)))
+    extractor = Extractor(model, contents.layers(tuple(ITEMS)))
+    with strictly(), pytest.raises(InputError, match=corpus.names[1]):
+        extract_corpus(tmp_path / "strict", extractor, corpus, folder)
     store = extract_corpus(tmp_path / "store", extractor, corpus, folder)
-    assert corpus.names[1] in left_out[0]
     assert corpus.names[1] in store.rows[1].error
     assert store.errors == {str(bad): store.rows[1].error}
-    left_out.clear()
     part, places = store.of(corpus)
-    assert left_out == [store.rows[1].error]
+    assert left_out == [store.rows[1].error]  # by who uses the store, and not when it is made, too
     assert part.names == [corpus.names[place] for place in (0, 2, 3, 4, 5)]
     assert places.tolist() == [0, 2, 3, 4, 5]
     assert len(store.entropy) == 5

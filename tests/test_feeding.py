@@ -17,14 +17,14 @@ from daisy_jax import audio, calibration, parallel
 from daisy_jax.checkpoints import save
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.exits import fixed_layer
-from daisy_jax.features.contents import Layers
+from daisy_jax.features import contents
 from daisy_jax.features.extract import Extractor
 from daisy_jax.features.store import FeatureStore, StoredLabels
 from daisy_jax.model import frame_labels as labelling
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.task_data import open_examples, with_features
 from daisy_jax.tasks.training import Evaluator, new_params
-from daisy_jax.training.branch_validation import Validation
+from daisy_jax.training.branches import Validation
 
 LABELS = pathlib.Path(__file__).parents[1] / "train" / "labels.py"
 IN_TURN = ["start", "start", "fetch", "start", "fetch", "fetch"]
@@ -72,7 +72,7 @@ def speakers(corpora, model):
 
 
 def test_extraction_starts_the_next_batch_first(speakers, model, tmp_path, events):
-    extractor, corpus = Extractor(model, Layers((0,)), 1.0), speakers.examples.corpus
+    extractor, corpus = Extractor(model, contents.layers((0,)), 1.0), speakers.examples.corpus
     extractor._run = recorded(extractor._run, events)
     source = extractor.source("", 1)
     assert len(extractor.write_shard(tmp_path, 0, corpus, "", source)) == 12
@@ -83,7 +83,7 @@ def test_an_evaluation_starts_the_next_batch_first(speakers, events):
     evaluator = Evaluator(speakers, 1.0)
     evaluator._run = recorded(evaluator._run, events)
     params = new_params(speakers.task, SMALL.dim, 3, speakers.examples.classes, 0)
-    assert len(evaluator(params, fixed_layer(2, 3)).rows) == 12
+    assert len(evaluator(params, fixed_layer(2, 3)).utterances) == 12
     assert events == IN_TURN
 
 
@@ -122,6 +122,7 @@ class Late:
         return self.array.copy()
 
 
+@pytest.mark.usefixtures("unchecked_annotations")  # a result of a device that is none
 def test_calibration_takes_batches_that_the_caller_fills_again(model, monkeypatch):
     def slow(model, waveform, lengths, threshold):
         return types.SimpleNamespace(entropy=Late(waveform[:, :3]), num_frames=Late(lengths))

@@ -180,6 +180,7 @@ def test_no_paths_no_results(model):
     assert list(daisy_jax.encode_files(model, [])) == []
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_one_path_in_the_place_of_a_list_is_refused(model):
     for path in ("sound.wav", pathlib.Path("sound.wav")):
         with pytest.raises(InputError, match="must be a list of paths"):

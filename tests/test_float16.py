@@ -46,7 +46,7 @@ MODELS = {
     ],
 )
 def test_the_trunks_type_is_one_that_the_device_computes_in(platform, capability, wanted):
-    device = types.SimpleNamespace(platform=platform)
+    device = types.SimpleNamespace(platform=platform, device_kind=platform)
     if capability is not None:
         device.compute_capability = capability
     assert trunk_dtype(device) == wanted

@@ -139,7 +139,8 @@ def test_the_mask_loss_is_that_of_torch_spectra_and_every_permutation(
     torch = pytest.importorskip("torch")
     mixture, sources = mixtures
     settings, frames = mask_head.settings, jnp.asarray(FRAMES)
-    loss = mask_loss(mask_head, features, frames, mixture, sources, jnp.asarray(LENGTHS), None)
+    inputs = jnp.asarray(mixture), jnp.asarray(sources), jnp.asarray(LENGTHS)
+    loss = mask_loss(mask_head, features, frames, *inputs, None)
     width = settings.stft.frames(8_000)
     masks = np.asarray(mask_head(features, frames, jnp.asarray(LENGTHS), width), np.float64)
 
@@ -179,7 +180,8 @@ def test_masks_of_one_give_the_mixture_back(features, mixtures):
     head = MaskHead(12, 2, MASKS["minisuperb"], rngs=nnx.Rngs(1))
     head.output.bias = nnx.Param(jnp.full_like(head.output.bias[...], 100.0))
     mixture, _ = mixtures
-    found = separate(head, features, jnp.asarray(FRAMES), mixture, jnp.asarray(LENGTHS))
+    inputs = jnp.asarray(FRAMES), jnp.asarray(mixture), jnp.asarray(LENGTHS)
+    found = separate(head, features, *inputs)
     for row, length in enumerate(LENGTHS):
         reach = length // 160 * 160
         for source in range(2):
@@ -188,7 +190,7 @@ def test_masks_of_one_give_the_mixture_back(features, mixtures):
 
 
 def test_masks_of_an_utterance_do_not_depend_on_its_batch(mask_head, features, mixtures):
-    mixture, _ = mixtures
+    mixture = jnp.asarray(mixtures[0])
     together = separate(mask_head, features, jnp.asarray(FRAMES), mixture, jnp.asarray(LENGTHS))
     for row, length in enumerate(LENGTHS):
         if length:

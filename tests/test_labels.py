@@ -11,7 +11,7 @@ from daisy_jax import audio
 from daisy_jax.data.batches import Crop, read_labels
 from daisy_jax.data.corpus import Selection, open_corpus
 from daisy_jax.errors import InputError
-from daisy_jax.features.contents import Labels, Layers
+from daisy_jax.features import contents
 from daisy_jax.features.extract import Extractor, extract_corpus
 from daisy_jax.features.shard_format import Row, write_shard
 from daisy_jax.features.store import FeatureStore, StoredLabels
@@ -110,7 +110,7 @@ def test_labels_go_to_other_processes_by_name(corpus, labelled):
 
 
 def test_a_store_without_labels_is_refused(corpus, tmp_path):
-    layers = Extractor(made_model(), Layers((0, 1)))
+    layers = Extractor(made_model(), contents.layers((0, 1)))
     store = extract_corpus(tmp_path / "layers", layers, corpus, tmp_path)
     with pytest.raises(InputError, match="holds 0, 1 and no labels; give a folder that train"):
         StoredLabels(store, np.arange(4))
@@ -119,7 +119,9 @@ def test_a_store_without_labels_is_refused(corpus, tmp_path):
 
 
 def test_another_models_labels_are_not_mixed_in(corpus, tmp_path):
-    extract_corpus(tmp_path / "labels", Extractor(made_model(), Labels()), corpus, tmp_path)
-    other = Extractor(made_model(seed=1), Labels())
+    extract_corpus(
+        tmp_path / "labels", Extractor(made_model(), contents.labels()), corpus, tmp_path
+    )
+    other = Extractor(made_model(seed=1), contents.labels())
     with pytest.raises(InputError, match=r"holds features of something else .*head"):
         extract_corpus(tmp_path / "labels", other, corpus, tmp_path)

@@ -52,8 +52,8 @@ def test_ctc_loss_is_the_sum_over_all_paths():
 
     paths = [path for path in itertools.product(range(3), repeat=4) if collapsed(path)]
     total = sum(np.exp(log_probs[np.arange(4), list(path)].sum()) for path in paths)
-    ones = np.ones((1, 4), bool)
-    loss = ctc_loss(jnp.asarray(logits), ones, np.array([[2, 1]]), ones[:, :2])
+    ones = jnp.ones((1, 4), bool)
+    loss = ctc_loss(jnp.asarray(logits), ones, jnp.array([[2, 1]]), ones[:, :2])
     assert float(loss) == pytest.approx(-np.log(total) / 2, rel=1e-5)
 
 

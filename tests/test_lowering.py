@@ -15,7 +15,7 @@ from lowered import Program, fused_on_cpu, play_nvidia
 from daisy_jax import encode, frame_labels, parallel
 from daisy_jax.audio import frame_count, pad_batch
 from daisy_jax.exits import ExitRule
-from daisy_jax.features.contents import AtExit, Layers
+from daisy_jax.features import contents
 from daisy_jax.model import slices
 from daisy_jax.model.forms import one_form
 from daisy_jax.tasks.asr import CHARACTERS
@@ -206,11 +206,13 @@ def test_explicit_meshes(threshold):
 
 
 @pytest.mark.parametrize(
-    "content", [AtExit(ExitRule("", 0.5, np.ones(4, bool))), Layers((0, 1, 4))], ids=["exit", "all"]
+    "content",
+    [contents.at_exit(ExitRule("", 0.5, np.ones(4, bool))), contents.layers((0, 1, 4))],
+    ids=["exit", "all"],
 )
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_extraction_on_each_devices_own_rows(content, platform):
-    run = jax.jit(parallel.over_rows(content.__call__, 2), out_shardings=parallel.replicated())
+    run = jax.jit(parallel.over_rows(content.compute, 2), out_shardings=parallel.replicated())
     batch = parallel.place({"waveform": WAVEFORM, "lengths": LENGTHS})
     program = Program(platform, run, parallel.replicate(MODEL), batch["waveform"], batch["lengths"])
     assert program.fused == (platform == "cuda")

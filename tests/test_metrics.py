@@ -171,22 +171,23 @@ def test_the_mixture_itself_improves_nothing():
     assert improvement == pytest.approx(0, abs=1e-5)
 
 
-def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say():
+def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch):
+    monkeypatch.setattr(metrics, "RESAMPLES", 200)
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
         values = rng.normal(3.0, 1.0, 60)
-        low, high = bootstrap_interval(values, np.ones(60), resamples=200)
+        low, high = bootstrap_interval((values, np.ones(60)))
         covered += low <= 3.0 <= high
     assert 0.88 <= covered / 200 <= 0.99
 
 
 def test_a_bootstrap_of_a_rate_weighs_utterances_by_their_words():
     errors, words = np.array([0.0, 100.0]), np.array([1.0, 100.0])
-    low, high = bootstrap_interval(errors, words)
+    low, high = bootstrap_interval((errors, words))
     assert low == pytest.approx(0)
     assert high == pytest.approx(1)
-    assert np.isnan(bootstrap_interval(np.zeros(0), np.zeros(0))).all()
+    assert np.isnan(bootstrap_interval((np.zeros(0), np.zeros(0)))).all()
 
 
 def test_a_paired_interval_sees_differences_that_apart_ones_hide():

@@ -19,8 +19,8 @@ from daisy_jax.data.noisy_corpus import (
     RECIPES,
     Draw,
     NoisyCorpus,
-    draw_levels,
     draw_noises,
+    draw_snrs,
     drawn,
     read_speakers,
     speaker,
@@ -162,7 +162,7 @@ def test_long_recordings_are_cropped_and_short_ones_looped():
             if available >= length:
                 assert 0 <= offset <= available - length
             assert 0 <= offset < available
-            found = cut_noise(recordings, index, offset, length)
+            found = cut_noise(recordings, index, offset, int(length))
             endless = np.tile(recordings.recordings[index], 30)
             np.testing.assert_array_equal(found, endless[offset : offset + length])
     assert [last_offset(10, 4), last_offset(4, 4), last_offset(4, 10)] == [6, 3, 3]
@@ -176,7 +176,7 @@ def test_a_silent_cut_is_never_drawn():
         for (index, offset), length in zip(
             draw_noises(corpus, recordings, seed), corpus.lengths, strict=True
         ):
-            assert np.any(cut_noise(recordings, index, offset, length))
+            assert np.any(cut_noise(recordings, index, offset, int(length)))
     with pytest.raises(InputError, match="u0: 100 cuts of noise were all silent"):
         draw_noises(corpus, Arrays(silent=np.zeros(50_000)), 0)
 
@@ -242,12 +242,12 @@ def test_speakers_are_told_by_name_or_by_a_table(tmp_path):
 )
 def test_the_papers_recipe_has_its_shares(count, expected):
     names = [f"u{number}" for number in range(count)]
-    levels = draw_levels(names, RECIPES["paper"], 0)
+    levels = draw_snrs(names, RECIPES["paper"], 0)
     assert tuple(np.sum(levels == snr) for snr in (CLEAN, 10, 5, 0)) == expected
     np.testing.assert_array_equal(
-        draw_levels(names[::-1], RECIPES["paper"], 0), levels[::-1]
+        draw_snrs(names[::-1], RECIPES["paper"], 0), levels[::-1]
     )  # by name, not by place
-    assert np.any(draw_levels(names, RECIPES["paper"], 1) != levels)
+    assert np.any(draw_snrs(names, RECIPES["paper"], 1) != levels)
 
 
 # ---- mixtures ----

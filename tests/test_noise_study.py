@@ -20,12 +20,13 @@ from daisy_jax.console.pages import html_page, table
 from daisy_jax.cost import multiply_adds
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.noisy_corpus import CLEAN, NoisyCorpus, draw_noises
-from daisy_jax.data.noisy_folder import Mixture, read_log, write_log
+from daisy_jax.data.noisy_folder import NoisyFile, read_log, write_log
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
 from daisy_jax.study.level_errors import difference, level_sums, level_values
 from daisy_jax.study.noise_study import (
     Condition,
+    Later,
     check,
     later_than_clean,
     rank_correlation,
@@ -54,18 +55,18 @@ def leaving_at(layers, kind="clean", snr=CLEAN, names=None, agreement=None):
 
 def test_where_a_condition_leaves_and_what_that_saves():
     condition = leaving_at([1, 2, 2, 4])
-    found = spread(condition, RULE, SMALL)
-    assert found["exit_layers"] == [1, 2, 2, 3]
-    assert found["mean"] == 2
-    assert found["standard_deviation"] == pytest.approx(np.sqrt(0.5))
-    assert (found["min"], found["max"], found["forced"]) == (1, 3, 0.25)
-    assert found["final_labels"] == pytest.approx((0.6 + 0.8 + 0.8 + 1.0) / 4)
+    found = spread(condition, condition, RULE, SMALL)
+    assert found.exit_layers == [1, 2, 2, 3]
+    assert found.mean == 2
+    assert found.standard_deviation == pytest.approx(np.sqrt(0.5))
+    assert (found.min, found.max, found.forced) == (1, 3, 0.25)
+    assert found.final_labels == pytest.approx((0.6 + 0.8 + 0.8 + 1.0) / 4)
     spent = sum(
         int(multiply_adds(SMALL, n, k))
         for n, k in zip(condition.samples, [1, 2, 2, 3], strict=True)
     )
     full = sum(int(multiply_adds(SMALL, n, 3, np.zeros(3, bool))) for n in condition.samples)
-    assert found["multiply_adds_saved"] == pytest.approx(1 - spent / full)
+    assert found.multiply_adds_saved == pytest.approx(1 - spent / full)
 
 
 def test_versions_of_the_same_utterances_are_compared_in_pairs():
@@ -76,13 +77,13 @@ def test_versions_of_the_same_utterances_are_compared_in_pairs():
     layers = np.array([2, 3, 2, 3] * 8)[order]
     later = leaving_at(layers, "codec", None, [f"{n}.ogg" for n in order])
     later = later._replace(samples=clean.samples[order] + 80)
-    assert later_than_clean(clean, later, RULE) == (1.0, 1.0, 1.0, 32)
+    assert later_than_clean(clean, later, RULE) == Later(1.0, 1.0, 1.0, 32)
     # Other utterances: drawn apart, as the formula for two means has it.
     apart = later._replace(names=[f"x{n}" for n in range(32)])
-    value, low, high, pairs = later_than_clean(clean, apart, RULE)
+    found = later_than_clean(clean, apart, RULE)
     error = np.sqrt(2 * np.var([1, 2]) / 32)
-    assert (value, pairs) == (1.0, 0)
-    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+    assert (found.value, found.pairs) == (1.0, 0)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -134,12 +135,17 @@ def test_what_is_not_sensible_is_named():
     assert "entropy does not fall with depth" in check(clean, rising, RULE).problems
 
 
+def sums_of(rows, log):
+    """As they come out of utterances.parquet: an array a column."""
+    return level_sums({name: np.asarray([row[name] for row in rows]) for name in rows[0]}, log)
+
+
 def recognised(errors, words, layers, snrs=(CLEAN, 10.0, 5.0, 0.0)):
     """Rows and log of utterances, each at all levels: arrays [utterances, levels]."""
     rows, log = [], []
     for (utterance, level), wrong in np.ndenumerate(errors):
         name = f"test-{level}/{utterance}.flac"
-        log.append(Mixture(name, f"{utterance}.flac", snrs[level], "n.wav", 0, 1.0))
+        log.append(NoisyFile(name, f"{utterance}.flac", snrs[level], "n.wav", 0, 1.0))
         rows.append(
             {
                 "id": name,
@@ -158,7 +164,7 @@ def test_error_rates_by_level_and_their_two_averages():
     errors, words = rng.integers(0, 9, (40, 4)), rng.integers(5, 20, 40)
     layers = rng.integers(1, 13, (40, 4))
     rows, log = recognised(errors, words, layers)
-    sums = level_sums([rows[i] for i in rng.permutation(len(rows))], log)
+    sums = sums_of([rows[i] for i in rng.permutation(len(rows))], log)
     levels, plain, weighted = level_values(sums, "errors", "words")
     rates = errors.sum(axis=0) / words.sum()
     np.testing.assert_allclose([value for value, _, _ in levels], rates)
@@ -176,11 +182,12 @@ def test_the_difference_of_two_rules_is_paired():
     rng = np.random.default_rng(1)
     errors, words = rng.integers(0, 9, (40, 4)), np.full(40, 10)
     layers = np.ones((40, 4))
-    ours = level_sums(*recognised(errors, words, layers))
-    worse = level_sums(*recognised(errors + 1, words, layers))
-    for found in difference(worse, ours):
+    ours = sums_of(*recognised(errors, words, layers))
+    worse = sums_of(*recognised(errors + 1, words, layers))
+    apart = difference(worse, ours)
+    for found in (apart.plain, apart.weighted, *apart.levels):
         np.testing.assert_allclose(found, (0.1, 0.1, 0.1))
-    fewer = level_sums(*recognised(errors[:39], words[:39], layers[:39]))
+    fewer = sums_of(*recognised(errors[:39], words[:39], layers[:39]))
     with pytest.raises(InputError, match="evaluated on different utterances"):
         difference(fewer, ours)
 
@@ -188,15 +195,15 @@ def test_the_difference_of_two_rules_is_paired():
 def test_a_mixture_of_levels_needs_no_utterance_at_two_of_them():
     rows, log = recognised(np.array([[1, 0, 0, 0]] * 4), np.full(4, 10), np.ones((4, 4)))
     kept = [rows[0], rows[5], rows[10], rows[15]]  # an utterance a level
-    levels, plain, weighted = level_values(level_sums(kept, log), "errors", "words")
+    levels, plain, weighted = level_values(sums_of(kept, log), "errors", "words")
     assert [value for value, _, _ in levels] == [0.1, 0, 0, 0]
     assert plain[0] == pytest.approx(0.025)
     assert weighted is not None
     assert weighted[0] == pytest.approx(0.04)
-    clean_only = level_values(level_sums([rows[0]], log), "errors", "words")
+    clean_only = level_values(sums_of([rows[0]], log), "errors", "words")
     assert clean_only[2] is None  # not the paper's levels
     with pytest.raises(InputError, match=r"not in the log of the mixtures"):
-        level_sums([{**rows[0], "id": "other.flac"}], log)
+        sums_of([{**rows[0], "id": "other.flac"}], log)
 
 
 # ---- eval/noise.py ----
@@ -285,26 +292,26 @@ def test_every_utterance_and_every_mixture_is_kept(there, monkeypatch):
     assert all((there / "MUSAN" / row.noise).is_file() for row in log)
 
 
-def test_a_second_study_needs_no_upstream(there, monkeypatch, capsys, tmp_path):
+def test_a_second_study_needs_no_trunk(there, monkeypatch, capsys, tmp_path):
     assert full_study(there, monkeypatch) == 0
     capsys.readouterr()
 
     def refuse(*arguments, **options):
-        raise AssertionError("the upstream was run again")
+        raise AssertionError("the trunk was run again")
 
-    monkeypatch.setattr("daisy_jax.features.contents.Layers.__call__", refuse)
+    monkeypatch.setattr("daisy_jax.features.contents.tapped_layers", refuse)
     arguments = ["--musan", there / "MUSAN", "--kinds", "noise", "--snrs", 0, 10]
     assert noise_script(there, monkeypatch, *arguments, "--ratios", 0.3, 0.9) == 0
     assert "### Ratio 0.3" in capsys.readouterr().out
     # Other samples are another condition, though names and lengths are the same.
     for changed in (["--seed", 1], ["--level", "active"]):
-        with pytest.raises(AssertionError, match="the upstream was run again"):
+        with pytest.raises(AssertionError, match="the trunk was run again"):
             noise_script(there, monkeypatch, *arguments, *changed)
     louder = tmp_path / "far"
     for path in (there / "far").rglob("*.flac"):
         sounds.write(louder / path.relative_to(there / "far"), 5 * daisy_jax.audio.load(path))
     given = ["--conditions", f"far={louder}"]
-    with pytest.raises(AssertionError, match="the upstream was run again"):
+    with pytest.raises(AssertionError, match="the trunk was run again"):
         noise_script(there, monkeypatch, *given)
 
 

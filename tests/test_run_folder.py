@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from daisy_jax import parallel
-from daisy_jax.errors import InputError
-from daisy_jax.signals import Terminated
+from daisy_jax.errors import InputError, Terminated
 from daisy_jax.training.loop import fit
 from daisy_jax.training.run_folder import Run
 

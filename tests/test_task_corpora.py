@@ -12,8 +12,9 @@ import sounds
 
 from daisy_jax.data.batches import Crop
 from daisy_jax.data.corpus import open_corpus
+from daisy_jax.data.libri2mix import open_libri2mix
 from daisy_jax.data.librispeech import transcripts
-from daisy_jax.data.mixtures import open_libri2mix, open_voicebank
+from daisy_jax.data.voicebank import open_voicebank
 from daisy_jax.data.voxceleb import open_voxceleb
 from daisy_jax.errors import InputError
 from daisy_jax.tasks.asr import CHARACTERS, greedy_text

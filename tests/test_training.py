@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from made_models import made_model
 
 import daisy_jax
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, Terminated
 from daisy_jax.model.branches import Branches
 from daisy_jax.model.frame_labels import frame_labels
 from daisy_jax.model.hubert import embed, final_norm
 from daisy_jax.model.layer_loops import last_block, tapped_layers
-from daisy_jax.signals import Terminated
 from daisy_jax.training.branches import branch_scores, branches_loss, clip_each_branch
 from daisy_jax.training.loop import fit, warmup_then_decay
 from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
@@ -118,6 +117,7 @@ def test_given_labels_take_the_place_of_the_heads(model, batch):
 
 
 def test_no_gradient_of_the_branches_loss_reaches_the_trunk(model, batch):
+    batch = jax.tree.map(jnp.asarray, batch)
     gradient = jax.jit(jax.grad(lambda *both: branches_loss(*both, **batch)[0], argnums=(0, 1)))
     branches, trunk = gradient(model.branches, model)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(trunk))

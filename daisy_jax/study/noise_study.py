@@ -3,22 +3,24 @@
 Paper: sections 4.2 and 4.3, figures 2, 4 and 5.
 """
 
+import dataclasses
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from daisy_jax.cost import multiply_adds
 from daisy_jax.data.corpus import Corpus, corpus_name
 from daisy_jax.data.noisy_corpus import CLEAN, label
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
-from daisy_jax.features.contents import Layers
+from daisy_jax.features import contents
 from daisy_jax.features.extract import Extractor, extract_corpus, store_digest
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.hubert import Hubert
 from daisy_jax.reporting import leave_out
-from daisy_jax.tasks.metrics import RESAMPLES, middle
+from daisy_jax.tasks.metrics import Estimate, interval, resampled
 
 FALLING = -0.9
 """Largest rank correlation of mean entropy and depth that counts as falling."""
@@ -40,12 +42,11 @@ class Condition(NamedTuple):
     """dB; infinite for clean speech, None where there is none to speak of."""
     names: list[str]
     """Utterances, below the folder."""
-    samples: np.ndarray
-    """int [utterances]."""
-    entropy: np.ndarray
-    """float32 [utterances, L], nats."""
-    agreement: np.ndarray
-    """float32 [utterances, L], share of the frames that have the last layer's label."""
+    samples: Int[np.ndarray, " utterances"]
+    entropy: Float[np.ndarray, "utterances layers"]
+    """float32, nats."""
+    agreement: Float[np.ndarray, "utterances layers"]
+    """float32, share of the frames that have the last layer's label."""
 
     @property
     def title(self) -> str:
@@ -71,15 +72,9 @@ class Condition(NamedTuple):
 
 
 def measure(
-    model: Hubert,
-    corpus: Corpus,
-    kind: str,
-    snr: float | None,
-    *,
-    root: str,
-    stores: pathlib.Path,
+    model: Hubert, corpus: Corpus, kind: str, snr: float | None, *, root: str, stores: pathlib.Path
 ) -> Condition:
-    """Entropies and labels at every layer, out of the cache or by one pass of the upstream.
+    """Entropies and labels at every layer, out of the cache or by one pass of the trunk.
 
     Args:
       model: with branches.
@@ -97,7 +92,7 @@ def measure(
         raise InputError("this model has no branches; train them with train/branches.py")
     store = extract_corpus(
         stores / f"{corpus_name(root)}-{store_digest(model, corpus)}",
-        Extractor(model, Layers(())),
+        Extractor(model, contents.layers(())),
         corpus,
         root,
     )
@@ -116,31 +111,8 @@ def measure(
     )
 
 
-def spread(condition: Condition, rule: ExitRule, config: HubertConfig) -> dict[str, Any]:
-    """Where a condition's utterances leave under a rule, and what that costs and keeps."""
-    exits, forced = rule.exits(condition.entropy)
-    none = np.zeros(config.num_layers, bool)
-    full = multiply_adds(config, condition.samples, config.num_layers, none).sum()
-    spent = multiply_adds(config, condition.samples, exits, rule.evaluated).sum()
-    return {
-        "utterances": len(exits),
-        "mean": float(exits.mean()),
-        "standard_deviation": float(exits.std()),
-        "min": int(exits.min()),
-        "max": int(exits.max()),
-        "forced": float(forced.mean()),
-        "multiply_adds_saved": float(1 - spent / full),
-        "final_labels": final_labels(condition, exits),
-        "exit_layers": exits.tolist(),
-    }
-
-
-def final_labels(condition: Condition, exits: np.ndarray) -> float:
-    """Share of the frames that have the last layer's label at the exits, mean over utterances."""
-    return float(condition.agreement[np.arange(len(exits)), exits - 1].mean())
-
-
-class Later(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Later:
     """How much later a condition leaves than clean speech."""
 
     value: float
@@ -152,6 +124,52 @@ class Later(NamedTuple):
     """Utterances that were compared with their own clean version; 0: the sets were compared."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Where utterances leave under a rule, and what that costs and keeps."""
+
+    utterances: int
+    mean: float
+    standard_deviation: float
+    min: int
+    max: int
+    """Exit layers, as the two before."""
+    forced: float
+    """Share of the utterances."""
+    multiply_adds_saved: float
+    """Share of those at full depth without branches."""
+    final_labels: float
+    """Share of the frames that have the last layer's label at the exit."""
+    exit_layers: list[int]
+    later_than_clean: Later | None
+    """None for clean speech itself."""
+
+
+def spread(clean: Condition, condition: Condition, rule: ExitRule, config: HubertConfig) -> Spread:
+    """Looks where a condition's utterances leave."""
+    exits, forced = rule.exits(condition.entropy)
+    none = np.zeros(config.num_layers, bool)
+    full = multiply_adds(config, condition.samples, config.num_layers, none).sum()
+    spent = multiply_adds(config, condition.samples, exits, rule.evaluated).sum()
+    return Spread(
+        utterances=len(exits),
+        mean=float(exits.mean()),
+        standard_deviation=float(exits.std()),
+        min=int(exits.min()),
+        max=int(exits.max()),
+        forced=float(forced.mean()),
+        multiply_adds_saved=float(1 - spent / full),
+        final_labels=final_labels(condition, exits),
+        exit_layers=exits.tolist(),
+        later_than_clean=None if condition is clean else later_than_clean(clean, condition, rule),
+    )
+
+
+def final_labels(condition: Condition, exits: Int[np.ndarray, " utterances"]) -> float:
+    """Share of the frames that have the last layer's label at the exits, mean over utterances."""
+    return float(condition.agreement[np.arange(len(exits)), exits - 1].mean())
+
+
 def later_than_clean(clean: Condition, other: Condition, rule: ExitRule) -> Later:
     """Mean exit layer minus clean speech's, with a bootstrap interval over utterances.
 
@@ -160,30 +178,30 @@ def later_than_clean(clean: Condition, other: Condition, rule: ExitRule) -> Late
     two sets are drawn apart.
     """
     ours, theirs = rule.exits(other.entropy)[0], rule.exits(clean.entropy)[0]
-    places = {id: place for place, id in enumerate(clean.ids)}
+    numbers = {id: number for number, id in enumerate(clean.ids)}
     pairs = []
-    for place, id in enumerate(other.ids):
-        twin = places.get(id)
-        if twin is not None and abs(other.samples[place] / clean.samples[twin] - 1) <= 0.1:
-            pairs.append((place, twin))
-    rng = np.random.default_rng(0)
+    for number, id in enumerate(other.ids):
+        twin = numbers.get(id)
+        if twin is not None and abs(other.samples[number] / clean.samples[twin] - 1) <= 0.1:
+            pairs.append((number, twin))
     if 2 * len(pairs) >= len(ours):
-        apart = np.asarray([ours[place] - theirs[twin] for place, twin in pairs])
-        drawn = apart[rng.integers(len(apart), size=(RESAMPLES, len(apart)))].mean(axis=1)
+        apart = np.asarray([ours[number] - theirs[twin] for number, twin in pairs])
+        drawn = resampled(len(apart), lambda chosen: apart[chosen].mean())
         return Later(float(apart.mean()), *_ends(drawn, len(apart)), len(pairs))
-    sides = [side[rng.integers(len(side), size=(RESAMPLES, len(side)))] for side in (ours, theirs)]
-    drawn = sides[0].mean(axis=1) - sides[1].mean(axis=1)
+    rng = np.random.default_rng(0)
+    first = resampled(len(ours), lambda chosen: ours[chosen].mean(), rng)
+    second = resampled(len(theirs), lambda chosen: theirs[chosen].mean(), rng)
     value = float(ours.mean() - theirs.mean())
-    return Later(value, *_ends(drawn, min(len(ours), len(theirs))), 0)
+    return Later(value, *_ends(first - second, min(len(ours), len(theirs))), 0)
 
 
-def _ends(drawn: np.ndarray, utterances: int) -> tuple[float, float]:
+def _ends(drawn: Float[np.ndarray, " resamples"], utterances: int) -> tuple[float, float]:
     """A bootstrap over a handful of utterances would look surer than it is."""
-    return middle(drawn, 0.95) if utterances >= FEWEST else (float("nan"), float("nan"))
+    return interval(drawn) if utterances >= FEWEST else (float("nan"), float("nan"))
 
 
-def snr_correlation(levels: list[Condition], rule: ExitRule) -> tuple[float, float, float]:
-    """Spearman's rank correlation of SNR and exit layer, and the ends of its 95 % interval.
+def snr_correlation(levels: list[Condition], rule: ExitRule) -> Estimate:
+    """Spearman's rank correlation of SNR and exit layer.
 
     Below zero if noisier speech leaves later; NaN if everybody leaves at one layer, or if there are
     fewer than `FEWEST` utterances for an interval. The interval is a bootstrap over utterances,
@@ -195,19 +213,19 @@ def snr_correlation(levels: list[Condition], rule: ExitRule) -> tuple[float, flo
     """
     common = sorted(set.intersection(*(set(level.names) for level in levels)))
     if not common:
-        return float("nan"), float("nan"), float("nan")
+        return Estimate(float("nan"), float("nan"), float("nan"))
     exits = np.empty((len(common), len(levels)))
     for column, level in enumerate(levels):
         by_name = dict(zip(level.names, rule.exits(level.entropy)[0], strict=True))
         exits[:, column] = [by_name[name] for name in common]
     snrs = np.tile([level.snr for level in levels if level.snr is not None], len(common))
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(len(common), size=(RESAMPLES, len(common)))
-    values = np.asarray([rank_correlation(snrs, exits[chosen].ravel()) for chosen in drawn])
-    return rank_correlation(snrs, exits.ravel()), *_ends(values, len(common))
+    drawn = resampled(len(common), lambda chosen: rank_correlation(snrs, exits[chosen].ravel()))
+    return Estimate(rank_correlation(snrs, exits.ravel()), *_ends(drawn, len(common)))
 
 
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+def rank_correlation(
+    first: Shaped[np.ndarray, " pairs"], second: Shaped[np.ndarray, " pairs"]
+) -> float:
     """Spearman's, equal values sharing their mean rank; NaN if one side is constant.
 
     Unlike scipy's spearmanr it takes infinite values and warns of nothing.
@@ -220,7 +238,8 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-class Checks(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Checks:
     """Whether a model leaves sensibly under a condition; each of them by the limits above."""
 
     falls: float
@@ -235,13 +254,13 @@ class Checks(NamedTuple):
     @property
     def problems(self) -> list[str]:
         """What is not as it should be; none: the model leaves sensibly."""
-        found = {
+        failed = {
             "entropy does not fall with depth": not self.falls <= FALLING,
             "most are forced out": self.forced > MOST_FORCED,
             "most leave at the first layer": self.first > MOST_FIRST,
             "labels are less settled at the exit than on clean speech": self.lost > LABELS_LOST,
         }
-        return [text for text, holds in found.items() if holds]
+        return [text for text, fails in failed.items() if fails]
 
 
 def check(clean: Condition, other: Condition, rule: ExitRule) -> Checks:

@@ -5,23 +5,25 @@ import itertools
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key
 
 from daisy_jax import audio
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.librispeech import transcripts
+from daisy_jax.model.feature_encoder import valid_positions
 from daisy_jax.tasks.losses import ctc_loss
 from daisy_jax.tasks.lstm import BidirectionalLstm
 from daisy_jax.tasks.metrics import word_errors
 from daisy_jax.tasks.spec_augment import SpecAugment
-from daisy_jax.tasks.task import Examples, Measure, Measured, Task, TaskSettings
+from daisy_jax.tasks.task import Counts, Examples, Features, Measure, Measured, Task, TaskSettings
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 CHARACTERS = (*SPECIAL, "|", *"ETAOINHSRDLUMWCFGYPBVK'XJQZ")
 """The 32 outputs: fairseq's letters by frequency behind its four special entries. The first is
 CTC's blank, `|` ends a word, `</s>` an utterance."""
+NUMBERS = {character: number for number, character in enumerate(CHARACTERS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +52,10 @@ class AsrHead(nnx.Module):
         self.augment = settings.augment
 
     def __call__(
-        self, features: jax.Array, num_frames: jax.Array, key: jax.Array | None = None
-    ) -> jax.Array:
-        """Scores of the characters.
-
-        Args:
-          features: float32 [batch, frames, dim].
-          num_frames: int [batch], valid frames.
-          key: of augmentation and dropout; None: evaluation.
-
-        Returns:
-          float32 [batch, frames, 32].
-        """
-        mask = jnp.arange(features.shape[1])[None] < num_frames[:, None]
+        self, features: Features, num_frames: Counts, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "batch frames 32"]:
+        """Scores of the characters; with a key, of augmentation and dropout, as in training."""
+        mask = valid_positions(features.shape[1], num_frames)
         if key is None:
             return self.output(self.lstm(self.projection(features), mask))
         augment_key, between_key, last_key = jax.random.split(key, 3)
@@ -73,32 +66,31 @@ class AsrHead(nnx.Module):
 
 def asr_loss(
     head: AsrHead,
-    features: jax.Array,
-    num_frames: jax.Array,
-    characters: jax.Array,
-    key: jax.Array | None,
-) -> jax.Array:
-    """CTC loss per character, nats: `characters` int [batch, labels], 0 behind each text."""
+    features: Features,
+    num_frames: Counts,
+    characters: Int[Array, "batch labels"],
+    key: Key[Array, ""] | None,
+) -> Float[Array, ""]:
+    """CTC loss per character, nats; `characters` are 0 behind each text."""
     logits = head(features, num_frames, key)
-    mask = jnp.arange(logits.shape[1])[None] < num_frames[:, None]
+    mask = valid_positions(logits.shape[1], num_frames)
     return ctc_loss(logits, mask, characters, characters > 0)
 
 
-def spell(text: str) -> np.ndarray:
-    """A transcript's characters, int32 [labels]: words end with `|`, the text with `</s>`.
+def spell(text: str) -> Int[np.ndarray, " labels"]:
+    """A transcript's characters, int32: words end with `|`, the text with `</s>`.
 
     Case does not matter; what is not in the alphabet becomes `<unk>`.
     """
-    places = {character: place for place, character in enumerate(CHARACTERS)}
-    unknown = places["<unk>"]
     letters = [letter for word in text.upper().split() for letter in (*word, "|")]
-    found = [places.get(letter, unknown) for letter in letters] + [places["</s>"]]
-    return np.asarray(found, np.int32)
+    unknown = NUMBERS["<unk>"]
+    spelling = [NUMBERS.get(letter, unknown) for letter in letters]
+    return np.asarray([*spelling, NUMBERS["</s>"]], np.int32)
 
 
-def greedy_text(best: np.ndarray) -> str:
-    """The text of the best-scoring characters, int [frames]: repeats joined, blanks dropped."""
-    letters = [CHARACTERS[place] for place, _ in itertools.groupby(best.tolist())]
+def greedy_text(best: Int[np.ndarray, " frames"]) -> str:
+    """The text of the best-scoring characters: repeats joined, blanks dropped."""
+    letters = [CHARACTERS[number] for number, _ in itertools.groupby(best.tolist())]
     spoken = "".join(letter for letter in letters if letter not in SPECIAL)
     return " ".join(spoken.replace("|", " ").split())
 
@@ -107,7 +99,7 @@ WIDEST_TEXT = 64
 """Texts are padded to a multiple of so many characters, so that few shapes are compiled."""
 
 
-class Asr(Task):
+class Asr(Task[AsrHead]):
     """Texts are the targets."""
 
     name = "asr"

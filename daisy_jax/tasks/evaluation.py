@@ -1,48 +1,55 @@
-"""Rows of Table 1: the rules that a head is evaluated with, what they cost, what they take."""
+"""Rows of Table 1: the rules that a task head is evaluated with, what they cost, what they take."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+import functools
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from daisy_jax.audio import SAMPLE_RATE, batch_of_one
 from daisy_jax.cost import multiply_adds, threshold_for_cost
-from daisy_jax.devices import medians
 from daisy_jax.encode import encode
-from daisy_jax.exits import (
-    ExitRule,
-    exit_threshold,
-    fixed_layer,
-    span_rules,
-)
+from daisy_jax.exits import ExitRule, exit_threshold, fixed_layer, span_rules
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.hubert import Hubert
+from daisy_jax.parallel import medians
 from daisy_jax.reporting import followed
 from daisy_jax.tasks.metrics import bootstrap_interval
 from daisy_jax.tasks.task import Measure
-from daisy_jax.tasks.task_data import TaskData
+from daisy_jax.tasks.task_data import Exits, TaskData
 from daisy_jax.tasks.trained_heads import TrainedHead
 from daisy_jax.tasks.training import Evaluation, Evaluator, Params
 
+Kind = Literal["own", "span", "ratio", "layer", "compute", "oracle"]
+"""The head's own rule; a span; another ratio or layer; equal compute; or an oracle."""
+
 
 class Choice(NamedTuple):
-    """One way to evaluate a head."""
+    """One way to evaluate a task head."""
 
     label: str
-    kind: Literal["own", "span", "ratio", "layer", "compute", "oracle"]
-    """The head's own rule; a span; another ratio or layer; equal compute; or an oracle."""
+    kind: Kind
     value: str | float | None
     """Which span, ratio, layer, or layer whose compute it is."""
     rule: ExitRule
-    exits: tuple[np.ndarray, np.ndarray] | None = None
-    """Exit layers and forced exits that are told, in the place of the rule's: an oracle's."""
+    exits: Exits | None = None
+    """What an oracle says in the place of the rule."""
 
-    def cost(self, config: HubertConfig, samples: np.ndarray, exit_layer: np.ndarray) -> np.ndarray:
-        """Multiply-adds, branches included; an oracle needs none."""
-        evaluated = np.zeros_like(self.rule.allowed) if self.exits else self.rule.evaluated
-        return multiply_adds(config, samples, exit_layer, evaluated)
+    def costs(
+        self, evaluation: Evaluation, config: HubertConfig
+    ) -> tuple[Int[np.ndarray, " utterances"], Int[np.ndarray, " utterances"]]:
+        """Multiply-adds, branches included, of which an oracle needs none; and at full depth."""
+        samples = np.asarray([utterance.samples for utterance in evaluation.utterances])
+        layers = np.asarray([utterance.exit_layer for utterance in evaluation.utterances])
+        none = np.zeros(config.num_layers, bool)
+        evaluated = none if self.exits else self.rule.evaluated
+        return (
+            multiply_adds(config, samples, layers, evaluated),
+            multiply_adds(config, samples, config.num_layers, none),
+        )
 
 
 def spans(head: TrainedHead, share: float) -> list[Choice]:
@@ -92,62 +99,106 @@ def best_layers(head: TrainedHead, evaluator: Evaluator, params: Params) -> Choi
     No rule that decides by utterance can do better with this head: an upper bound, with the
     targets known. Needs stored features, and an evaluation a layer.
     """
-    task = evaluator.task
-    name, measure = next(iter(task.measures.items()))
+    name, measure = next(iter(evaluator.task.measures.items()))
     layers = range(1, len(head.rule.allowed) + 1)
     quality = []
     for layer in followed(layers, "layers"):
-        rows = evaluator(params, fixed_layer(layer, len(layers))).rows
-        values = np.asarray([row[f"{name}_total"] for row in rows], np.float64)
+        utterances = evaluator(params, fixed_layer(layer, len(layers))).utterances
+        values = np.asarray([each.measured.values[name][0] for each in utterances], np.float64)
         quality.append(values if measure.higher_is_better else -values)
-    ranked = np.nan_to_num(np.stack(quality), nan=-np.inf)
-    best = ranked.argmax(axis=0) + 1
+    best = np.nan_to_num(np.stack(quality), nan=-np.inf).argmax(axis=0) + 1
     exits = best, np.zeros(len(best), bool)
     return Choice("best layer of each utterance", "oracle", None, head.rule, exits)
 
 
-def upstream_seconds(
-    upstream: Hubert,
-    params: Params,
-    data: TaskData,
-    choices: Sequence[Choice],
-    count: int,
-    runs: int,
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Times of the upstream, one utterance at a time, warm, all rules in turns.
+class Timing(NamedTuple):
+    """How long the trunk takes with its branches, one utterance at a time."""
+
+    indices: Int[np.ndarray, " timed"]
+    """Utterances that were timed."""
+    seconds: dict[str, Float[np.ndarray, " timed"]]
+    """By the label of a choice; there are none of oracles."""
+    full_depth: Float[np.ndarray, " timed"]
+    """Seconds at full depth without branches."""
+
+
+def time_trunk(
+    trunk: Hubert, params: Params, data: TaskData, choices: Sequence[Choice], count: int, runs: int
+) -> Timing:
+    """Times the trunk, warm, all rules in turns.
 
     Args:
-      upstream: the model.
+      trunk: with its branches.
       params: with the weights of eq. (4), which is computed too.
       data: the utterances.
       choices: oracles among them are left out.
       count: how many utterances, evenly over the sorted durations.
       runs: measurements of each; medians are taken.
-
-    Returns:
-      which utterances, int [timed], and seconds of each by label, float [timed]; "reference" is
-      full depth without branches.
     """
     order = np.argsort(data.lengths, kind="stable")
-    chosen = order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]
-    layers = upstream.config.num_layers
+    indices = order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]
+    layers = trunk.config.num_layers
     rules = {choice.label: choice.rule for choice in choices if choice.exits is None}
-    rules["reference"] = fixed_layer(layers, layers)
+    rules[""] = fixed_layer(layers, layers)  # what the others are compared with
     weights = jnp.asarray(params["layer_weights"])
-    seconds: dict[str, list[float]] = {label: [] for label in rules}
-    for index in followed(chosen, "timing"):
+    times: list[list[float]] = []
+    for index in followed(indices, "timing"):
         waveform = data.examples.corpus.read(int(index), 0, int(data.lengths[index]))
-        placed = jax.device_put(batch_of_one(waveform))
+        batch = jax.device_put(batch_of_one(waveform))
 
-        def task(rule: ExitRule, placed: Any = placed) -> Callable[[], object]:
+        def pooled(rule: ExitRule, batch: tuple[jax.Array, jax.Array] = batch) -> object:
             options = {"threshold": rule.threshold, "allowed": rule.allowed}
-            return lambda: jax.block_until_ready(
-                encode(upstream, *placed, layer_weights=weights, **options).pooled
+            return jax.block_until_ready(
+                encode(trunk, *batch, layer_weights=weights, **options).pooled
             )
 
-        for label, time in medians({k: task(rule) for k, rule in rules.items()}, runs).items():
-            seconds[label].append(time)
-    return chosen, {label: np.asarray(times) for label, times in seconds.items()}
+        tasks = {label: functools.partial(pooled, rule) for label, rule in rules.items()}
+        times.append(list(medians(tasks, runs).values()))
+    seconds = dict(zip(rules, np.asarray(times).T, strict=True))
+    full_depth = seconds.pop("")
+    return Timing(indices, seconds, full_depth)
+
+
+class MeasuredValue(TypedDict):
+    """A measure of a whole part of a corpus; None in the place of what is not defined."""
+
+    value: float | None
+    interval: Sequence[float]
+    """Both ends, 95 %; None where the value is."""
+    undefined: int
+    """Utterances for which it is not defined."""
+
+
+class TimeSaved(TypedDict):
+    """Time against full depth."""
+
+    value: float
+    """Share of it."""
+    interval: Sequence[float]
+    """Both ends, 95 %."""
+    utterances: int
+    """So many were timed."""
+    multiply_adds_saved: float
+    """On the same utterances."""
+
+
+class Row(TypedDict):
+    """A rule in results.json."""
+
+    rule: str
+    kind: Kind
+    value: str | float | None
+    threshold: float | None
+    """Nats."""
+    allowed: list[int]
+    """Layers, from 1."""
+    measures: dict[str, MeasuredValue]
+    mean_exit_layer: float
+    forced: float | None
+    """Share of the utterances; None without a threshold."""
+    layers_saved: float
+    multiply_adds_saved: float
+    time_saved: TimeSaved | None
 
 
 def summary(
@@ -155,58 +206,75 @@ def summary(
     evaluation: Evaluation,
     config: HubertConfig,
     measures: dict[str, Measure],
-    times: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
-) -> dict[str, Any]:
-    """One row of the table; what each utterance costs is added to the evaluation's rows.
+    timing: Timing | None,
+) -> Row:
+    """One row of the table.
 
     Args:
       choice: how it was evaluated.
       evaluation: what came out.
-      config: the upstream's.
+      config: the trunk's.
       measures: the task's.
-      times: which utterances were timed, their seconds, and those at full depth; None: no times.
+      timing: None: nothing was timed.
     """
-    layers = np.asarray([row["exit_layer"] for row in evaluation.rows])
-    samples = np.asarray([round(row["seconds"] * SAMPLE_RATE) for row in evaluation.rows])
-    full = multiply_adds(config, samples, config.num_layers, np.zeros(config.num_layers, bool))
-    costs = choice.cost(config, samples, layers)
-    for row, cost, whole in zip(evaluation.rows, costs, full, strict=True):
-        row |= {"multiply_adds": int(cost), "full_multiply_adds": int(whole)}
-        row |= {"upstream_seconds": None, "full_depth_seconds": None}
-    found: dict[str, Any] = {
+    costs, full = choice.costs(evaluation, config)
+    layer = float(np.mean([utterance.exit_layer for utterance in evaluation.utterances]))
+    row: Row = {
         "rule": choice.label,
         "kind": choice.kind,
         "value": choice.value,
         "threshold": choice.rule.threshold,
         "allowed": (np.flatnonzero(choice.rule.allowed) + 1).tolist(),
         "measures": {},
-        "mean_exit_layer": float(layers.mean()),
+        "mean_exit_layer": layer,
         "forced": None,
-        "layers_saved": float(1 - layers.mean() / config.num_layers),
+        "layers_saved": 1 - layer / config.num_layers,
         "multiply_adds_saved": float(1 - costs.sum() / full.sum()),
         "time_saved": None,
     }
     if choice.rule.threshold is not None and choice.exits is None:
-        found["forced"] = float(np.mean([row["forced"] for row in evaluation.rows]))
+        row["forced"] = float(np.mean([utterance.forced for utterance in evaluation.utterances]))
     for name in measures:
-        totals, weights = evaluation.measure(name)
-        found["measures"][name] = {
+        sums = evaluation.measure(name)
+        row["measures"][name] = {
             "value": evaluation.value(name),
-            "interval": bootstrap_interval(totals, weights),
-            "undefined": len(evaluation.rows) - len(totals),
+            "interval": bootstrap_interval(sums),
+            "undefined": len(evaluation.utterances) - len(sums[0]),
         }
-    if times is not None:
-        chosen, seconds, reference = times
-        for index, spent, whole in zip(chosen, seconds, reference, strict=True):
-            evaluation.rows[index] |= {
-                "upstream_seconds": float(spent),
-                "full_depth_seconds": float(whole),
-            }
-        low, high = bootstrap_interval(seconds, reference)
-        found["time_saved"] = {
-            "value": float(1 - seconds.sum() / reference.sum()),
+    if timing is not None and choice.label in timing.seconds:
+        seconds, timed = timing.seconds[choice.label], timing.indices
+        low, high = bootstrap_interval((seconds, timing.full_depth))
+        row["time_saved"] = {
+            "value": float(1 - seconds.sum() / timing.full_depth.sum()),
             "interval": (1 - high, 1 - low),
-            "utterances": len(chosen),
-            "multiply_adds_saved": float(1 - costs[chosen].sum() / full[chosen].sum()),
+            "utterances": len(timed),
+            "multiply_adds_saved": float(1 - costs[timed].sum() / full[timed].sum()),
         }
-    return found
+    return row
+
+
+def utterance_rows(
+    choice: Choice, evaluation: Evaluation, config: HubertConfig, timing: Timing | None
+) -> list[dict[str, object]]:
+    """The rows of utterances.parquet, in the evaluation's order; arguments as of `summary`."""
+    rows: list[dict[str, object]] = []
+    for utterance, cost, full in zip(
+        evaluation.utterances, *choice.costs(evaluation, config), strict=True
+    ):
+        row: dict[str, object] = {
+            "rule": choice.label,
+            "id": utterance.id,
+            "seconds": utterance.samples / SAMPLE_RATE,
+            "exit_layer": utterance.exit_layer,
+            "forced": utterance.forced,
+            "text": utterance.measured.text,
+        }
+        for name, (total, weight) in utterance.measured.values.items():
+            row |= {f"{name}_total": total, f"{name}_weight": weight}
+        row |= {"multiply_adds": int(cost), "full_multiply_adds": int(full)}
+        rows.append(row | {"upstream_seconds": None, "full_depth_seconds": None})
+    if timing is not None and choice.label in timing.seconds:
+        times = zip(timing.indices, timing.seconds[choice.label], timing.full_depth, strict=True)
+        for index, seconds, full in times:
+            rows[index] |= {"upstream_seconds": float(seconds), "full_depth_seconds": float(full)}
+    return rows

@@ -6,35 +6,39 @@ Source: flashlight's beam search (Pratap et al. 2019), through the package flash
 import math
 import pathlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from daisy_jax.errors import InputError
-from daisy_jax.tasks.asr import CHARACTERS
+from daisy_jax.tasks.asr import CHARACTERS, NUMBERS
 
-WORD_END = CHARACTERS.index("|")
+if TYPE_CHECKING:
+    from flashlight.lib.text.decoder.kenlm import KenLM
+
+WORD_END = NUMBERS["|"]
 
 
 def read_lexicon(path: str | pathlib.Path) -> dict[str, list[int]]:
     """Words and their spelling: a line a word, `WORD W O R D |`; the spelling may be left out.
 
     Raises:
-      InputError: the file is missing, or a spelling has a character that the heads have not.
+      InputError: the file is missing, or a spelling has a character that the task heads have not.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such lexicon; give a file with a word a line")
-    places = {character: place for place, character in enumerate(CHARACTERS)}
     words: dict[str, list[int]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         word, *spelling = line.upper().split() or [""]
         if not word:
             continue
         letters = spelling or [*word, "|"]
-        unknown = [letter for letter in letters if letter not in places]
+        unknown = [letter for letter in letters if letter not in NUMBERS]
         if unknown:
             raise InputError(f"{path}:{number}: {unknown[0]!r} is none of the heads' characters")
-        words[word] = [places[letter] for letter in letters]
+        words[word] = [NUMBERS[letter] for letter in letters]
     if not words:
         raise InputError(f"{path}: holds no word; give a file with a word a line")
     return words
@@ -47,7 +51,7 @@ def lexicon_decoder(
     beam: int = 50,
     lm_weight: float = 2.0,
     word_score: float = -1.0,
-) -> Callable[[np.ndarray], str]:
+) -> Callable[[Float[np.ndarray, "frames 32"]], str]:
     """A beam search over the words of a lexicon.
 
     Args:
@@ -59,7 +63,7 @@ def lexicon_decoder(
       word_score: added for each word.
 
     Returns:
-      A function from log probabilities, float [frames, 32], to the text.
+      A function from log probabilities to the text.
 
     Raises:
       InputError: a file is missing or not as it should be.
@@ -76,14 +80,14 @@ def lexicon_decoder(
     words = read_lexicon(lexicon)
     names = list(words)
     if language_model:
-        lm, word_places = _language_model(language_model, names)
+        lm, numbers = _language_model(language_model, names)
     else:
-        lm, word_places = ZeroLM(), {name: place for place, name in enumerate(names)}
+        lm, numbers = ZeroLM(), {name: number for number, name in enumerate(names)}
     trie = Trie(len(CHARACTERS), WORD_END)
     start = lm.start(False)
     for name, spelling in words.items():
-        _, score = lm.score(start, word_places[name])
-        trie.insert(spelling, word_places[name], score)
+        _, score = lm.score(start, numbers[name])
+        trie.insert(spelling, numbers[name], score)
     trie.smear(SmearingMode.MAX)
     options = LexiconDecoderOptions(
         beam_size=beam,
@@ -97,24 +101,22 @@ def lexicon_decoder(
         criterion_type=CriterionType.CTC,
     )
     decoder = LexiconDecoder(options, trie, lm, WORD_END, 0, -1, [], False)
-    by_place = {place: name for name, place in word_places.items()}
+    by_number = {number: name for name, number in numbers.items()}
 
-    def decode(log_probs: np.ndarray) -> str:
+    def decode(log_probs: Float[np.ndarray, "frames 32"]) -> str:
         emissions = np.ascontiguousarray(log_probs, np.float32).copy()
         # What ends an utterance is spoken by nobody: to the search it is one more blank.
-        end = CHARACTERS.index("</s>")
-        emissions[:, 0] = np.logaddexp(emissions[:, 0], emissions[:, end])
-        frames, classes = emissions.shape
-        found = decoder.decode(emissions.ctypes.data, frames, classes)
-        if not found:
+        emissions[:, 0] = np.logaddexp(emissions[:, 0], emissions[:, NUMBERS["</s>"]])
+        hypotheses = decoder.decode(emissions.ctypes.data, *emissions.shape)
+        if not hypotheses:
             return ""
-        return " ".join(by_place[place] for place in found[0].words if place in by_place)
+        return " ".join(by_number[word] for word in hypotheses[0].words if word in by_number)
 
     return decode
 
 
-def _language_model(path: str | pathlib.Path, names: list[str]):
-    """Flashlight's KenLM, and the words' places in it."""
+def _language_model(path: str | pathlib.Path, names: list[str]) -> tuple["KenLM", dict[str, int]]:
+    """Flashlight's KenLM, and the words' numbers in it."""
     import importlib.util
 
     from flashlight.lib.text.decoder.kenlm import KenLM
@@ -129,5 +131,5 @@ def _language_model(path: str | pathlib.Path, names: list[str]):
         )
     dictionary = Dictionary([*names, "<unk>"])
     dictionary.set_default_index(dictionary.get_index("<unk>"))
-    places = {name: dictionary.get_index(name) for name in names}
-    return KenLM(str(path), dictionary), places
+    numbers = {name: dictionary.get_index(name) for name in names}
+    return KenLM(str(path), dictionary), numbers

@@ -2,27 +2,38 @@
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Bool, Float, Int
+
+
+def utterance_mean(
+    losses: Float[Array, " batch"], there: Bool[Array, " batch"]
+) -> Float[Array, ""]:
+    """Mean loss of the rows that are utterances; rows that only fill the batch do not count."""
+    count = jnp.maximum(jnp.sum(there), 1).astype(jnp.float32)
+    return jnp.sum(jnp.where(there, losses, 0)) / count
 
 
 def ctc_loss(
-    logits: jax.Array, frame_mask: jax.Array, labels: jax.Array, label_mask: jax.Array
-) -> jax.Array:
+    logits: Float[Array, "batch frames classes"],
+    frame_mask: Bool[Array, "batch frames"],
+    labels: Int[Array, "batch labels"],
+    label_mask: Bool[Array, "batch labels"],
+) -> Float[Array, ""]:
     """Connectionist temporal classification, per label: the mean that torch's CTCLoss takes.
 
     Args:
-      logits: float [batch, frames, classes]; class 0 is the blank.
-      frame_mask: bool [batch, frames].
-      labels: int [batch, labels], from 1; whatever where the mask is false.
-      label_mask: bool [batch, labels].
+      logits: scores; class 0 is the blank.
+      frame_mask: true on valid frames.
+      labels: from 1; whatever where the mask is false.
+      label_mask: true on a text's labels.
 
     Returns:
-      float32 scalar, nats: over the utterances, the mean of each loss divided by its number of
-      labels. An utterance with fewer frames than its labels need counts as 0 (zero_infinity), a
-      row without a frame not at all.
+      float32, nats: over the utterances, the mean of each loss divided by its number of labels. An
+      utterance with fewer frames than its labels need counts as 0 (zero_infinity), a row without a
+      frame not at all.
 
     Source: Graves et al. 2006.
     """
@@ -38,18 +49,19 @@ def ctc_loss(
     needed = count + jnp.sum(repeats, axis=-1, dtype=jnp.int32)
     possible = jnp.sum(frame_mask, axis=-1, dtype=jnp.int32) >= needed
     per_label = losses / jnp.maximum(count, 1).astype(jnp.float32)
-    rows = jnp.maximum(jnp.sum(jnp.any(frame_mask, axis=-1)), 1).astype(jnp.float32)
-    return jnp.sum(jnp.where(possible, per_label, 0)) / rows
+    return utterance_mean(jnp.where(possible, per_label, 0), jnp.any(frame_mask, axis=-1))
 
 
-def best_permutation(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+def best_permutation(
+    scores: Float[Array, "batch sources sources"],
+) -> tuple[Float[Array, " batch"], Int[Array, "batch sources"]]:
     """The assignment of estimates to targets with the highest mean score.
 
     Args:
-      scores: float [batch, sources, sources], of estimate (second axis) against target (third).
+      scores: of each estimate (second axis) against each target (third).
 
     Returns:
-      the mean score, float [batch], and for each target its estimate, int32 [batch, sources].
+      The mean score, and for each target its estimate.
 
     Source: utterance-level permutation invariant training, Kolbaek et al. 2017.
     """

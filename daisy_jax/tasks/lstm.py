@@ -1,42 +1,46 @@
-"""Bidirectional LSTMs for downstream heads, on batches of sequences of different length.
+"""Bidirectional LSTMs for task heads, on batches of sequences of different length.
 
 XLA's automatic gradient of a recurrence accumulates the recurrent kernel's gradient step by
 step. It is one matrix product once all steps are known, so the backward pass is written out here.
 """
 
 import functools
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Key
 
 from daisy_jax.model.forms import run_form
+
+Gates: TypeAlias = Float[Array, "frames batch gates"]
+"""4 * units: input, forget, cell and output gates."""
+Units: TypeAlias = Float[Array, "frames batch units"]
+Mask: TypeAlias = Bool[Array, "frames batch"]
+"""True on the valid frames, which lie together."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnames=("unroll",))
 def recurrence(
-    projected: jax.Array, kernel: jax.Array, mask: jax.Array, unroll: int = 1
-) -> jax.Array:
+    projected: Gates, kernel: Float[Array, "units gates"], mask: Mask, unroll: int = 1
+) -> Units:
     """One direction of an LSTM, from inputs that are already projected.
 
     Args:
-      projected: float [frames, batch, 4 * units], input products and biases of the input, forget,
-        cell and output gates.
-      kernel: float [units, 4 * units], recurrent.
-      mask: bool [frames, batch]; the valid frames of a sequence lie together. Elsewhere the state
-        stays as it is.
+      projected: input products and biases.
+      kernel: recurrent.
+      mask: where it is false the state stays as it is, and outputs are zero.
       unroll: steps in one turn of the loop.
-
-    Returns:
-      float [frames, batch, units], zero where `mask` is false.
 
     Source: Hochreiter and Schmidhuber 1997 with forget gates, in the form that torch.nn.LSTM has.
     """
     return _scan(projected, kernel, mask, unroll, keep=False)[0]
 
 
-def _scan(projected, kernel, mask, unroll, keep) -> Any:
+def _scan(
+    projected: Gates, kernel: Float[Array, "units gates"], mask: Mask, unroll: int, keep: bool
+) -> tuple[Units, tuple[Units, Gates] | None]:
     """Outputs, and for the gradient (`keep`) cells and gates too, which take time to write."""
     batch, units = projected.shape[1], kernel.shape[0]
     zeros = jnp.zeros_like(projected, shape=(batch, units))
@@ -58,12 +62,12 @@ def _scan(projected, kernel, mask, unroll, keep) -> Any:
 
 
 def _forward(projected, kernel, mask, unroll=1):
-    hidden, (cells, gates) = _scan(projected, kernel, mask, unroll, keep=True)
-    return hidden, (kernel, mask, hidden, cells, gates)
+    hidden, kept = _scan(projected, kernel, mask, unroll, keep=True)
+    return hidden, (kernel, mask, hidden, kept)
 
 
 def _backward(unroll, saved, gradient):
-    kernel, mask, hidden, cells, gates = saved
+    kernel, mask, hidden, (cells, gates) = saved
     first = jnp.zeros_like(cells[:1])
     # Before the first valid frame the state is zero, as the outputs of the frames there are.
     hidden_before = jnp.concatenate([first, hidden[:-1]])
@@ -115,8 +119,8 @@ class Direction(nnx.Module):
         self.recurrent_kernel = uniform(units, 4 * units)
         self.bias = uniform(4 * units)
 
-    def project(self, x: jax.Array) -> jax.Array:
-        """From float [frames, batch, inputs] to the gates' inputs, [frames, batch, 4 * units]."""
+    def project(self, x: Float[Array, "frames batch inputs"]) -> Gates:
+        """The gates' inputs."""
         return x @ self.kernel[...] + self.bias[...][None, None]
 
 
@@ -126,12 +130,9 @@ benchmarks/first_gpu.py decides): between two turns, a GPU's host has to start n
 
 
 def both_directions(
-    forward: Direction, backward: Direction, x: jax.Array, mask: jax.Array
-) -> jax.Array:
-    """One bidirectional layer: float [frames, batch, inputs] to [frames, batch, 2 * units].
-
-    `mask` is bool [frames, batch]. The backward direction begins at each sequence's last frame.
-    """
+    forward: Direction, backward: Direction, x: Float[Array, "frames batch inputs"], mask: Mask
+) -> Float[Array, "frames batch outputs"]:
+    """One bidirectional layer: the backward direction begins at each sequence's last frame."""
 
     def in_turn(projected, reversed_projected, mask):
         there = recurrence(projected, forward.recurrent_kernel[...], mask)
@@ -165,16 +166,21 @@ class BidirectionalLstm(nnx.Module):
         self.backward = nnx.List([Direction(width, units, rngs=rngs) for width in widths])
         self.dropout = dropout
 
-    def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: Float[Array, "batch frames inputs"],
+        mask: Bool[Array, "batch frames"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch frames outputs"]:
         """Runs all layers.
 
         Args:
-          x: float [batch, frames, inputs].
-          mask: bool [batch, frames], true on the first frames of each sequence.
+          x: the sequences.
+          mask: true on the first frames of each sequence.
           key: of dropout; None: no dropout.
 
         Returns:
-          float [batch, frames, 2 * units], zero on padded frames.
+          The last layer's outputs, 2 * units of them, zero on padded frames.
         """
         x, mask = jnp.swapaxes(x, 0, 1), mask.T
         for number, (forward, backward) in enumerate(zip(self.forward, self.backward, strict=True)):
@@ -183,7 +189,9 @@ class BidirectionalLstm(nnx.Module):
             x = both_directions(forward, backward, x, mask)
         return jnp.swapaxes(x, 0, 1)
 
-    def drop(self, x: jax.Array, key: jax.Array) -> jax.Array:
+    def drop(
+        self, x: Float[Array, "*rows units"], key: Key[Array, ""]
+    ) -> Float[Array, "*rows units"]:
         """Dropout as it is between the layers."""
         if not self.dropout:
             return x

@@ -7,15 +7,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Key
 
 from daisy_jax import audio
-from daisy_jax.data.mixtures import open_libri2mix, open_voicebank
+from daisy_jax.data.libri2mix import open_libri2mix
+from daisy_jax.data.voicebank import open_voicebank
 from daisy_jax.errors import InputError
-from daisy_jax.tasks.losses import best_permutation
+from daisy_jax.model.feature_encoder import valid_positions
+from daisy_jax.tasks.losses import best_permutation, utterance_mean
 from daisy_jax.tasks.lstm import BidirectionalLstm
 from daisy_jax.tasks.metrics import short_time_intelligibility, si_sdr_improvement, wideband_pesq
 from daisy_jax.tasks.spectra import Stft
-from daisy_jax.tasks.task import Examples, Measure, Measured, Task, TaskSettings, part_of, the_one
+from daisy_jax.tasks.task import (
+    Counts,
+    Examples,
+    Features,
+    Measure,
+    Measured,
+    Task,
+    TaskSettings,
+    part_of,
+    the_one,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +52,9 @@ class MaskSettings:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            known, value = get_args(field.type), getattr(self, field.name)
-            if known and value not in known:
-                raise InputError(f"{field.name} is {value!r}; it must be {' or '.join(known)}")
+            choices, value = get_args(field.type), getattr(self, field.name)
+            if choices and value not in choices:
+                raise InputError(f"{field.name} is {value!r}; it must be {' or '.join(choices)}")
         if audio.FRAME_HOP % self.stft.hop:
             raise InputError(
                 f"the spectrum's hop is {self.stft.hop}; it must divide {audio.FRAME_HOP}, the "
@@ -61,32 +74,22 @@ class MaskHead(nnx.Module):
 
     def __call__(
         self,
-        features: jax.Array,
-        num_frames: jax.Array,
-        lengths: jax.Array,
-        spectrum_frames: int,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Masks on the input's spectrum.
+        features: Features,
+        num_frames: Counts,
+        lengths: Counts,
+        steps: int,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch sources {steps} bins"]:
+        """Masks on the input's spectrum of so many steps; `key` is of dropout, in training.
 
-        Args:
-          features: float32 [batch, frames, dim].
-          num_frames: int [batch], valid frames.
-          lengths: int [batch], samples.
-          spectrum_frames: width of the input's spectrum.
-          key: of dropout; None: evaluation.
-
-        Returns:
-          float32 [batch, sources, spectrum_frames, bins]. A centred spectrum has a frame or two
-          more than HuBERT; their features are zero.
+        A centred spectrum has a frame or two more than HuBERT; their features are zero.
         """
-        valid = jnp.arange(features.shape[1])[None] < num_frames[:, None]
+        valid = valid_positions(features.shape[1], num_frames)
         features = jnp.where(valid[..., None], features, 0)
         features = jnp.repeat(features, audio.FRAME_HOP // self.settings.stft.hop, axis=1)
-        missing = max(spectrum_frames - features.shape[1], 0)
-        features = jnp.pad(features, ((0, 0), (0, missing), (0, 0)))[:, :spectrum_frames]
-        frames = self.settings.stft.frames(lengths)
-        mask = jnp.arange(spectrum_frames)[None] < frames[:, None]
+        missing = max(steps - features.shape[1], 0)
+        features = jnp.pad(features, ((0, 0), (0, missing), (0, 0)))[:, :steps]
+        mask = valid_positions(steps, self.settings.stft.frames(lengths))
         hidden = self.lstm(features, mask, key)
         if key is not None:
             hidden = self.lstm.drop(hidden, jax.random.fold_in(key, 0))
@@ -98,27 +101,20 @@ class MaskHead(nnx.Module):
 
 def mask_loss(
     head: MaskHead,
-    features: jax.Array,
-    num_frames: jax.Array,
-    mixture: jax.Array,
-    sources: jax.Array,
-    lengths: jax.Array,
-    key: jax.Array | None,
-) -> jax.Array:
+    features: Features,
+    num_frames: Counts,
+    mixture: Float[Array, "batch samples"],
+    sources: Float[Array, "batch sources samples"],
+    lengths: Counts,
+    key: Key[Array, ""] | None,
+) -> Float[Array, ""]:
     """Distance between masked and true magnitudes, over the best assignment of the sources.
 
-    Args:
-      head: the head.
-      features: float32 [batch, frames, dim].
-      num_frames: int [batch].
-      mixture: float [batch, samples], the input.
-      sources: float [batch, sources, samples].
-      lengths: int [batch], samples; rows without any do not count.
-      key: of dropout; None: evaluation.
+    Rows of no `lengths`, samples, do not count.
 
     Returns:
-      float32 scalar: the mean over utterances of each one's mean over sources and frames, summed
-      over bins.
+      float32: the mean over utterances of each one's mean over sources and frames, summed over
+      bins.
 
     Source: utterance-level permutation invariant training, Kolbaek et al. 2017; the scale, which
     decides what clipping does, is s3prl's.
@@ -143,22 +139,20 @@ def mask_loss(
     difference = estimate[:, :, None] - target[:, None]
     distance = difference**2 if settings.distance == "squared" else jnp.abs(difference)
     frames = settings.stft.frames(lengths)
-    inside = (jnp.arange(spectrum.shape[1])[None] < frames[:, None])[:, None, None, :, None]
+    inside = valid_positions(spectrum.shape[1], frames)[:, None, None, :, None]
     total = jnp.sum(jnp.where(inside, distance, 0), axis=(-2, -1))
     means = total / frames.astype(jnp.float32)[:, None, None]
-    losses = -best_permutation(-means)[0]
-    there = lengths > 0
-    return jnp.sum(jnp.where(there, losses, 0)) / jnp.maximum(jnp.sum(there), 1).astype(jnp.float32)
+    return utterance_mean(-best_permutation(-means)[0], lengths > 0)
 
 
 def separate(
     head: MaskHead,
-    features: jax.Array,
-    num_frames: jax.Array,
-    mixture: jax.Array,
-    lengths: jax.Array,
-) -> jax.Array:
-    """The sources' waveforms, with the input's phase: float32 [batch, sources, samples]."""
+    features: Features,
+    num_frames: Counts,
+    mixture: Float[Array, "batch samples"],
+    lengths: Counts,
+) -> Float[Array, "batch sources samples"]:
+    """The sources' waveforms, float32, with the input's phase."""
     stft = head.settings.stft
     spectrum = stft.forward(mixture, lengths)
     masks = head(features, num_frames, lengths, spectrum.shape[1])
@@ -170,15 +164,15 @@ def separate(
     return waveforms.reshape(batch, sources, -1)
 
 
-class _Masks(Task):
+class _Masks(Task[MaskHead]):
     """What enhancement and separation share: a mask a source, on the input's spectrum."""
 
     sources: ClassVar[int]
 
     def __init__(self, settings: TaskSettings):
         super().__init__(settings)
-        head: dict[str, Any] = dict(settings.head)
-        self._head = MaskSettings(**{**head, "stft": Stft(**head["stft"])})
+        head: dict[str, Any] = settings.head | {"stft": Stft(**settings.head["stft"])}
+        self._head = MaskSettings(**head)
 
     def head(self, dim: int, classes: tuple[str, ...], *, rngs: nnx.Rngs) -> MaskHead:
         """As for every `Task`."""
@@ -191,10 +185,9 @@ class _Masks(Task):
         sources = np.zeros((len(crops), self.sources, width), np.float32)
         for row, crop in enumerate(crops):
             if crop.samples:
-                samples = slice(0, crop.samples)
-                place = (crop.index, crop.start, crop.samples)
-                mixture[row, samples] = examples.corpus.read(*place)
-                sources[row, :, samples] = examples.targets.read_sources(*place)
+                part = (crop.index, crop.start, crop.samples)
+                mixture[row, : crop.samples] = examples.corpus.read(*part)
+                sources[row, :, : crop.samples] = examples.targets.read_sources(*part)
         samples = np.asarray([crop.samples for crop in crops], np.int32)
         return {"mixture": mixture, "sources": sources, "samples": samples}
 
@@ -226,12 +219,12 @@ class Enhancement(_Masks):
 
     def open(self, folder: str, part: str) -> Examples:
         """As for every `Task`."""
-        place = the_one(getattr(self.settings, part), f"{self.name}, {part}")
+        name = the_one(getattr(self.settings, part), f"{self.name}, {part}")
         held_out = self.settings.dev_speakers
         chosen = held_out if part == "dev" else ()
         without = held_out if part == "train" else ()
-        found = open_voicebank(folder, place, chosen, without)
-        return Examples(found.corpus, found)
+        recordings = open_voicebank(folder, name, chosen, without)
+        return Examples(recordings.corpus, recordings)
 
     def measure(self, examples, index, output):
         """As for every `Task`."""
@@ -245,13 +238,14 @@ class Enhancement(_Masks):
         return Measured(noisy_measures(examples.targets.read_sources(index)[0], noisy))
 
 
-def noisy_measures(clean: np.ndarray, estimate: np.ndarray) -> dict[str, tuple[float, float]]:
+def noisy_measures(
+    clean: Float[np.ndarray, " samples"], estimate: Float[np.ndarray, " samples"]
+) -> dict[str, tuple[float, float]]:
     """PESQ and STOI, each with weight 1."""
-    found = {
-        "pesq": wideband_pesq(clean, estimate),
-        "stoi": short_time_intelligibility(clean, estimate),
+    return {
+        "pesq": (wideband_pesq(clean, estimate), 1.0),
+        "stoi": (short_time_intelligibility(clean, estimate), 1.0),
     }
-    return {name: (value, 1.0) for name, value in found.items()}
 
 
 class Separation(_Masks):
@@ -265,12 +259,13 @@ class Separation(_Masks):
 
     def open(self, folder: str, part: str) -> Examples:
         """As for every `Task`."""
-        place = the_one(getattr(self.settings, part), f"{self.name}, {part}")
-        found = open_libri2mix(folder, place)
-        examples = Examples(found.corpus, found)
-        limit = self.settings.dev_utterances
-        if part == "dev" and limit and len(found.corpus.names) > limit:
-            order = np.random.default_rng(0).permutation(len(found.corpus.names))
+        mixtures = open_libri2mix(
+            folder, the_one(getattr(self.settings, part), f"{self.name}, {part}")
+        )
+        examples = Examples(mixtures.corpus, mixtures)
+        count, limit = len(mixtures.corpus.names), self.settings.dev_utterances
+        if part == "dev" and 0 < limit < count:
+            order = np.random.default_rng(0).permutation(count)
             examples = part_of(examples, np.sort(order[:limit]))
         return examples
 

@@ -4,8 +4,11 @@ import functools
 import itertools
 import math
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from daisy_jax import audio
 from daisy_jax.reporting import logger
@@ -21,24 +24,21 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     words = len(reference.split())
     if not words:  # jiwer's convention would hide how many words were inserted
         return len(hypothesis.split()), 0
-    found = jiwer.process_words(reference, hypothesis)
-    return found.substitutions + found.deletions + found.insertions, words
+    counts = jiwer.process_words(reference, hypothesis)
+    return counts.substitutions + counts.deletions + counts.insertions, words
 
 
 LOWEST_PESQ = 0.999 + 4 / (1 + math.exp(1.3669 * 0.5 + 3.8224))
 """P.862.2's map of the raw score -0.5: what an estimate gets that is silence."""
 
 
-def wideband_pesq(clean: np.ndarray, estimate: np.ndarray) -> float:
-    """PESQ of ITU-T P.862.2, about 1 to 4.64; NaN where its reference code finds no speech.
+def wideband_pesq(
+    clean: Float[np.ndarray, " samples"], estimate: Float[np.ndarray, " samples"]
+) -> float:
+    """PESQ of ITU-T P.862.2 at 16 kHz, about 1 to 4.64.
 
-    Args:
-      clean: float [samples], 16 kHz.
-      estimate: float [samples].
-
-    Returns:
-      The score; NaN, and a warning once, if the package `pesq` is not there: pip builds it with a
-      C compiler.
+    NaN where its reference code finds no speech; NaN, and a warning once, if the package `pesq` is
+    not there: pip builds it with a C compiler.
     """
     try:
         import pesq
@@ -61,7 +61,9 @@ def _say_no_pesq() -> None:
     )
 
 
-def short_time_intelligibility(clean: np.ndarray, estimate: np.ndarray) -> float:
+def short_time_intelligibility(
+    clean: Float[np.ndarray, " samples"], estimate: Float[np.ndarray, " samples"]
+) -> float:
     """STOI, between about 0 and 1; NaN below the 0.4 s of speech that it needs.
 
     Source: Taal et al. 2011. The paper's Table 1 gives it times 100.
@@ -77,34 +79,29 @@ def short_time_intelligibility(clean: np.ndarray, estimate: np.ndarray) -> float
 
 
 def si_sdr_improvement(
-    estimates: np.ndarray, sources: np.ndarray, mixture: np.ndarray
+    estimates: Float[np.ndarray, "sources samples"],
+    sources: Float[np.ndarray, "sources samples"],
+    mixture: Float[np.ndarray, " samples"],
 ) -> tuple[float, float]:
     """Scale-invariant SDR over that of the mixture, in the best order of the estimates.
 
-    Args:
-      estimates: float [sources, samples].
-      sources: float [sources, samples].
-      mixture: float [samples].
-
     Returns:
-      means over the sources, dB: the improvement, and the SI-SDR itself.
+      Means over the sources, dB: the improvement, and the SI-SDR itself.
     """
     scores = si_sdr(estimates[:, None], sources[None])
     orders = itertools.permutations(range(len(sources)))
-    places = np.arange(len(sources))
-    reached = max(float(np.mean(scores[list(order), places])) for order in orders)
+    reached = max(float(np.mean([scores[e, s] for s, e in enumerate(order)])) for order in orders)
     return reached - float(np.mean(si_sdr(mixture[None], sources))), reached
 
 
-def si_sdr(estimate: np.ndarray, target: np.ndarray) -> np.ndarray:
+def si_sdr(
+    estimate: Float[np.ndarray, "*#rows samples"], target: Float[np.ndarray, "*#rows samples"]
+) -> Float[np.ndarray, "..."]:
     """Scale-invariant signal-to-distortion ratio, without removal of the mean.
 
-    Args:
-      estimate: float [..., samples].
-      target: float [..., samples].
-
     Returns:
-      float64 [...], dB, between -80 and 80: silence and equal signals have a value, too.
+      One for each row, float64, dB, between -80 and 80: silence and equal signals have a value,
+      too.
 
     Source: Le Roux et al. 2019.
     """
@@ -114,64 +111,77 @@ def si_sdr(estimate: np.ndarray, target: np.ndarray) -> np.ndarray:
     signal = np.sum((scale * target) ** 2, axis=-1)
     distortion = np.sum((estimate - scale * target) ** 2, axis=-1)
     floor = 1e-8 * np.sum(estimate * estimate, axis=-1) + 1e-20
-    return 10 * np.log10((signal + floor) / (distortion + floor))
-
-
-def paired_interval(
-    ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray], share: float = 0.95
-) -> tuple[float, float]:
-    """An interval for the difference of two values on the same utterances, drawn together.
-
-    Args:
-      ours: totals and weights, float [utterances], as `bootstrap_interval` takes them.
-      theirs: those of the other, in the same order.
-      share: of the resampled differences that lie inside.
-    """
-    count = len(ours[0])
-    rng = np.random.default_rng(0)
-    differences = []
-    for _ in range(RESAMPLES):
-        drawn = rng.integers(count, size=count)
-        values = [
-            totals[drawn].sum() / weights[drawn].sum() if weights[drawn].sum() else np.nan
-            for totals, weights in (ours, theirs)
-        ]
-        differences.append(values[0] - values[1])
-    return middle(np.asarray(differences), share)
+    return np.asarray(10 * np.log10((signal + floor) / (distortion + floor)))
 
 
 RESAMPLES = 1000
 
 
-def bootstrap_interval(
-    totals: np.ndarray, weights: np.ndarray, share: float = 0.95, resamples: int = RESAMPLES
-) -> tuple[float, float]:
-    """An interval for sum(totals) / sum(weights) by drawing utterances with replacement.
+class Estimate(NamedTuple):
+    """A value and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def resampled(
+    count: int,
+    statistic: Callable[[Int[np.ndarray, " utterances"]], float | Float[np.ndarray, "..."]],
+    rng: np.random.Generator | None = None,
+) -> Float[np.ndarray, "resamples ..."]:
+    """A bootstrap: a statistic of as many utterances as there are, drawn with replacement.
 
     Args:
-      totals: float [utterances], such as word errors.
-      weights: float [utterances], such as words; ones for a plain mean.
-      share: of the resampled values that lie inside.
-      resamples: how many; always the same draws.
-
-    Returns:
-      the ends of the interval (percentiles); NaN without an utterance.
+      count: how many utterances there are.
+      statistic: of the utterances with these numbers.
+      rng: where the draws come from; None: they are always the same, so that two statistics of the
+        same utterances can be compared in pairs.
     """
-    count = len(totals)
-    if not count:
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(0)
-    values = np.empty(resamples)
-    for number in range(resamples):
-        drawn = rng.integers(count, size=count)
-        weight = weights[drawn].sum()
-        values[number] = totals[drawn].sum() / weight if weight else np.nan
-    return middle(values, share)
+    rng = np.random.default_rng(0) if rng is None else rng
+    return np.asarray([statistic(rng.integers(count, size=count)) for _ in range(RESAMPLES)])
 
 
-def middle(values: np.ndarray, share: float) -> tuple[float, float]:
-    """The ends of the interval in which a share of the values lies; NaN if all are NaN."""
+def interval(values: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
+    """The ends of the interval in which 95 % of the values lie; NaN if all are NaN."""
     if not np.isfinite(values).any():
         return float("nan"), float("nan")
-    low, high = np.nanquantile(values, [(1 - share) / 2, (1 + share) / 2])
+    low, high = np.nanquantile(values, [0.025, 0.975])
     return float(low), float(high)
+
+
+def quotient(
+    totals: Float[np.ndarray, "utterances *columns"],
+    weights: Float[np.ndarray, "utterances *columns"],
+) -> Float[np.ndarray, "*columns"]:
+    """Sum of totals, such as word errors, over sum of weights, such as words; NaN without weight.
+
+    Weights of 1 make it a plain mean.
+    """
+    over = np.sum(weights, axis=0)
+    nothing = np.full(np.shape(over), np.nan)
+    return np.divide(np.sum(totals, axis=0), over, out=nothing, where=over > 0)
+
+
+Sums = tuple[Float[np.ndarray, " utterances"], Float[np.ndarray, " utterances"]]
+"""Totals and weights, as `quotient` takes them."""
+
+
+def bootstrap_interval(sums: Sums) -> tuple[float, float]:
+    """An interval for the quotient by drawing utterances with replacement; NaN without any."""
+    totals, weights = sums
+    if not len(totals):
+        return float("nan"), float("nan")
+    return interval(resampled(len(totals), lambda drawn: quotient(totals[drawn], weights[drawn])))
+
+
+def paired_interval(ours: Sums, theirs: Sums) -> tuple[float, float]:
+    """An interval for the difference of two quotients of the same utterances, drawn together."""
+
+    def apart(drawn: Int[np.ndarray, " utterances"]) -> Float[np.ndarray, ""]:
+        first, second = (
+            quotient(totals[drawn], weights[drawn]) for totals, weights in (ours, theirs)
+        )
+        return np.asarray(first - second)
+
+    return interval(resampled(len(ours[0]), apart))

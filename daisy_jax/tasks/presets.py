@@ -5,7 +5,7 @@ import importlib
 import json
 import pathlib
 import tomllib
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 from daisy_jax.errors import InputError
 from daisy_jax.tasks.asr import Asr
@@ -23,7 +23,8 @@ def read_preset(task: str, preset: str) -> TaskSettings:
 
     Args:
       task: asr, sid, se or ss, or the name of a task of the user's.
-      preset: superb, minisuperb, or a TOML file of the user's with one table [TASK.NAME].
+      preset: superb, minisuperb, daisy-tiny, or a TOML file of the user's with one table
+        [TASK.NAME].
 
     Raises:
       InputError: there is no such preset, or its table is not one of a task's settings.
@@ -46,12 +47,12 @@ def read_preset(task: str, preset: str) -> TaskSettings:
     return settings_of(tables[names[0]], str(path))
 
 
-def settings_of(table: dict[str, Any], where: str) -> TaskSettings:
+def settings_of(table: dict[str, object], where: str) -> TaskSettings:
     """Settings from a table of TOML or JSON; an InputError that begins with `where`."""
-    known = {field.name for field in dataclasses.fields(TaskSettings)}
-    left = sorted(set(table) - known)
-    if left:
-        raise InputError(f"{where}: unknown settings {', '.join(left)}")
+    names = {field.name for field in dataclasses.fields(TaskSettings)}
+    unknown = sorted(set(table) - names)
+    if unknown:
+        raise InputError(f"{where}: unknown settings {', '.join(unknown)}")
     values: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in table.items()
     }
@@ -71,15 +72,15 @@ def task_class(task: str) -> type[Task]:
         return TASKS[task]
     module, _, name = task.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name) if name else None
+        kind = getattr(importlib.import_module(module), name) if name else None
     except (ImportError, AttributeError) as error:
         raise InputError(
             f"task {task!r}: {error}; give MODULE:CLASS that can be imported"
         ) from None
-    if not (isinstance(found, type) and issubclass(found, Task)):
-        known = ", ".join(TASKS)
-        raise InputError(f"no task {task!r}; there are {known}, or MODULE:CLASS of a Task")
-    return found
+    if not (isinstance(kind, type) and issubclass(kind, Task)):
+        names = ", ".join(TASKS)
+        raise InputError(f"no task {task!r}; there are {names}, or MODULE:CLASS of a Task")
+    return kind
 
 
 def make_task(task: str, settings: TaskSettings) -> Task:
@@ -88,7 +89,9 @@ def make_task(task: str, settings: TaskSettings) -> Task:
     try:
         return kind(settings)
     except (TypeError, KeyError) as error:
-        raise InputError(f"the head's settings of {kind.name} are not right: {error}") from None
+        raise InputError(
+            f"the task head's settings of {kind.name} are not right: {error}"
+        ) from None
 
 
 def task_reference(task: Task) -> str:
@@ -97,11 +100,24 @@ def task_reference(task: Task) -> str:
     return kind.name if TASKS.get(kind.name) is kind else f"{kind.__module__}:{kind.__qualname__}"
 
 
-def paper_source() -> str:
-    """Where the figures are from."""
-    return json.loads(TABLE1.read_text(encoding="utf-8"))["source"]
+class PaperRow(TypedDict):
+    """A row of a task in Table 1, as it is printed there."""
+
+    measures: str
+    """One or two numbers."""
+    time_saved: str
+    """Per cent of the forward time."""
 
 
-def paper_rows(task: str) -> dict[str, dict[str, Any]]:
-    """The paper's rows of a task, by rule: "measures" and "time_saved"; none of other tasks."""
-    return json.loads(TABLE1.read_text(encoding="utf-8")).get(task, {})
+class Table1(NamedTuple):
+    """Table 1 of the paper."""
+
+    source: str
+    rows: dict[str, dict[str, PaperRow]]
+    """By task and rule."""
+
+
+def read_table1() -> Table1:
+    """Table 1 of the paper, which has the four tasks that are ours."""
+    content = json.loads(TABLE1.read_text(encoding="utf-8"))
+    return Table1(content["source"], {task: content[task] for task in TASKS})

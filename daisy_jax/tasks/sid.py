@@ -7,9 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from daisy_jax.data.voxceleb import open_voxceleb
-from daisy_jax.tasks.task import Examples, Measure, Measured, Task, TaskSettings, the_one
+from daisy_jax.model.feature_encoder import valid_positions
+from daisy_jax.tasks.losses import utterance_mean
+from daisy_jax.tasks.task import (
+    Counts,
+    Examples,
+    Features,
+    Measure,
+    Measured,
+    Task,
+    TaskSettings,
+    the_one,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,25 +38,24 @@ class SidHead(nnx.Module):
         self.projection = nnx.Linear(dim, settings.projection, rngs=rngs)
         self.output = nnx.Linear(settings.projection, speakers, rngs=rngs)
 
-    def __call__(self, features: jax.Array, num_frames: jax.Array) -> jax.Array:
-        """From float32 [batch, frames, dim] and valid frames int [batch] to [batch, speakers]."""
-        mask = jnp.arange(features.shape[1])[None] < num_frames[:, None]
+    def __call__(self, features: Features, num_frames: Counts) -> Float[Array, "batch speakers"]:
+        """Scores of the speakers."""
+        mask = valid_positions(features.shape[1], num_frames)
         projected = jnp.where(mask[..., None], self.projection(features), 0)
         count = jnp.maximum(num_frames, 1).astype(projected.dtype)
         return self.output(jnp.sum(projected, axis=1) / count[:, None])
 
 
 def sid_loss(
-    head: SidHead, features: jax.Array, num_frames: jax.Array, speaker: jax.Array
-) -> jax.Array:
-    """Mean cross entropy, nats, of speakers int [batch]; empty rows do not count."""
+    head: SidHead, features: Features, num_frames: Counts, speaker: Int[Array, " batch"]
+) -> Float[Array, ""]:
+    """Mean cross entropy, nats; empty rows do not count."""
     log_probs = jax.nn.log_softmax(head(features, num_frames))
     losses = -jnp.take_along_axis(log_probs, speaker[:, None], axis=-1)[:, 0]
-    there = num_frames > 0
-    return jnp.sum(jnp.where(there, losses, 0)) / jnp.maximum(jnp.sum(there), 1).astype(jnp.float32)
+    return utterance_mean(losses, num_frames > 0)
 
 
-class Sid(Task):
+class Sid(Task[SidHead]):
     """Speakers are the targets."""
 
     name = "sid"
@@ -58,10 +69,10 @@ class Sid(Task):
 
     def open(self, folder: str, part: str) -> Examples:
         """As for every `Task`."""
-        wanted = the_one(getattr(self.settings, part), f"sid, {part}")
+        number = the_one(getattr(self.settings, part), f"sid, {part}")
         limit = self.settings.per_speaker if part == "train" else 0
-        found = open_voxceleb(folder, self.settings.split_file, wanted, limit)
-        return Examples(found.corpus, found.speaker, found.names)
+        speakers = open_voxceleb(folder, self.settings.split_file, number, limit)
+        return Examples(speakers.corpus, speakers.speaker, speakers.names)
 
     def head(self, dim: int, classes: tuple[str, ...], *, rngs: nnx.Rngs) -> SidHead:
         """As for every `Task`."""
@@ -83,5 +94,4 @@ class Sid(Task):
     def measure(self, examples, index, output):
         """As for every `Task`."""
         hit = float(int(output) == int(examples.targets[index]))
-        found = examples.classes[int(output)]
-        return Measured({"accuracy": (hit, 1.0)}, found)
+        return Measured({"accuracy": (hit, 1.0)}, examples.classes[int(output)])

@@ -1,9 +1,15 @@
 """SpecAugment on features: warping in time, masked channels, masked spans of time."""
 
 import dataclasses
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from daisy_jax.tasks.task import Counts, Features
+
+Row: TypeAlias = Float[Array, "frames dim"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +28,12 @@ class SpecAugment:
     time_width: int = 40
     """Largest width of a time mask, frames; never more than the utterance has."""
 
-    def __call__(self, features: jax.Array, num_frames: jax.Array, key: jax.Array) -> jax.Array:
-        """Float [batch, frames, dim] and int [batch], valid frames; each row is drawn apart."""
+    def __call__(self, features: Features, num_frames: Counts, key: Key[Array, ""]) -> Features:
+        """Augments features of so many valid frames; each row is drawn apart."""
         keys = jax.random.split(key, features.shape[0])
         return jax.vmap(self._one)(features, num_frames, keys)
 
-    def _one(self, features: jax.Array, num_frames: jax.Array, key: jax.Array) -> jax.Array:
+    def _one(self, features: Row, num_frames: Int[Array, ""], key: Key[Array, ""]) -> Row:
         warp_key, channel_key, time_key = jax.random.split(key, 3)
         frames, dim = features.shape
         if self.warp:
@@ -36,7 +42,7 @@ class SpecAugment:
         times = spans(time_key, self.time_masks, self.time_width, num_frames, frames)
         return jnp.where(channels[None] | times[:, None], 0, features)
 
-    def _warped(self, features: jax.Array, num_frames: jax.Array, key: jax.Array) -> jax.Array:
+    def _warped(self, features: Row, num_frames: Int[Array, ""], key: Key[Array, ""]) -> Row:
         """Moves one frame by up to `warp`; what lies before and behind it is stretched evenly."""
         centre_key, shift_key = jax.random.split(key)
         last = (num_frames - 1).astype(jnp.float32)
@@ -57,13 +63,15 @@ class SpecAugment:
         return features[low] * (1 - share) + features[high] * share
 
 
-def spans(key: jax.Array, count: int, width: int, length: jax.Array | int, size: int) -> jax.Array:
-    """Bool [size]: `count` spans of 0 to `width` places, each within the first `length`."""
+def spans(
+    key: Key[Array, ""], count: int, width: int, length: Int[Array, ""] | int, size: int
+) -> Bool[Array, " {size}"]:
+    """True in `count` spans of 0 to `width` positions, each within the first `length`."""
     width_key, start_key = jax.random.split(key)
     widths = jax.random.randint(width_key, (count,), 0, width + 1)
     widths = jnp.minimum(widths, length)
     room = (length - widths + 1).astype(jnp.float32)
     starts = jnp.floor(jax.random.uniform(start_key, (count,)) * room).astype(jnp.int32)
-    places = jnp.arange(size)[None]
-    inside = (places >= starts[:, None]) & (places < (starts + widths)[:, None])
+    positions = jnp.arange(size)[None]
+    inside = (positions >= starts[:, None]) & (positions < (starts + widths)[:, None])
     return jnp.any(inside, axis=0)

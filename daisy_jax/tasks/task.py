@@ -3,20 +3,29 @@
 import abc
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
-import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from daisy_jax import audio
 from daisy_jax.data.batches import Crop
-from daisy_jax.data.corpus import Corpus, Selection, fingerprint
+from daisy_jax.data.corpus import Corpus, Selection, WithSources, fingerprint
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import leave_out
 
-Arrays = dict[str, Any]
+Head = TypeVar("Head", bound=nnx.Module)
+Features: TypeAlias = Float[Array, "batch frames dim"]
+"""float32, of eq. (4) up to each exit."""
+Counts: TypeAlias = Int[Array, " batch"]
+"""Valid frames, or samples, of each row of a batch."""
+Targets: TypeAlias = dict[str, Shaped[Array, "batch ..."]]
+"""Of a batch, by name."""
+Output: TypeAlias = Shaped[np.ndarray, "..."]
+"""One row of a task head's outputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +48,9 @@ class TaskSettings:
     save_every: int
     """Steps between two checkpoints, and between two validations."""
     head: dict[str, Any]
-    """The head's own settings."""
+    """The task head's own settings."""
     criterion: str
-    """What a head is chosen by on the development set: a measure's name, or "loss"."""
+    """What a task head is chosen by on the development set: a measure's name, or "loss"."""
     crop_seconds: float = 0.0
     """Longest part of an utterance to train on; 0: whole utterances."""
     split_file: str = ""
@@ -59,9 +68,9 @@ class Examples(NamedTuple):
 
     corpus: Corpus
     targets: Any
-    """By the number of the utterance: texts, speakers or sources."""
+    """By the number of the utterance, as the task wants them: texts, speakers, or `WithSources`."""
     classes: tuple[str, ...] = ()
-    """Names of what a head's outputs stand for."""
+    """Names of what a task head's outputs stand for."""
 
 
 class Measured(NamedTuple):
@@ -83,17 +92,27 @@ class Measure(NamedTuple):
     scale: float = 1.0
     """From the value as it is stored to the printed one, such as 100 for per cent."""
 
+    @property
+    def heading(self) -> str:
+        """Title and unit."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+    def printed(self, value: float | None, sign: str = "") -> str:
+        """A stored value as it is printed; None and NaN are "undefined"."""
+        if value is None or math.isnan(value):
+            return "undefined"
+        return format(self.scale * value, f"{sign}.2f")
+
 
 LONGEST_SECONDS = 300.0
 """Of an utterance; attention over more would not fit where it should."""
 
 
-class Task(abc.ABC):
-    """A downstream task: its corpus, head, loss and measures, and what the paper says of it.
+class Task(abc.ABC, Generic[Head]):
+    """A downstream task: its corpus, task head, loss and measures, and what the paper says of it.
 
-    Features are float32 [batch, frames, dim], pooled up to each exit. A task of one's own is a
-    subclass with the four class attributes and the abstract methods; `--task MODULE:CLASS` takes it
-    (`tests/test_extensions.py` shows one).
+    A task of one's own is a subclass with the three class attributes that have no value here, and
+    with the abstract methods; `--task MODULE:CLASS` takes it (`tests/own_task.py` is one).
     """
 
     name: ClassVar[str]
@@ -106,8 +125,8 @@ class Task(abc.ABC):
     """Utterances of the whole training and test sets, where the paper has figures for them."""
     decoding: str | None = None
     """How texts are found, in results; None: the task has none."""
-    decoder: Callable[[np.ndarray], str] | None = None
-    """From a head's outputs to a text, where the task has texts; None: its own way."""
+    decoder: Callable[[Float[np.ndarray, "frames classes"]], str] | None = None
+    """From a task head's outputs to a text, where the task has texts; None: its own way."""
 
     def __init__(self, settings: TaskSettings):
         self.settings = settings
@@ -117,37 +136,37 @@ class Task(abc.ABC):
         """One part of the corpus, "train", "dev" or "test"."""
 
     @abc.abstractmethod
-    def head(self, dim: int, classes: tuple[str, ...], *, rngs: nnx.Rngs) -> nnx.Module:
-        """A new head."""
+    def head(self, dim: int, classes: tuple[str, ...], *, rngs: nnx.Rngs) -> Head:
+        """A new task head."""
 
     @abc.abstractmethod
     def targets(
         self, examples: Examples, crops: list[Crop], rows: slice, width: int
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Shaped[np.ndarray, "batch ..."]]:
         """Some rows of a batch's targets, of one width; of an empty crop an empty row."""
 
     @abc.abstractmethod
     def loss(
         self,
-        head: Any,
-        features: jax.Array,
-        num_frames: jax.Array,
-        targets: Arrays,
-        key: jax.Array | None,
-    ) -> jax.Array:
+        head: Head,
+        features: Features,
+        num_frames: Counts,
+        targets: Targets,
+        key: Key[Array, ""] | None,
+    ) -> Float[Array, ""]:
         """Mean over the utterances with a frame; with a key as in training."""
 
     @abc.abstractmethod
     def outputs(
-        self, head: Any, features: jax.Array, num_frames: jax.Array, targets: Arrays
-    ) -> jax.Array:
+        self, head: Head, features: Features, num_frames: Counts, targets: Targets
+    ) -> Shaped[Array, "batch ..."]:
         """What is predicted, by row."""
 
     @abc.abstractmethod
-    def measure(self, examples: Examples, index: int, output: np.ndarray) -> Measured:
+    def measure(self, examples: Examples, index: int, output: Output) -> Measured:
         """One utterance's measures; `output` is cut to its valid frames or samples."""
 
-    def cut(self, output: np.ndarray, num_frames: int, samples: int) -> np.ndarray:
+    def cut(self, output: Output, num_frames: int, samples: int) -> Output:
         """One row of `outputs` without its padding; nothing to cut where it has no frames."""
         return output[:num_frames] if output.ndim else output
 
@@ -167,7 +186,7 @@ class Task(abc.ABC):
 def fingerprint_of(examples: Examples) -> str:
     """A digest of utterances and targets, which must not change within a run."""
     digest = hashlib.sha256(fingerprint(examples.corpus).encode())
-    if hasattr(examples.targets, "sources"):
+    if isinstance(examples.targets, WithSources):
         for source in examples.targets.sources:
             digest.update(fingerprint(source).encode())
     else:
@@ -180,17 +199,18 @@ def fingerprint_of(examples: Examples) -> str:
 def the_one(names: tuple[str, ...], what: str) -> str:
     """The only name; an InputError if there are more or none."""
     if len(names) != 1:
-        given = ", ".join(names) or "none"
-        raise InputError(f"{what}: one part of the corpus was wanted, {given} given")
+        listed = ", ".join(names) or "none"
+        raise InputError(f"{what}: one part of the corpus was wanted, {listed} given")
     return names[0]
 
 
-def part_of(examples: Examples, indices: np.ndarray) -> Examples:
+def part_of(examples: Examples, indices: Int[np.ndarray, " utterances"]) -> Examples:
     """Some of the utterances."""
     targets = examples.targets
-    chosen = (
-        targets.part(indices) if hasattr(targets, "part") else [targets[int(i)] for i in indices]
-    )
+    if isinstance(targets, WithSources):
+        chosen = targets.part(indices)
+    else:
+        chosen = [targets[int(index)] for index in indices]
     return examples._replace(corpus=Selection(examples.corpus, indices), targets=chosen)
 
 

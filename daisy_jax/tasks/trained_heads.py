@@ -1,11 +1,12 @@
-"""Folders of trained heads: `model.safetensors`, `config.json` and `exits.json`."""
+"""Folders of trained task heads: `model.safetensors`, `config.json` and `exits.json`."""
 
 import dataclasses
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from daisy_jax.checkpoints import CONFIG, TENSORS, fill, named_leaves, read_tensors, write_folder
 from daisy_jax.errors import InputError
@@ -30,8 +31,30 @@ KEYS = (
 EXITS, EXITS_FORMAT = "exits.json", "daisy_jax_exits/1"
 
 
+class ExitCounts(TypedDict):
+    """The content of exits.json: how many utterances of the training set left where.
+
+    Paper: section 3.2, r_k, mu, k_min and k_max.
+    """
+
+    format: str
+    exit_counts: list[int]
+    """By layer, forced exits included."""
+    forced_counts: list[int]
+    """By layer, of the utterances that left because no threshold was met."""
+    mean: float
+    """Exit layer."""
+    min: int
+    max: int
+    threshold: NotRequired[float | None]
+    """Nats."""
+    ratio: NotRequired[float | None]
+    """Of eq. (3)."""
+    dataset: NotRequired[str]
+
+
 class TrainedHead(NamedTuple):
-    """A head, and all that evaluation has to know of its training."""
+    """A task head, and all that evaluation has to know of its training."""
 
     task: Task
     params: Params
@@ -39,41 +62,32 @@ class TrainedHead(NamedTuple):
     """Width of the features."""
     preset: str
     classes: tuple[str, ...]
-    upstream: str
+    trunk: str
     """Digest of the model it was trained on."""
     dataset: str
     """What it was trained on, and what eq. (3) was computed of."""
-    mean_entropy: np.ndarray
-    """float32 [L], nats, over the training set; empty without branches."""
+    mean_entropy: Float[np.ndarray, " layers"]
+    """float32, nats, over the training set; empty without branches."""
     rule: ExitRule
     """Where utterances left in training."""
-    exits: dict[str, Any]
-    """The content of exits.json."""
+    exits: ExitCounts
+    """Where utterances of the training set left."""
 
 
-def count_exits(exit_layer: np.ndarray, forced: np.ndarray, num_layers: int) -> dict[str, Any]:
-    """What exits.json says: how many utterances of the training set left where.
-
-    Args:
-      exit_layer: int [utterances], from 1.
-      forced: bool [utterances], who left because no threshold was met.
-      num_layers: L.
-
-    Returns:
-      "exit_counts" and "forced_counts", L numbers each (the first include the second), and the
-      mean, smallest and largest exit layer.
-
-    Paper: section 3.2, r_k, mu, k_min and k_max.
-    """
-    layers = np.arange(1, num_layers + 1)
-
-    def counts(chosen: np.ndarray) -> list[int]:
-        return [int(np.sum(chosen == layer)) for layer in layers]
-
+def count_exits(
+    exit_layer: Int[np.ndarray, " utterances"],
+    forced: Bool[np.ndarray, " utterances"],
+    num_layers: int,
+) -> ExitCounts:
+    """Counts where utterances of a training set left, from layer 1 on, and who was forced out."""
+    exit_counts, forced_counts = (
+        np.bincount(layers, minlength=num_layers + 1)[1:].tolist()
+        for layers in (exit_layer, exit_layer[forced])
+    )
     return {
         "format": EXITS_FORMAT,
-        "exit_counts": counts(exit_layer),
-        "forced_counts": counts(exit_layer[forced]),
+        "exit_counts": exit_counts,
+        "forced_counts": forced_counts,
         "mean": float(np.mean(exit_layer)),
         "min": int(np.min(exit_layer)),
         "max": int(np.max(exit_layer)),
@@ -81,10 +95,10 @@ def count_exits(exit_layer: np.ndarray, forced: np.ndarray, num_layers: int) -> 
 
 
 def save_head(folder: pathlib.Path, head: TrainedHead) -> None:
-    """Writes a head's folder, all of it or nothing.
+    """Writes a task head's folder, all of it or nothing.
 
     Raises:
-      OSError: it cannot be written; a head that was there before is kept.
+      OSError: it cannot be written; a task head that was there before is kept.
     """
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(head.params).items()}
     config = {
@@ -94,7 +108,7 @@ def save_head(folder: pathlib.Path, head: TrainedHead) -> None:
         "settings": dataclasses.asdict(head.task.settings),
         "classes": head.classes,
         "dim": head.dim,
-        "upstream": head.upstream,
+        "upstream": head.trunk,
         "dataset": head.dataset,
         "mean_entropy": head.mean_entropy.tolist(),
         "rule": {
@@ -107,7 +121,7 @@ def save_head(folder: pathlib.Path, head: TrainedHead) -> None:
 
 
 def load_head(path: str | pathlib.Path) -> TrainedHead:
-    """Reads a head's folder.
+    """Reads a task head's folder.
 
     Raises:
       InputError: it is none, or of another version, or cut off.
@@ -119,10 +133,8 @@ def load_head(path: str | pathlib.Path) -> TrainedHead:
                 f"{folder}: no {name} there; give the head of a train/downstream.py run"
             )
     remedy = "train the head again"
-    config, exits = (
-        read_json(folder / CONFIG, FORMAT, remedy),
-        read_json(folder / EXITS, EXITS_FORMAT, remedy),
-    )
+    config = read_json(folder / CONFIG, FORMAT, remedy)
+    exits = cast(ExitCounts, read_json(folder / EXITS, EXITS_FORMAT, remedy))
     missing = [key for key in KEYS if key not in config]
     if missing:
         raise InputError(f"{folder / CONFIG}: has no {', '.join(missing)}; {remedy}")

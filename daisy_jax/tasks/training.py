@@ -1,74 +1,87 @@
-"""Stage 2: a head and its layer weights, on features up to each utterance's own exit.
+"""Stage 2: a task head and its layer weights, on features up to each utterance's own exit.
 
-Features come out of a store or out of the upstream itself; either way one jitted step serves all
-exits, and no gradient reaches the upstream.
+Features come out of a store or out of the trunk itself; either way one jitted step serves all
+exits, and no gradient reaches the trunk.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from daisy_jax import audio, parallel
 from daisy_jax.data.batches import WholeBatches
 from daisy_jax.data.prefetch import Batch, batches
-from daisy_jax.devices import fetched_behind
 from daisy_jax.encode import encode_taps
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
 from daisy_jax.model.hubert import Hubert
+from daisy_jax.model.inputs import AnyArray
 from daisy_jax.model.pooling import pool
-from daisy_jax.tasks.task import Task
-from daisy_jax.tasks.task_data import TaskData
+from daisy_jax.parallel import fetched_behind
+from daisy_jax.tasks.metrics import Sums, quotient
+from daisy_jax.tasks.task import Measured, Task
+from daisy_jax.tasks.task_data import Exits, TaskData
 
-Params = dict[str, Any]
-"""`layer_weights`, float32 [L+1], and `head`."""
+
+class Params(TypedDict):
+    """What stage 2 trains."""
+
+    layer_weights: Float[Array, " items"]
+    """float32, of eq. (4)."""
+    head: nnx.Module
+    """The task's."""
 
 
 class Features(NamedTuple):
     """Eq. (4) on a batch."""
 
-    pooled: jax.Array
-    """float32 [batch, frames, dim]."""
-    num_frames: jax.Array
-    """int32 [batch]."""
-    exit_layer: jax.Array
-    """int32 [batch]."""
-    forced: jax.Array
-    """bool [batch]."""
+    pooled: Float[Array, "batch frames dim"]
+    """float32."""
+    num_frames: Int[Array, " batch"]
+    exit_layer: Int[Array, " batch"]
+    forced: Bool[Array, " batch"]
 
 
 def batch_features(
-    params: Params, upstream: Hubert | None, threshold: Any, allowed: Any, batch: dict[str, Any]
+    params: Params,
+    trunk: Hubert | None,
+    threshold: float | Float[AnyArray, "*batch"] | None,
+    allowed: Bool[AnyArray, " layers"] | None,
+    batch: dict[str, PyTree[AnyArray]],
 ) -> Features:
-    """Pools stored features, or those of the upstream, each device its own rows."""
-    if upstream is None:
-        items, rest = batch["items"], (batch["num_frames"], batch["exit_layer"], batch["forced"])
+    """Pools stored features, or those of the trunk, each device its own rows."""
+    if trunk is None:
+        names = ("items", "num_frames", "exit_layer", "forced")
+        items, *rest = (jnp.asarray(batch[name]) for name in names)
     else:
         rows = len(batch["lengths"])
         if threshold is not None:
             threshold = jnp.broadcast_to(jnp.asarray(threshold, jnp.float32), (rows,))
 
         def own_rows(replicated, waveform, lengths, threshold):
-            upstream, allowed = replicated
-            out = encode_taps(upstream, waveform, lengths, threshold, allowed)
+            trunk, allowed = replicated
+            out = encode_taps(trunk, waveform, lengths, threshold, allowed)
+            assert out.hidden_states is not None
             return out.hidden_states, out.num_frames, out.exit_layer, out.forced
 
         run = parallel.over_rows(own_rows, 3)
-        frozen = jax.lax.stop_gradient(upstream)
+        frozen = jax.lax.stop_gradient(trunk)
         arguments = (batch["waveform"], batch["lengths"], threshold)
         items, *rest = run((frozen, jax.tree.map(jnp.asarray, allowed)), *arguments)
-    pooled = pool(items, params["layer_weights"], rest[1])
-    return Features(pooled, *rest)
+    return Features(pool(items, params["layer_weights"], rest[1]), *rest)
 
 
-def new_params(task: Task, dim: int, num_layers: int, classes: tuple[str, ...], seed: int):
-    """Layer weights that are all equal, and a new head."""
+def new_params(
+    task: Task, dim: int, num_layers: int, classes: tuple[str, ...], seed: int
+) -> Params:
+    """Layer weights that are all equal, and a new task head."""
     head = task.head(dim, classes, rngs=nnx.Rngs(seed))
     return {"layer_weights": jnp.zeros(num_layers + 1, jnp.float32), "head": head}
 
@@ -82,20 +95,22 @@ def head_optimizer(
     )
 
 
-def downstream_step(task: Task, optimizer: optax.GradientTransformation, seed: int) -> Callable:
-    """One step of stage 2, jitted: from (params, optimizer's state), upstream, rule and batch.
+def downstream_step(
+    task: Task, optimizer: optax.GradientTransformation, seed: int
+) -> Callable[..., tuple[tuple[Params, optax.OptState], dict[str, Float[Array, ""]]]]:
+    """One step of stage 2, jitted: from (params, optimizer's state), trunk, rule and batch.
 
     The batch is one of `TaskData.read` with a scalar "number", from which dropout and augmentation
     are drawn. The step returns the new state, for which the old one is given up, and metrics.
     """
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=parallel.replicated())
-    def step(state, upstream, threshold, allowed, batch):
+    def step(state, trunk, threshold, allowed, batch):
         params, optimizer_state = state
         key = jax.random.fold_in(jax.random.key(seed), batch["number"])
 
         def loss_of(params):
-            features = batch_features(params, upstream, threshold, allowed, batch)
+            features = batch_features(params, trunk, threshold, allowed, batch)
             pooled, num_frames = features.pooled, features.num_frames
             loss = task.loss(params["head"], pooled, num_frames, batch["targets"], key)
             return loss, (num_frames, features.exit_layer)
@@ -114,32 +129,38 @@ def downstream_step(task: Task, optimizer: optax.GradientTransformation, seed: i
     return step
 
 
-class Evaluation(NamedTuple):
-    """What a head does on one part of a corpus."""
+class Utterance(NamedTuple):
+    """What a task head does with one utterance."""
 
-    rows: list[dict[str, Any]]
-    """For each utterance, in the corpus' order: id, seconds, exit_layer, forced, text, and
-    MEASURE_total and MEASURE_weight of each measure."""
+    id: str
+    samples: int
+    exit_layer: int
+    forced: bool
+    measured: Measured
+    """Empty where nothing was measured."""
+
+
+class Evaluation(NamedTuple):
+    """What a task head does on one part of a corpus."""
+
+    utterances: list[Utterance]
+    """In the corpus' order."""
     loss: float
     """The task's loss, mean over utterances."""
 
-    def measure(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Totals and weights, float [utterances], of those where the measure is defined."""
-        totals = np.asarray([row[f"{name}_total"] for row in self.rows], np.float64)
-        weights = np.asarray([row[f"{name}_weight"] for row in self.rows], np.float64)
-        defined = np.isfinite(totals)
-        return totals[defined], weights[defined]
+    def measure(self, name: str) -> Sums:
+        """Totals and weights of the utterances for which the measure is defined."""
+        sums = np.asarray([row.measured.values[name] for row in self.utterances], np.float64)
+        totals, weights = sums[np.isfinite(sums[:, 0])].T
+        return totals, weights
 
     def value(self, name: str) -> float:
         """The measure of the whole part; NaN where it is not defined for any utterance."""
-        if name == "loss":
-            return self.loss
-        totals, weights = self.measure(name)
-        return float(totals.sum() / weights.sum()) if weights.sum() else float("nan")
+        return self.loss if name == "loss" else float(quotient(*self.measure(name)))
 
 
 class Evaluator:
-    """Runs heads over one part of a task's corpus, whole utterances."""
+    """Runs task heads over one part of a task's corpus, whole utterances."""
 
     def __init__(self, data: TaskData, batch_seconds: float):
         self._data, self.task = data, data.task
@@ -147,8 +168,8 @@ class Evaluator:
         self._draw = WholeBatches(data.lengths, samples, jax.device_count())
         task = data.task
 
-        def run(params, upstream, threshold, allowed, batch):
-            features = batch_features(params, upstream, threshold, allowed, batch)
+        def run(params, trunk, threshold, allowed, batch):
+            features = batch_features(params, trunk, threshold, allowed, batch)
             pooled, num_frames = features.pooled, features.num_frames
             head, targets = params["head"], batch["targets"]
             loss = task.loss(head, pooled, num_frames, targets, None)
@@ -158,23 +179,18 @@ class Evaluator:
         self._run = jax.jit(run, out_shardings=parallel.replicated())
 
     def __call__(
-        self,
-        params: Params,
-        rule: ExitRule,
-        exits: tuple[np.ndarray, np.ndarray] | None = None,
-        measures: bool = True,
+        self, params: Params, rule: ExitRule, exits: Exits | None = None, measures: bool = True
     ) -> Evaluation:
         """Evaluates.
 
         Args:
           params: on every device.
           rule: where utterances leave.
-          exits: exit layers and forced exits in the place of what the rule says; with stored
-            features alone.
+          exits: in the place of what the rule says; with stored features alone.
           measures: whether to measure each utterance; without, there is only the loss.
         """
-        data, rows, losses = self._data, {}, []
-        if exits is not None and data.upstream is not None:
+        data, utterances, losses = self._data, {}, []
+        if exits is not None and data.trunk is not None:
             raise InputError(
                 "exits can be told only where features are stored: with features computed on the "
                 "way, utterances leave where the rule lets them (--cache=layers stores them)"
@@ -187,7 +203,7 @@ class Evaluator:
             return data.read(crops, width, exits, parallel.local_rows(len(crops)))
 
         count = len(self._draw)
-        arguments = (params, data.upstream, rule.threshold, rule.allowed_or_all)
+        arguments = (params, data.trunk, rule.threshold, rule.allowed_or_all)
         placed = map(parallel.place, batches(read, 0, count, workers=0))
         started = (self._run(*arguments, batch) for batch in placed)
         for number, results in enumerate(fetched_behind(started)):
@@ -197,28 +213,21 @@ class Evaluator:
             for row, crop in enumerate(self._draw(number)):
                 if not frames[row]:
                     continue
-                found: dict[str, Any] = {
-                    "id": data.examples.corpus.names[crop.index],
-                    "seconds": crop.samples / audio.SAMPLE_RATE,
-                    "exit_layer": int(layers[row]),
-                    "forced": bool(forced[row]),
-                }
+                measured = Measured({})
                 if measures:
-                    output = data.task.cut(outputs[row], int(frames[row]), crop.samples)
+                    output = data.task.cut(np.asarray(outputs[row]), int(frames[row]), crop.samples)
                     measured = data.task.measure(data.examples, crop.index, output)
-                    found["text"] = measured.text
-                    for name, (total, weight) in measured.values.items():
-                        found |= {f"{name}_total": total, f"{name}_weight": weight}
-                rows[crop.index] = found
-        total, utterances = np.sum(losses, axis=0)
-        return Evaluation([rows[index] for index in sorted(rows)], total / max(utterances, 1))
+                name, exit_layer = data.examples.corpus.names[crop.index], int(layers[row])
+                utterances[crop.index] = Utterance(
+                    name, crop.samples, exit_layer, bool(forced[row]), measured
+                )
+        total, count = np.sum(losses, axis=0)
+        in_order = [utterances[index] for index in sorted(utterances)]
+        return Evaluation(in_order, float(total / max(count, 1)))
 
-    def scores(self, params: Params, rule: ExitRule) -> dict[str, Any]:
+    def scores(self, params: Params, rule: ExitRule) -> dict[str, float]:
         """For metrics.jsonl: the loss, and the measures unless the loss is what counts."""
-        task = self._data.task
-        measured = task.settings.criterion != "loss"
-        found = self(params, rule, measures=measured)
-        names = task.measures if measured else ()
-        return {"validation_loss": found.loss} | {
-            f"validation_{name}": found.value(name) for name in names
-        }
+        measured = self.task.settings.criterion != "loss"
+        evaluation = self(params, rule, measures=measured)
+        names = ["loss", *(self.task.measures if measured else ())]
+        return {f"validation_{name}": evaluation.value(name) for name in names}

@@ -1,11 +1,13 @@
 """Models with random weights whose utterances leave wherever they are told to, for timing."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float
 
 import daisy_jax
 
@@ -15,28 +17,26 @@ EXITS = (2, 3, 3, 4, 4, 5, 5, 6, 6, 6, 7, 7, 8, 8, 10, 12)  # 6 on average, of 1
 class Forced:
     """A model with random weights whose utterances leave wherever they are told to."""
 
-    def __init__(self, size: str, dtype: str):
-        configs = {
-            "tiny": lambda: daisy_jax.load().config,
-            "base": lambda: daisy_jax.HubertConfig.base(num_classes=504),
-            "large": lambda: daisy_jax.HubertConfig.large(num_classes=504),
-        }
-        config = configs[size]()
+    def __init__(self, size: Literal["tiny", "base", "large"], dtype: str):
+        if size == "tiny":
+            config = daisy_jax.load().config
+        else:
+            config = getattr(daisy_jax.HubertConfig, size)(num_classes=504)
         model = jax.jit(lambda: daisy_jax.Hubert(config, rngs=nnx.Rngs(0)))()
         model = jax.tree.map(lambda leaf: leaf.astype(dtype), model)
         # Branches whose entropy depends on the layer alone and falls with depth: an utterance's own
         # threshold then decides where it leaves.
-        layers = model.config.num_layers
+        self.layers = config.num_layers
         branches = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), model.branches)
-        branches.bias = nnx.Param(branches.bias[...].at[:, 0].set(jnp.linspace(1, 12, layers)))
+        steps = jnp.linspace(1, 12, self.layers)
+        branches.bias = nnx.Param(branches.bias[...].at[:, 0].set(steps))
         self.model = model.replace(branches=branches)
-        self.layers = layers
         silence = np.zeros((1, 400), np.float32)
         entropy = np.asarray(daisy_jax.encode(self.model, silence, threshold=-np.inf).entropy)[0]
         self._between = np.concatenate([[np.inf], (entropy[:-1] + entropy[1:]) / 2, [-np.inf]])
 
-    def thresholds(self, exits: Sequence[int]) -> np.ndarray:
-        """float32 [batch]: thresholds with which utterances leave at `exits`, from 1."""
+    def thresholds(self, exits: Sequence[int]) -> Float[np.ndarray, " batch"]:
+        """Thresholds, float32, with which utterances leave at `exits`, from 1."""
         # Above the layer's own entropy and below the one before it.
         return np.asarray([self._between[k - 1] for k in exits], np.float32)
 
