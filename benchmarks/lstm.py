@@ -39,10 +39,11 @@ class Config(TimingOptions):
     """Features a frame."""
     units: int = 256
     """Of each direction."""
+    runs: int = 11
+    """Measurements of each, in turn, after a warm-up; more than elsewhere, as a forward pass takes
+    some milliseconds only."""
     layers: int = 3
     """Bidirectional layers."""
-    runs: int = 11
-    """Measurements of each, in turn, after a warm-up."""
 
 
 def main() -> None:

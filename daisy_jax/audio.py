@@ -21,6 +21,8 @@ FRAME_HOP = 320  # samples between two frames, 20 ms: the product of the strides
 FRAME_WINDOW = 400  # samples that one frame sees, 25 ms; shorter audio has no frame
 UNKNOWN_SIZE = 0x7FFF_F000  # bytes; programs that write WAV to a pipe promise so much or more
 
+# Each width is compiled once, which takes far longer than computing a batch, so that there are few;
+# they stand close together where LibriSpeech's lengths do, so that little is padding.
 WIDTHS = tuple(
     round(SAMPLE_RATE * seconds)
     for seconds in (0.5, 1.2, 4, 7, 10, 13, 14.8, 16, 17.6, 24.6, 36, 60)

@@ -43,7 +43,7 @@ from daisy_jax.data.noisy_corpus import (
 )
 from daisy_jax.data.noisy_folder import LOG, NoisyFile, log_of, write_log
 from daisy_jax.exits import ExitRule, span_rules
-from daisy_jax.study.noise_results import RuleResults, Study, results
+from daisy_jax.study.noise_results import EVERY_LAYER, RuleResults, Study, results
 from daisy_jax.study.noise_study import Condition, measure
 from daisy_jax.whole_files import write_json, write_rows, write_text
 
@@ -135,10 +135,6 @@ def main() -> None:
     print(f"written: {folder / 'report.html'}, and beside it what it was made of")
 
 
-Measure = Callable[..., Condition]
-"""`study.noise_study.measure` with the model and its stores."""
-
-
 def measure_all(model: Hubert, config: Config) -> tuple[Study, list[NoisyFile]]:
     """Every condition's entropies with the rules, and the log of the noisy speech."""
     measured = functools.partial(measure, model, stores=pathlib.Path(config.entropies))
@@ -183,14 +179,14 @@ def exit_rules(calibration: Calibration, config: Config) -> dict[float, list[Exi
     rules = {}
     for ratio in dict.fromkeys(config.ratios):
         threshold = float(exit_threshold(calibration.mean_entropy, ratio))
-        anywhere = ExitRule("every layer", threshold, np.ones(layers, bool))
+        anywhere = ExitRule(EVERY_LAYER, threshold, np.ones(layers, bool))
         counts = np.bincount(anywhere.exits(calibration.entropy)[0], minlength=layers + 1)[1:]
         rules[ratio] = [anywhere, *span_rules(counts, threshold, config.share)]
     return rules
 
 
 def noisy_conditions(
-    config: Config, measured: Measure, corpus: Corpus, clean: Condition
+    config: Config, measured: Callable[..., Condition], corpus: Corpus, clean: Condition
 ) -> tuple[dict[str, list[Condition]], list[NoisyFile]]:
     """Clean speech and its noisy versions by kind of noise, and the log of the latter."""
     speakers = read_speakers(config.speakers) if config.speakers else {}

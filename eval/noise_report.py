@@ -3,17 +3,15 @@
 import numpy as np
 
 from daisy_jax.console.pages import ranges, table
-from daisy_jax.exits import ExitRule
-from daisy_jax.study.noise_results import RuleResults, Study
+from daisy_jax.study.noise_results import EVERY_LAYER, RuleResults, Study
 from daisy_jax.study.noise_study import FALLING, LABELS_LOST, MOST_FIRST, MOST_FORCED
 
 
-def caption(study: Study, ratio: float, rule: ExitRule) -> str:
+def caption(study: Study, rule: RuleResults) -> str:
     """Data set, ratio, span and threshold, as they stand on every table and picture."""
-    where = ranges((np.flatnonzero(rule.allowed) + 1).tolist())
     return (
-        f"ratio {ratio:g}, {rule.name} ({where}), threshold {rule.threshold:.4f} nats from clean "
-        f"{study.threshold_from}; on {study.data}"
+        f"ratio {rule.ratio:g}, {rule.span} ({ranges(rule.allowed)}), threshold "
+        f"{rule.threshold:.4f} nats from clean {study.threshold_from}; on {study.data}:"
     )
 
 
@@ -35,9 +33,8 @@ def report(study: Study, results: list[RuleResults], files: dict[str, str]) -> l
         )
     if study.others:
         folders = (
-            f"{condition.kind} ({len(condition.names)} utterances of "
-            f"{study.folders[condition.kind]})"
-            for condition in study.others
+            f"{each.kind} ({len(each.names)} utterances of {study.folders[each.kind]})"
+            for each in study.others
         )
         lines += ["", f"Further conditions: {', '.join(folders)}."]
     if count < 500:
@@ -52,17 +49,13 @@ def report(study: Study, results: list[RuleResults], files: dict[str, str]) -> l
         "layer's.",
         "",
     ]
-    for ratio, rules in study.rules.items():
-        lines += [f"### Ratio {ratio:g}", "", *picture(files, f"exits-{ratio:g}")]
-        for rule in rules:
-            lines += [caption(study, ratio, rule) + ":"]
-            lines += exit_table(results_of(results, ratio, rule))
+    for rule in results:
+        if rule.span == EVERY_LAYER:  # the first of a ratio
+            lines += [f"### Ratio {rule.ratio:g}", "", *picture(files, f"exits-{rule.ratio:g}")]
+        lines += [caption(study, rule), *exit_table(rule)]
     if study.kinds:
-        lines += [
-            "## Rank correlation of SNR and exit layer",
-            "",
-            *correlation_table(study, results),
-        ]
+        lines += ["## Rank correlation of SNR and exit layer", ""]
+        lines += correlation_table(study, results)
     lines += ["## Does the model leave sensibly?", "", *check_tables(study, results)]
     return lines
 
@@ -70,11 +63,6 @@ def report(study: Study, results: list[RuleResults], files: dict[str, str]) -> l
 def picture(files: dict[str, str], name: str) -> list[str]:
     """A picture's line, if it was drawn."""
     return [f"![{name}]({files[name]})", ""] if name in files else []
-
-
-def results_of(results: list[RuleResults], ratio: float, rule: ExitRule) -> RuleResults:
-    """The numbers of one rule."""
-    return {(each.ratio, each.span): each for each in results}[ratio, rule.name]
 
 
 def between(low: float, high: float, digits: str) -> str:
@@ -91,9 +79,8 @@ def entropy_table(study: Study) -> list[str]:
         fit = np.corrcoef(layers, mean)[0, 1] ** 2 if np.ptp(mean) else np.nan
         cells = [f"{value:.3f}" for value in mean]
         rows.append([condition.title, *cells, f"{mean.min() / mean.max():.2f}", f"{fit:.3f}"])
-    header = ["condition", *map(str, layers), "min / max", "r squared"]
-    text = [f"Nats, on {study.data}; r squared of a straight line through the layers' means:"]
-    return text + table(header, rows)
+    text = f"Nats, on {study.data}; r squared of a straight line through the layers' means:"
+    return [text, *table(["condition", *map(str, layers), "min / max", "r squared"], rows)]
 
 
 def exit_table(rule: RuleResults) -> list[str]:
@@ -103,34 +90,22 @@ def exit_table(rule: RuleResults) -> list[str]:
         difference, pairs, later = "", "", exits.later_than_clean
         if later is not None:
             difference = f"{later.value:+.2f}{between(later.low, later.high, '+.2f')}"
-            pairs = str(later.pairs) if later.pairs else "none"
+            pairs = str(later.pairs or "none")
         rows.append(
-            [
-                name,
-                str(exits.utterances),
-                f"{exits.mean:.2f} ± {exits.standard_deviation:.2f}",
-                str(exits.min),
-                str(exits.max),
-                f"{exits.forced:.0%}",
-                difference,
-                pairs,
-                f"{exits.multiply_adds_saved:.1%}",
-                f"{exits.final_labels:.1%}",
-            ]
+            {
+                "condition": name,
+                "utterances": str(exits.utterances),
+                "exit layer ± s.d.": f"{exits.mean:.2f} ± {exits.standard_deviation:.2f}",
+                "min": str(exits.min),
+                "max": str(exits.max),
+                "forced": f"{exits.forced:.0%}",
+                "later than clean (95 %)": difference,
+                "pairs": pairs,
+                "multiply-adds saved": f"{exits.multiply_adds_saved:.1%}",
+                "final labels": f"{exits.final_labels:.1%}",
+            }
         )
-    header = [
-        "condition",
-        "utterances",
-        "exit layer ± s.d.",
-        "min",
-        "max",
-        "forced",
-        "later than clean (95 %)",
-        "pairs",
-        "multiply-adds saved",
-        "final labels",
-    ]
-    return table(header, rows)
+    return table([*rows[0]], [[*row.values()] for row in rows])
 
 
 def correlation_table(study: Study, results: list[RuleResults]) -> list[str]:
@@ -159,21 +134,19 @@ def check_tables(study: Study, results: list[RuleResults]) -> list[str]:
         "have the last layer's label at the exit. The last is a proxy: it says whether the model "
         "would have changed its mind, not whether its mind is right."
     ]
-    for ratio, rules in study.rules.items():
+    for rule in (rule for rule in results if rule.span == EVERY_LAYER):
         rows = []
-        for name, checks in results_of(results, ratio, rules[0]).checks.items():
-            answer = "yes" if not checks.problems else "NO: " + "; ".join(checks.problems)
+        for name, checks in rule.checks.items():
             rows.append(
-                [
-                    name,
-                    f"{checks.falls:.2f}",
-                    f"{checks.forced:.0%}",
-                    f"{checks.first:.0%}",
-                    f"{0 - 100 * checks.lost:+.1f}",
-                    answer,
-                ]
+                {
+                    "condition": name,
+                    "entropy and depth": f"{checks.falls:.2f}",
+                    "forced": f"{checks.forced:.0%}",
+                    "at layer 1": f"{checks.first:.0%}",
+                    "final labels, points": f"{0 - 100 * checks.lost:+.1f}",
+                    "sensibly?": "NO: " + "; ".join(checks.problems) if checks.problems else "yes",
+                }
             )
-        header = ["condition", "entropy and depth", "forced", "at layer 1", "final labels, points"]
-        lines += ["", caption(study, ratio, rules[0]) + ":"]
-        lines += table([*header, "sensibly?"], rows)
+        lines += ["", caption(study, rule)]
+        lines += table([*rows[0]], [[*row.values()] for row in rows])
     return lines

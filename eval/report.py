@@ -189,14 +189,11 @@ def equal_compute(runs: list[Evaluated]) -> list[str]:
     for static in runs:
         layer = static.result["settings"]["layer"]
         if layer is not None:
-            pairs = [(run, row) for run in runs for row in run.result["rows"]]
-            pairs = [
-                (run, row)
-                for run, row in pairs
-                if (row["kind"], row["value"]) == ("compute", layer)
-            ]
+            pairs = [(static, static.result["rows"][0])]
+            for run in runs:
+                rows = (row for row in run.result["rows"] if row["kind"] == "compute")
+                pairs += [(run, row) for row in rows if row["value"] == layer]
             lines.append(f"\nAt the compute of a static exit at layer {layer}, branches included:")
-            pairs = [(static, static.result["rows"][0]), *pairs]
             lines += rules_table(pairs, static, "the static exit's")
     return lines
 

@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int
 from torch_place import torch_place
 
 import daisy_jax
-from daisy_jax import audio, encode, multiply_adds
+from daisy_jax import audio, multiply_adds
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture
@@ -127,7 +127,7 @@ class Timed:
     ) -> Task:
         """Encoding, as `encode` does it."""
         return lambda: jax.block_until_ready(
-            encode(self.forced.model, waveform, lengths, threshold=threshold).last_hidden
+            daisy_jax.encode(self.forced.model, waveform, lengths, threshold=threshold).last_hidden
         )
 
     def front_end(self, waveform: Float[Array, "batch samples"]) -> Task:
@@ -220,14 +220,14 @@ def time_calls(config: Config, timed: Timed) -> dict[str, float]:
     """Seconds of an eager and of a jitted call of the packaged model, and of a compilation."""
     packaged, second = daisy_jax.load(), timed.draw(1, 1.0)
     threshold = jnp.full(1, 0.3, jnp.float32)
-    ways = {"eager": encode, "jitted": jax.jit(encode)}
+    ways = {"eager": daisy_jax.encode, "jitted": jax.jit(daisy_jax.encode)}
     tasks = {
         way: lambda call=call: jax.block_until_ready(call(packaged, second, threshold=threshold))
         for way, call in ways.items()
     }
     times = medians(tasks, max(config.runs, 30))
     start = time.perf_counter()
-    jax.jit(encode).lower(timed.forced.model, timed.draw(1, 9.0), threshold=0.5).compile()
+    jax.jit(daisy_jax.encode).lower(timed.forced.model, timed.draw(1, 9.0), threshold=0.5).compile()
     times["compile"] = time.perf_counter() - start
     print(f"eager call / jitted call, daisy-tiny, 1 s: {times['eager'] / times['jitted']:.2f}")
     print(f"compiling one shape: {times['compile']:.1f} s")

@@ -32,6 +32,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
+from made_models import made_model
 
 from daisy_jax import Hubert, HubertConfig
 
@@ -153,6 +154,12 @@ def any_model(request, small_models) -> Hubert:
 @pytest.fixture(scope="session")
 def base_model(small_models) -> Hubert:
     return small_models["base"]
+
+
+@pytest.fixture(scope="session")
+def model() -> Hubert:
+    """The small model of `made_models`, for stores."""
+    return made_model()
 
 
 @pytest.fixture

@@ -29,11 +29,6 @@ ITEMS = range(SMALL.num_layers + 1)
 
 
 @pytest.fixture(scope="module")
-def model():
-    return made_model()
-
-
-@pytest.fixture(scope="module")
 def speech(tmp_path_factory):
     return sounds.speech_folder(tmp_path_factory.mktemp("speech"), 6, (0.3, 0.9))
 

@@ -8,7 +8,7 @@ import sys
 import daisy_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
-ALLOWED_AT_IMPORT = {"jax", "flax", "numpy", "safetensors", "daisy_jax"}
+ALLOWED_AT_IMPORT = {"jax", "flax", "jaxtyping", "numpy", "safetensors", "daisy_jax"}
 TRAINING = {"training", "tasks"}
 COMMANDS = {"tyro"}  # the command line itself
 

@@ -33,6 +33,12 @@ def steps_kept(folder: pathlib.Path) -> list[int]:
     return sorted(int(entry.name) for entry in (folder / "checkpoints").iterdir())
 
 
+def fit_six_steps(run: Run, step, **options):
+    batch = {"x": np.zeros(4, np.float32)}
+    whole = {"steps": 6, "save_every": 2, "log_every": 3, "describe": str}
+    return fit(run, {"n": np.int32(0)}, step, lambda number: batch, **whole, **options)
+
+
 def test_the_best_and_the_last_two_checkpoints_are_kept(tmp_path):
     run = Run(tmp_path, Config(), resume=False)
     for step, loss in [(1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 2.5), (6, 2.4)]:
@@ -223,16 +229,10 @@ def test_a_signal_at_a_validated_step_changes_nothing(tmp_path, at):
                 signal.raise_signal(signal.SIGTERM)
             return {"n": state["n"] + 1}, {"loss": np.float32(1)}
 
-        return fit(
+        return fit_six_steps(
             Run(tmp_path, Config(), resume=resume),
-            {"n": np.int32(0)},
             step,
-            lambda number: {"x": np.zeros(4, np.float32)},
-            steps=6,
-            save_every=2,
-            log_every=3,
             validate=lambda state: {"validation_loss": {2: 0.7, 4: 0.3, 6: 0.9}[int(state["n"])]},
-            describe=str,
         )
 
     def terminate(number, frame):
@@ -255,15 +255,7 @@ def test_batches_of_nothing_end_the_run(tmp_path):
         return state, {"loss": np.float32(0), "audio_seconds": np.float32(0)}
 
     with pytest.raises(InputError, match="no utterance of step 2 could be read"):
-        fit(
-            Run(tmp_path, Config(), resume=False),
-            {"n": np.int32(0)},
-            step,
-            lambda number: {"x": np.zeros(4, np.float32)},
-            steps=6,
-            save_every=2,
-            log_every=5,
-        )
+        fit_six_steps(Run(tmp_path, Config(), resume=False), step)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 

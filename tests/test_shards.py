@@ -26,11 +26,6 @@ EVERYWHERE = np.ones(LAYERS, bool)
 
 
 @pytest.fixture(scope="module")
-def model():
-    return made_model()
-
-
-@pytest.fixture(scope="module")
 def speech(tmp_path_factory):
     return sounds.speech_folder(tmp_path_factory.mktemp("speech"), 7, (0.3, 0.9))
 

@@ -4,12 +4,12 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
-
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, TaskID, TextColumn
-from rich.progress import Progress as Bars
+from typing import TYPE_CHECKING
 
 from daisy_jax.reporting import Progress, logger, printable
+
+if TYPE_CHECKING:
+    import rich.progress
 
 
 @contextlib.contextmanager
@@ -35,8 +35,8 @@ class _Shown(logging.Handler):
     def __init__(self):
         super().__init__()
         self._left_out: set[str] = set()
-        self._bars: Bars | None = None
-        self._tasks: dict[object, TaskID] = {}
+        self._bars: rich.progress.Progress | None = None
+        self._tasks: dict[object, rich.progress.TaskID] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         progress: Progress | None = getattr(record, "progress", None)
@@ -58,6 +58,10 @@ class _Shown(logging.Handler):
             self._bars.console.print(line, markup=False, highlight=False)
 
     def _show(self, progress: Progress) -> None:
+        from rich.console import Console
+        from rich.progress import MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bars
+
         if self._bars is None:
             self._bars = Bars(
                 *Bars.get_default_columns(),

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar, cast
 
-import tyro
-
 from daisy_jax.console.reports import shown_reports
 from daisy_jax.errors import InputError, Terminated
 from daisy_jax.reporting import printable
@@ -82,6 +80,8 @@ def parse_config(
       presets: fields of each preset, by its name; the first is the default.
       description: of the command.
     """
+    import tyro
+
     (name,) = given_options("preset")
     if name is None or name not in presets:  # if one was given, it is refused below
         name = next(iter(presets))

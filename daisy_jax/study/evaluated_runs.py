@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from jaxtyping import Shaped
 
-from daisy_jax.errors import InputError
+from daisy_jax import InputError
 from daisy_jax.tasks.evaluation import Row
 from daisy_jax.tasks.metrics import Sums, paired_interval, quotient
 from daisy_jax.tasks.task import Measure

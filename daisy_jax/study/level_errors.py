@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from daisy_jax import InputError
 from daisy_jax.data.noisy_corpus import RECIPES, label
 from daisy_jax.data.noisy_folder import NoisyFile
-from daisy_jax.errors import InputError
 from daisy_jax.tasks.metrics import Estimate, interval, quotient, resampled
 
 Grid = Float[np.ndarray, "utterances levels"]

@@ -9,6 +9,9 @@ from daisy_jax.model.config import HubertConfig
 from daisy_jax.study.noise_study import Checks, Condition, Spread, check, snr_correlation, spread
 from daisy_jax.tasks.metrics import Estimate
 
+EVERY_LAYER = "every layer"
+"""Name of the first rule of a ratio."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:

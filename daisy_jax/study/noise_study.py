@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from daisy_jax.cost import multiply_adds
+from daisy_jax import InputError, multiply_adds
 from daisy_jax.data.corpus import Corpus, corpus_name
 from daisy_jax.data.noisy_corpus import CLEAN, label
-from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
 from daisy_jax.features import contents
 from daisy_jax.features.extract import Extractor, extract_corpus, store_digest
