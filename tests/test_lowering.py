@@ -261,7 +261,8 @@ def test_a_step_of_pretraining(platform):
     masked, labels = np.zeros((4, FRAMES), bool), np.zeros((4, FRAMES), np.int32)
 
     def loss(model):
-        return masked_prediction_loss(model, WAVEFORM, LENGTHS, masked, labels, np.float32(1))
+        batch = (jnp.asarray(array) for array in (WAVEFORM, LENGTHS, masked, labels, np.float32(1)))
+        return masked_prediction_loss(model, *batch)
 
     optimizer = optax.adamw(1e-3)
 
