@@ -5,8 +5,13 @@ import logging
 import os
 
 # Before jax is imported anywhere: the flags are read once. Tests of small models spend their time
-# in the compiler, which takes a third of it without optimisation.
-FLAGS = ["--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0"]
+# in the compiler, which takes a third of it without optimisation, and less when it does not split
+# small programs among threads.
+FLAGS = [
+    "--xla_force_host_platform_device_count=4",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
 AS_FOR_USERS: dict[str, int | bool] = {"xla_backend_optimization_level": 3}
 """Compiler options, for jax.jit, of tests that are about rounding."""
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have no such flag
