@@ -1,7 +1,7 @@
 """Enhancement on VoiceBank-DEMAND (PESQ, STOI), separation on Libri2Mix (SI-SDR improvement)."""
 
 import dataclasses
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,13 @@ from daisy_jax.tasks.task import (
     the_one,
 )
 
+CHOICES = {
+    "activation": ("relu", "sigmoid"),
+    "target": ("magnitude", "phase"),
+    "scale": ("linear", "log1p"),
+    "distance": ("squared", "absolute"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class MaskSettings:
@@ -41,20 +48,20 @@ class MaskSettings:
     dropout: float
     """Behind each BLSTM layer, in training."""
     stft: Stft
-    activation: Literal["relu", "sigmoid"]
-    """What makes masks out of the last layer's outputs."""
-    target: Literal["magnitude", "phase"]
+    activation: str
+    """What makes masks out of the last layer's outputs, as `CHOICES` has it."""
+    target: str
     """Magnitude of the source's spectrum, or the part of it that is in phase with the input's,
     where that is positive (NPSM)."""
-    scale: Literal["linear", "log1p"]
+    scale: str
     """In what magnitudes of input and source are given; masks apply to them there."""
-    distance: Literal["squared", "absolute"]
+    distance: str
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            choices, value = get_args(field.type), getattr(self, field.name)
-            if choices and value not in choices:
-                raise InputError(f"{field.name} is {value!r}; it must be {' or '.join(choices)}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                wrong = f"{name} is {getattr(self, name)!r}"
+                raise InputError(f"{wrong}; it must be {' or '.join(choices)}")
         if audio.FRAME_HOP % self.stft.hop:
             raise InputError(
                 f"the spectrum's hop is {self.stft.hop}; it must divide {audio.FRAME_HOP}, the "
