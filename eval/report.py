@@ -50,17 +50,19 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    found: list[Evaluated] = []
+    evaluations: list[Evaluated] = []
     for run in map(pathlib.Path, config.runs):
         evaluated = read_evaluation(run)
         if evaluated is None:
             print(f"left out: {run} has no evaluation; python eval/downstream.py {run}")
         else:
-            found.append(evaluated)
-    if not found:
+            evaluations.append(evaluated)
+    if not evaluations:
         raise InputError("nothing to report; evaluate runs with eval/downstream.py first")
-    order = [*TASKS, *(each.result["task"] for each in found)]  # the paper's tasks come first
-    by_task = {task: [each for each in found if each.result["task"] == task] for task in order}
+    order = [*TASKS, *(each.result["task"] for each in evaluations)]  # the paper's tasks come first
+    by_task = {
+        task: [each for each in evaluations if each.result["task"] == task] for task in order
+    }
     by_task = {task: runs for task, runs in by_task.items() if runs}
     lines = table1(by_task)
     for runs in by_task.values():
@@ -70,8 +72,9 @@ def main() -> None:
     if config.output:
         folder = pathlib.Path(config.output)
         write_text(folder / "report.md", text + "\n")
-        paper = {task: read_table1().rows.get(task, {}) for task in by_task}
-        results = [each.result for each in found]
+        rows = read_table1().rows
+        paper = {task: rows.get(task, {}) for task in by_task}
+        results = [each.result for each in evaluations]
         write_json(folder / "report.json", {"results": results, "paper": paper})
         print(f"written: {folder / 'report.md'}, {folder / 'report.json'}")
         save_picture(folder / "figure3.png", lambda: draw(by_task))

@@ -81,9 +81,9 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     device = use_accelerator(config.accelerator, dtype=config.dtype, share_memory=True)
     timed = Timed(config)
-    place = torch_place() if config.reference and config.size != "tiny" else None
-    reference = torch_reference(config, place) if place else None
-    beside = f", transformers on {place}" if reference else ""
+    where = torch_place() if config.reference and config.size != "tiny" else None
+    reference = torch_reference(config, where) if where else None
+    beside = f", transformers on {where}" if reference else ""
     print(
         f"HuBERT {config.size}, {config.dtype}, on {device}{beside}; seconds, medians of "
         f"{config.runs}"
@@ -266,11 +266,11 @@ def torch_reference(config: Config, place: str) -> Callable[[np.ndarray], Task] 
 
 def versions(device: str) -> dict[str, str]:
     """Device and versions of what was timed."""
-    found = {"device": device, "processor": platform.machine(), "cores": str(os.cpu_count())}
+    texts = {"device": device, "processor": platform.machine(), "cores": str(os.cpu_count())}
     for name in ("daisy-jax", "jax", "jaxlib", "flax", "torch", "transformers"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            texts[name] = importlib.metadata.version(name)
+    return texts
 
 
 def savings_by_layer(rows: list[dict[str, float]]) -> "Figure":

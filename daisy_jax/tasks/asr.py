@@ -13,11 +13,11 @@ from daisy_jax import audio
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.librispeech import transcripts
 from daisy_jax.model.feature_encoder import valid_positions
-from daisy_jax.tasks.losses import ctc_loss
+from daisy_jax.tasks.losses import Counts, Features, ctc_loss
 from daisy_jax.tasks.lstm import BidirectionalLstm
 from daisy_jax.tasks.metrics import word_errors
 from daisy_jax.tasks.spec_augment import SpecAugment
-from daisy_jax.tasks.task import Counts, Examples, Features, Measure, Measured, Task, TaskSettings
+from daisy_jax.tasks.task import Examples, Measure, Measured, Task, TaskSettings
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 CHARACTERS = (*SPECIAL, "|", *"ETAOINHSRDLUMWCFGYPBVK'XJQZ")

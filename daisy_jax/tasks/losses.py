@@ -1,11 +1,18 @@
 """Losses of the downstream tasks."""
 
 import itertools
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
+
+# What task heads and their losses take:
+Features: TypeAlias = Float[Array, "batch frames dim"]
+"""float32, of eq. (4) up to each exit."""
+Counts: TypeAlias = Int[Array, " batch"]
+"""Valid frames, or samples, of each row of a batch."""
 
 
 def utterance_mean(

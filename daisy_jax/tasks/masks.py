@@ -14,21 +14,11 @@ from daisy_jax.data.libri2mix import open_libri2mix
 from daisy_jax.data.voicebank import open_voicebank
 from daisy_jax.errors import InputError
 from daisy_jax.model.feature_encoder import valid_positions
-from daisy_jax.tasks.losses import best_permutation, utterance_mean
+from daisy_jax.tasks.losses import Counts, Features, best_permutation, utterance_mean
 from daisy_jax.tasks.lstm import BidirectionalLstm
 from daisy_jax.tasks.metrics import short_time_intelligibility, si_sdr_improvement, wideband_pesq
 from daisy_jax.tasks.spectra import Stft
-from daisy_jax.tasks.task import (
-    Counts,
-    Examples,
-    Features,
-    Measure,
-    Measured,
-    Task,
-    TaskSettings,
-    part_of,
-    the_one,
-)
+from daisy_jax.tasks.task import Examples, Measure, Measured, Task, TaskSettings, part_of, the_one
 
 CHOICES = {
     "activation": ("relu", "sigmoid"),
@@ -36,6 +26,7 @@ CHOICES = {
     "scale": ("linear", "log1p"),
     "distance": ("squared", "absolute"),
 }
+"""Of some settings, by name."""
 
 
 @dataclasses.dataclass(frozen=True)

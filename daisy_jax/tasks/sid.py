@@ -11,17 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from daisy_jax.data.voxceleb import open_voxceleb
 from daisy_jax.model.feature_encoder import valid_positions
-from daisy_jax.tasks.losses import utterance_mean
-from daisy_jax.tasks.task import (
-    Counts,
-    Examples,
-    Features,
-    Measure,
-    Measured,
-    Task,
-    TaskSettings,
-    the_one,
-)
+from daisy_jax.tasks.losses import Counts, Features, utterance_mean
+from daisy_jax.tasks.task import Examples, Measure, Measured, Task, TaskSettings, the_one
 
 
 @dataclasses.dataclass(frozen=True)

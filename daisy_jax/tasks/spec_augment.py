@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from daisy_jax.tasks.task import Counts, Features
+from daisy_jax.tasks.losses import Counts, Features
 
 Row: TypeAlias = Float[Array, "frames dim"]
 

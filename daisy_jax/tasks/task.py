@@ -16,12 +16,9 @@ from daisy_jax.data.batches import Crop
 from daisy_jax.data.corpus import Corpus, Selection, WithSources, fingerprint
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import leave_out
+from daisy_jax.tasks.losses import Counts, Features
 
 Head = TypeVar("Head", bound=nnx.Module)
-Features: TypeAlias = Float[Array, "batch frames dim"]
-"""float32, of eq. (4) up to each exit."""
-Counts: TypeAlias = Int[Array, " batch"]
-"""Valid frames, or samples, of each row of a batch."""
 Targets: TypeAlias = dict[str, Shaped[Array, "batch ..."]]
 """Of a batch, by name."""
 Output: TypeAlias = Shaped[np.ndarray, "..."]
