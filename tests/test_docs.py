@@ -1,5 +1,6 @@
 """The guides in docs: their commands are understood, their defaults are those of the scripts."""
 
+import ast
 import pathlib
 import re
 import runpy
@@ -55,6 +56,24 @@ def test_flags_exist(command, help_of):
     script = f"{first} {script}" if first == "daisy-jax" else script
     options = [word.split("=")[0] for word in words if word.startswith("--")]
     assert set(options) <= help_of(script)
+
+
+def advised_commands():
+    """(file, script, options) of every command line in a message or docstring of ours."""
+    pattern = r"(daisy-jax \w+|(?:train|eval|conversions)/\w+\.py)((?: --[\w-]+(?:[ =]\w+)?)+)"
+    for folder in ("daisy_jax", "train", "eval", "conversions"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    for script, options in re.findall(pattern, " ".join(node.value.split())):
+                        yield path.name, script, set(re.findall(r"--[\w-]+", options))
+
+
+def test_options_in_messages_and_docstrings_exist(help_of):
+    advised = list(advised_commands())
+    assert len(advised) > 10
+    unknown = [(file, script, options - help_of(script)) for file, script, options in advised]
+    assert not [entry for entry in unknown if entry[2]]
 
 
 @pytest.mark.parametrize("guide", GUIDES)

@@ -59,7 +59,7 @@ class Config(DistributedOptions):
     """Parts that the task head is chosen by."""
     features: str = "runs/features"
     """Folder for the features of all runs, one store a task and part; or one finished store of
-    daisy-jax encode --store layers that holds them all."""
+    daisy-jax extract --store layers that holds them all."""
     cache: Literal["layers", "entropies"] = "layers"
     """What is stored: every layer's features, or entropies alone."""
     steps: int = 0

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 import daisy_jax
 from daisy_jax import Hubert, InputError
 from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
-from daisy_jax.exits import ExitRule
+from daisy_jax.exits import ExitRule, fixed_layer
 
 SPANS = {
     "mean": daisy_jax.span_mean,
@@ -81,8 +81,7 @@ class ModelOptions:
         if self.layer is not None:
             if not 1 <= self.layer <= len(allowed):
                 raise InputError(f"--layer {self.layer}: the model has layers 1 to {len(allowed)}")
-            only = np.arange(1, len(allowed) + 1) == self.layer
-            return ExitRule(f"layer {self.layer}", None, only)
+            return fixed_layer(self.layer, len(allowed))._replace(name=f"layer {self.layer}")
         if model.branches is None:
             raise InputError(
                 "this model has no branches, so no threshold can be met; train them with "

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Int, PyTree, Shaped
 
 from daisy_jax import audio, parallel
-from daisy_jax.data.batches import Augmentation, Crop, read_crops
+from daisy_jax.data.batches import Crop, read_crops
 from daisy_jax.data.corpus import corpus_name
 from daisy_jax.errors import InputError
 from daisy_jax.features import contents
@@ -69,9 +69,8 @@ class TaskData:
             batch["exit_layer"] = np.where(there, exits[0][indices], 0).astype(np.int32)
             batch["forced"] = there & exits[1][indices]
         else:
-            nothing_is_drawn = np.random.default_rng(0)
             batch["waveform"], batch["lengths"] = read_crops(
-                self.examples.corpus, crops, width, Augmentation(), nothing_is_drawn, rows
+                self.examples.corpus, crops, width, rows=rows
             )
         return batch | {"targets": self.task.targets(self.examples, crops, rows, width)}
 
@@ -104,7 +103,7 @@ def with_features(
       folder: the corpus.
       trunk: the model, with its branches if it has any.
       features: where stores are; this one's folder is named after corpus, part and model. Or a
-        finished store of all parts, from `daisy-jax encode --store layers`.
+        finished store of all parts, from `daisy-jax extract --store layers`.
       live: whether features are computed when they are needed; entropies alone are stored then.
 
     Raises:
@@ -136,13 +135,13 @@ def require_layers_of(store: FeatureStore, trunk: Hubert, *, all_layers: bool) -
     if wrong or not all(isinstance(item, int) for item in store.items):
         held = f"{', '.join(wrong)} of another model" if wrong else ", ".join(map(str, store.items))
         raise InputError(
-            f"{store.folder}: holds {held}; give a store that daisy-jax encode --store layers made "
-            "with this model"
+            f"{store.folder}: holds {held}; give a store that daisy-jax extract --store layers "
+            "made with this model"
         )
     lacking = sorted(set(range(trunk.config.num_layers + 1)) - set(store.items))
     if lacking and all_layers:
         raise InputError(
             f"{store.folder}: does not hold the layers {', '.join(map(str, lacking))}; store all "
-            "of them (daisy-jax encode --store layers without --layers), or compute the features "
+            "of them (daisy-jax extract --store layers without --layers), or compute the features "
             "in each step (--cache=entropies)"
         )
