@@ -49,7 +49,8 @@ class Calibration:
 
 
 def exit_threshold(
-    mean_entropy: Float[Array, " layers"] | npt.ArrayLike, ratio: float | Float[Array, ""]
+    mean_entropy: Float[Array, " layers"] | npt.ArrayLike,
+    ratio: float | np.number | Float[Array, ""],
 ) -> Float[Array, ""]:
     """Entropy below which an utterance leaves the model.
 
@@ -147,7 +148,7 @@ def fixed_layer(layer: int, num_layers: int) -> ExitRule:
 
 def threshold_for_budget(
     entropy: Float[np.ndarray, "utterances layers"] | npt.ArrayLike,
-    mean_layers: float,
+    mean_layers: float | np.number,
     allowed: npt.ArrayLike | None = None,
 ) -> float:
     """The smallest threshold whose mean exit layer on these utterances is within a budget.
@@ -224,7 +225,7 @@ def span_mean(exit_counts: Counts) -> Span:
     return (layers >= np.floor(mean)) & (layers <= np.ceil(mean))
 
 
-def span_threshold(exit_counts: Counts, share: float = 0.15) -> Span:
+def span_threshold(exit_counts: Counts, share: float | np.number = 0.15) -> Span:
     """Allows the layers at which more than `share` of the utterances left.
 
     Arguments and result as for `span_mean`.
