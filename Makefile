@@ -1,16 +1,21 @@
-# make demo: encodes the sample clips with the packaged model.   make test: everything that CI checks.
+# make demo: encodes the sample clips with the packaged model.
+# make test: lint, types, import rules and the quick tests, in five minutes; for each commit.
+# make test-slow: the other tests: processes, kills, full-size models, scripts from end to end.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: demo test lint format
+.PHONY: demo test test-slow lint format
 
 demo: $(VENV)/.demo
 	$(BIN)/daisy-jax encode daisy_jax/samples/*.flac
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -49,6 +49,10 @@ Task = Callable[[], object]
 """Runs what is timed, to its end."""
 RAGGED = (1.2, 2.1, 2.9, 3.4, 4.8, 5.5, 7.0, 8.1, 9.3, 10.2, 11.6, 12.4, 13.3, 14.1, 15.0, 15.8)
 """Durations of a ragged batch, seconds: spread like read speech."""
+LAYER_SECONDS = 10.0
+"""Duration of the utterance that leaves at each layer."""
+CALLS = 30
+"""Measurements of a short call, at least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +179,8 @@ def time_batches(
 
 
 def time_layers(config: Config, timed: Timed) -> list[dict[str, float]]:
-    """One utterance of 10 s, leaving at each layer."""
-    waveform, depth = timed.draw(1, 10.0), timed.forced.layers
+    """One utterance, leaving at each layer."""
+    waveform, depth = timed.draw(1, LAYER_SECONDS), timed.forced.layers
     layers = range(1, depth + 1)
     tasks = {
         str(layer): timed.encoding(waveform, timed.forced.thresholds([layer])) for layer in layers
@@ -194,7 +198,12 @@ def time_layers(config: Config, timed: Timed) -> list[dict[str, float]]:
         rows.append({"layer": layer, "time": spent, "saved": saved, "fewer": fewer})
         ratio = spent / timed.ideal(times, [layer])
         body.append([str(layer), f"{saved:.1%}", f"{fewer:.1%}", f"{ratio:.2f}"])
-    header = ["exit layer, 1 x 10 s", "time saved", "multiply-adds saved", "time / ideal"]
+    header = [
+        f"exit layer, 1 x {LAYER_SECONDS:g} s",
+        "time saved",
+        "multiply-adds saved",
+        "time / ideal",
+    ]
     print("\n".join(table(header, body)))
     return rows
 
@@ -225,7 +234,7 @@ def time_calls(config: Config, timed: Timed) -> dict[str, float]:
         way: lambda call=call: jax.block_until_ready(call(packaged, second, threshold=threshold))
         for way, call in ways.items()
     }
-    times = medians(tasks, max(config.runs, 30))
+    times = medians(tasks, max(config.runs, CALLS))
     start = time.perf_counter()
     jax.jit(daisy_jax.encode).lower(timed.forced.model, timed.draw(1, 9.0), threshold=0.5).compile()
     times["compile"] = time.perf_counter() - start
@@ -281,7 +290,7 @@ def savings_by_layer(rows: list[dict[str, float]]) -> "Figure":
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     axes.plot(layers, [100 * row["saved"] for row in rows], "o-", label="time")
     axes.plot(layers, [100 * row["fewer"] for row in rows], "s--", label="multiply-adds")
-    axes.set(xlabel="exit layer", ylabel="saved, %", title="one utterance of 10 s")
+    axes.set(xlabel="exit layer", ylabel="saved, %", title=f"one utterance of {LAYER_SECONDS:g} s")
     axes.legend()
     return figure
 

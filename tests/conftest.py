@@ -29,6 +29,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 
 import dataclasses
+import gc
 
 import hypothesis
 import jax
@@ -57,6 +58,48 @@ hypothesis.settings.register_profile(
     ],
 )
 hypothesis.settings.load_profile("deterministic")
+
+
+LONGEST = 10.0
+"""Seconds that a test of the quick set may take on CI, with the fixtures that it is the first to
+ask for. What takes longer is made smaller, or goes among the slow ones with its reason."""
+_seconds: dict[str, float] = {}
+_too_long: list[str] = []
+
+
+def pytest_itemcollected(item):
+    slow = item.get_closest_marker("slow")
+    if slow is not None and not slow.args:
+        raise pytest.UsageError(f"{item.nodeid} is marked as slow without a reason")
+
+
+def pytest_runtest_logreport(report):
+    _seconds[report.nodeid] = _seconds.get(report.nodeid, 0.0) + report.duration
+
+
+def pytest_sessionfinish(session):
+    """On CI, a test that takes too long fails the quick set; elsewhere machines are busy."""
+    quick = session.config.option.markexpr == "not slow"
+    if quick and "CI" in os.environ and not hasattr(session.config, "workerinput"):
+        _too_long.extend(name for name, seconds in _seconds.items() if seconds > LONGEST)
+        if _too_long:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    for name in _too_long:
+        terminalreporter.write_line(
+            f"{name} took {_seconds[name]:.1f} s, more than the {LONGEST:.0f} s of the quick set; "
+            "make it smaller, or mark it as slow and say why"
+        )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_forgotten():
+    """What a module has compiled serves no other one, and would fill the worker's memory."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,8 +1,5 @@
 """What the tests share: the one tolerance, and how it is applied."""
 
-import re
-import subprocess
-
 import numpy as np
 
 RELATIVE_TOLERANCE = 1e-5
@@ -34,11 +31,3 @@ def relative_error(actual, desired) -> float:
     difference = float(np.max(np.abs(actual - desired)))
     scale = float(np.sqrt(np.mean(desired * desired)))
     return difference / scale if scale else (0.0 if difference == 0 else np.inf)
-
-
-def options_of(program: list) -> set[str]:
-    """The options that a program's --help lists, as against those that its texts mention."""
-    done = subprocess.run([*program, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = re.findall(r"^│ (?:-\w, )?(--[\w-]+(?:, --[\w-]+)*)", done.stdout, re.MULTILINE)
-    return {option for row in rows for option in row.split(", ")}

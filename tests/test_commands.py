@@ -4,42 +4,34 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import sounds
+from conftest import environment
 from helpers import assert_close_to_scale
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_models import SMALL, made_model
+from programs import COMMAND, run, run_here, words_of
 
 import daisy_jax
 from daisy_jax.commands import encode as encode_command
 from daisy_jax.commands.encode import HEADER, output_paths
-from daisy_jax.commands.main import main
 from daisy_jax.cost import multiply_adds
 from daisy_jax.exits import exit_threshold, threshold_for_budget
 
-PROGRAM = [sys.executable, "-c", "from daisy_jax.commands.main import main; main()"]
-
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command():
     """Runs `daisy-jax` in this process: exit status, stdout lines, stderr lines."""
-    before = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments) -> tuple[int, list[str], list[str]]:
-        monkeypatch.setattr(sys, "argv", ["daisy-jax", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out.splitlines(), output.err.splitlines()
+        done = run_here(COMMAND, *arguments)
+        return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
-    yield run
-    signal.signal(signal.SIGTERM, before)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -530,18 +522,21 @@ def test_an_unknown_option_is_an_error(command, folder):
     assert command()[0] == 2
 
 
+@pytest.mark.slow("starts the program as a process")
 def test_the_program_itself_gives_status_and_streams(folder, files):
     given = ["encode", files[0], "gone.wav", "--model", folder / "model", "--accelerator", "cpu"]
-    done = subprocess.run([*PROGRAM, *map(str, given)], capture_output=True, text=True, check=False)
+    done = run(COMMAND, *given)
     assert done.returncode == 1
     assert done.stderr == "error: gone.wav: No such file or directory\n"
     assert len(done.stdout.splitlines()) == 3
 
 
+@pytest.mark.slow("kills a process")
 def test_sigterm_ends_the_program_with_143(folder, tmp_path):
     os.mkfifo(tmp_path / "never.wav")  # reading it waits for ever
-    given = ["encode", str(tmp_path / "never.wav"), "--model", str(folder / "model"), "--full"]
-    process = subprocess.Popen([*PROGRAM, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    given = ["encode", tmp_path / "never.wav", "--model", folder / "model", "--full"]
+    words = words_of(COMMAND, *given)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.stdout.readline().decode().rstrip("\n") == HEADER
         time.sleep(0.2)
@@ -571,14 +566,12 @@ def test_the_longest_length_is_an_option(command, folder, files):
         assert "give seconds above 0" in err[0]
 
 
+@pytest.mark.slow("the compilation cache belongs to a process")
 def test_a_compilation_cache_is_filled_and_used(folder, files, tmp_path):
-    """In processes of their own, since the cache belongs to a process."""
-    line = [*PROGRAM, "encode", files[0], "--model", str(folder / "model")]
-    line += ["--compilation-cache", str(tmp_path / "cache")]
-    logs = {**os.environ, "JAX_LOGGING_LEVEL": "DEBUG"}
-    first, second = (
-        subprocess.run(line, capture_output=True, text=True, env=logs) for _ in range(2)
-    )
+    given = ["encode", files[0], "--model", folder / "model"]
+    given += ["--compilation-cache", tmp_path / "cache"]
+    logs = environment() | {"JAX_LOGGING_LEVEL": "DEBUG"}
+    first, second = (run(COMMAND, *given, env=logs) for _ in range(2))
     assert (first.returncode, second.returncode) == (0, 0)
     assert first.stdout == second.stdout
     (place,) = (tmp_path / "cache").iterdir()

@@ -3,8 +3,6 @@
 import hashlib
 import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
+from programs import run_here
 from safetensors.torch import load_file, save_file
 from torch_models import (
     LARGE,
@@ -32,8 +31,6 @@ from daisy_jax import InputError
 from daisy_jax.checkpoints import abstract_model, named_leaves
 from daisy_jax.commands.convert import Convert
 from daisy_jax.conversions.convert import convert
-
-SCRIPT = pathlib.Path(__file__).parent.parent / "conversions" / "convert.py"
 
 
 @pytest.fixture
@@ -228,14 +225,10 @@ def test_names_of_the_hub_are_downloaded(folder, monkeypatch, suffix):
 
 
 def test_script_reports_or_prints_one_line(folder):
-    def run(destination):
-        command = [sys.executable, SCRIPT, folder, destination]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    done = run(folder.parent / "ours")
+    done = run_here("conversions/convert.py", folder, folder.parent / "ours")
     assert (done.returncode, done.stderr) == (0, "")
     assert "67 used, 0 ignored" in done.stdout
-    failed = run(folder)
+    failed = run_here("conversions/convert.py", folder, folder)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr.startswith("error: ")
     assert failed.stderr.count("\n") == 1

@@ -1,10 +1,9 @@
-"""`daisy-jax extract`: real processes that are killed, run side by side, and Ray's."""
+"""`daisy-jax extract`: what it says and refuses, processes that are killed, Ray's."""
 
 import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import sounds
 from conftest import environment
 from made_models import made_model
+from programs import COMMAND, run, run_here, words_of
 
 import daisy_jax
 from daisy_jax.exits import ExitRule
@@ -21,7 +21,6 @@ from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.trained_heads import EXITS_FORMAT, TrainedHead, count_exits, save_head
 from daisy_jax.tasks.training import new_params
 
-PROGRAM = [sys.executable, "-c", "from daisy_jax.commands.main import main; main()"]
 FILES = 24
 SHARDS = 12
 
@@ -41,25 +40,18 @@ def there(tmp_path_factory):
     return folder
 
 
-def command(there, *arguments, listed="good.tsv"):
+def given(there, *arguments, listed="good.tsv"):
     usual = ["extract", there / listed, "--model", there / "model"]
-    usual += ["--threshold", "1.2", "--accelerator", "cpu"]
-    return [*PROGRAM, *map(str, [*usual, *arguments])]
+    return [*usual, "--threshold", "1.2", "--accelerator", "cpu", *arguments]
 
 
-def run(there, *arguments, listed="good.tsv"):
-    return subprocess.run(
-        command(there, *arguments, listed=listed),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-    )
+def extract(there, *arguments, listed="good.tsv"):
+    return run_here(COMMAND, *given(there, *arguments, listed=listed))
 
 
 def start(there, *arguments):
     return subprocess.Popen(
-        command(there, *arguments),
+        words_of(COMMAND, *given(there, *arguments)),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -80,7 +72,7 @@ def assert_each_file_once(folder):
 @pytest.fixture(scope="module")
 def whole(there):
     """All shards by one process."""
-    done = run(there, "--output", there / "whole", "--shard-files", 2)
+    done = extract(there, "--output", there / "whole", "--shard-files", 2)
     assert done.returncode == 0, done.stderr
     return done, assert_each_file_once(there / "whole")
 
@@ -97,10 +89,11 @@ def test_one_process_encodes_all_shards_and_says_what_there_is(whole):
     assert lines[-1].endswith("0 failed")
 
 
+@pytest.mark.slow("runs processes side by side")
 def test_shards_may_be_made_by_any_processes_at_once(there, whole, tmp_path):
     # Two of them make the same shard.
-    given = [f"{number}/3" for number in (0, 1, 2, 1)]
-    started = [start(there, "--output", tmp_path, "--shard", each) for each in given]
+    shards = [f"{number}/3" for number in (0, 1, 2, 1)]
+    started = [start(there, "--output", tmp_path, "--shard", each) for each in shards]
     assert [process.wait(timeout=300) for process in started] == [0, 0, 0, 0]
     store = assert_each_file_once(tmp_path)
     ours = {row.id: store.read(place) for place, row in enumerate(store.rows)}
@@ -108,6 +101,7 @@ def test_shards_may_be_made_by_any_processes_at_once(there, whole, tmp_path):
         np.testing.assert_allclose(ours[row.id], whole[1].read(place), rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.slow("kills a process")
 def test_a_killed_process_goes_on_where_it_was(there, tmp_path):
     process = start(there, "--output", tmp_path, "--shard-files", 2)
     for line in process.stdout:
@@ -117,7 +111,7 @@ def test_a_killed_process_goes_on_where_it_was(there, tmp_path):
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("features-0000[012]*")}
     assert len(kept) == 3
-    done = run(there, "--output", tmp_path, "--shard-files", 2)
+    done = run(COMMAND, *given(there, "--output", tmp_path, "--shard-files", 2))
     assert done.returncode == 0, done.stderr
     assert_each_file_once(tmp_path)
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
@@ -125,7 +119,7 @@ def test_a_killed_process_goes_on_where_it_was(there, tmp_path):
 
 def test_bad_files_are_said_and_the_status_is_1(there, tmp_path):
     for _ in range(2):  # also where the shard is there already
-        done = run(there, "--output", tmp_path / "store", listed="bad.tsv")
+        done = extract(there, "--output", tmp_path / "store", listed="bad.tsv")
         assert done.returncode == 1
         gone = there / "speech" / "gone.wav"
         assert done.stderr == f"error: {gone}: No such file or directory\n"
@@ -138,14 +132,14 @@ def test_files_that_were_repaired_are_tried_again_with_retry(there, tmp_path):
     late = there / "speech" / "late.wav"
     listed = tmp_path / "late.tsv"
     listed.write_text(f"{there / 'speech'}\n00.wav\nlate.wav\n")
-    given = ["--output", tmp_path / "store"]
-    assert run(there, *given, listed=listed).returncode == 1
+    output = ["--output", tmp_path / "store"]
+    assert extract(there, *output, listed=listed).returncode == 1
     sounds.write(late, sounds.syllables(0.7, 5))
     try:
-        assert run(there, *given, listed=listed).returncode == 1
-        assert run(there, *given, "--retry", listed=listed).returncode == 0
+        assert extract(there, *output, listed=listed).returncode == 1
+        assert extract(there, *output, "--retry", listed=listed).returncode == 0
         assert FeatureStore(tmp_path / "store").errors == {}
-        assert run(there, *given, listed=listed).returncode == 0
+        assert extract(there, *output, listed=listed).returncode == 0
     finally:
         late.unlink()
 
@@ -162,10 +156,10 @@ def test_a_head_of_another_model_is_refused(there, tmp_path):
         )
         save_head(tmp_path / name, head)
     arguments = ["--store", "pooled", "--output", tmp_path / "store", "--head"]
-    done = run(there, *arguments, tmp_path / "other")
+    done = extract(there, *arguments, tmp_path / "other")
     assert done.returncode == 1
     assert "was trained on another model" in done.stderr
-    done = run(there, *arguments, tmp_path / "mine")
+    done = extract(there, *arguments, tmp_path / "mine")
     assert done.returncode == 0, done.stderr
     assert FeatureStore(tmp_path / "store").items == ["pooled"]
 
@@ -175,12 +169,7 @@ def test_the_name_of_before_still_works_and_contents_come_from_the_command_line(
     arguments = ["--store", "units", "--centroids", tmp_path / "centroids.npy", "--layer", "2"]
     usual = ["encode", "--model", there / "model", "--manifest", there / "bad.tsv"]
     usual += ["--output", tmp_path / "units", "--npy", "--accelerator", "cpu"]
-    done = subprocess.run(
-        [*PROGRAM, *map(str, [*usual, *arguments])],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
+    done = run_here(COMMAND, *usual, *arguments)
     assert "stored: units" in done.stdout, done.stderr
     units = np.load(tmp_path / "units" / "npy" / "00.wav.npy")
     assert units.dtype == np.int32
@@ -200,11 +189,16 @@ def test_the_name_of_before_still_works_and_contents_come_from_the_command_line(
         (["--workers", "2"], "--workers are Ray's; add --ray"),
         (["--shard-files", "-1"], "give at least 1"),
         (["--max-seconds", "-1"], "give seconds above 0"),
-        (["--ray", "--accelerator", "gpu"], "1 workers with a GPU each, and Ray has 0 GPUs"),
+        pytest.param(
+            ["--ray", "--accelerator", "gpu"],
+            "1 workers with a GPU each, and Ray has 0 GPUs",
+            marks=pytest.mark.slow("starts Ray"),
+        ),
     ],
 )
 def test_options_that_contradict_are_one_line(there, tmp_path, arguments, said):
-    done = run(there, "--output", tmp_path / "store", *arguments)
+    start = run if "--ray" in arguments else run_here
+    done = start(COMMAND, *given(there, "--output", tmp_path / "store", *arguments))
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert said in done.stderr
@@ -216,7 +210,7 @@ def test_options_that_contradict_are_one_line(there, tmp_path, arguments, said):
     [(["encode", "00.wav", "--npy"], "--npy"), (["extract", "x", "--hidden-states"], "--hidden")],
 )
 def test_a_command_refuses_the_options_of_the_other(there, arguments, option):
-    done = subprocess.run([*PROGRAM, *arguments, "--output=x"], capture_output=True, text=True)
+    done = run_here(COMMAND, *arguments, "--output=x")
     assert done.returncode == 2
     assert option in done.stderr
 
@@ -231,12 +225,12 @@ def without_rays(errors):
     return "".join(own)
 
 
+@pytest.mark.slow("starts Ray")
 def test_ray_says_which_shard_could_not_be_written_and_does_the_others(there, tmp_path):
     pytest.importorskip("ray")
     # In the place of shard 1's part lies a folder that cannot be replaced.
     (tmp_path / "index" / "00001.parquet" / "x").mkdir(parents=True)
-    given = ["--output", tmp_path, "--shard-files", 8, "--ray"]
-    done = run(there, *given)
+    done = run(COMMAND, *given(there, "--output", tmp_path, "--shard-files", 8, "--ray"))
     assert done.returncode == 1
     errors = without_rays(done.stderr)
     assert errors.startswith("error: 1 shards could not be encoded; shard 1: ")
@@ -261,8 +255,9 @@ def workers_of(process):
 
 
 def start_ray(there, output, name):
+    options = ["--output", output, "--shard-files", 2, "--ray", "--workers", 2]
     return subprocess.Popen(
-        command(there, "--output", output, "--shard-files", 2, "--ray", "--workers", 2),
+        words_of(COMMAND, *given(there, *options)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -282,6 +277,7 @@ def parts(folder):
     return list((folder / "index").glob("[0-9]*.parquet"))
 
 
+@pytest.mark.slow("starts Ray, and kills its processes")
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_ray_recovers_from_a_killed_worker_and_a_killed_driver(there, tmp_path):
     pytest.importorskip("ray")

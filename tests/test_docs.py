@@ -1,19 +1,15 @@
 """The guides in docs: their commands are understood, their defaults are those of the scripts."""
 
 import ast
-import pathlib
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 
 import pytest
-from helpers import options_of
+from programs import ROOT, options_of, run_here
 
 from daisy_jax.tasks.presets import TASKS, read_preset
 
-ROOT = pathlib.Path(__file__).parents[1]
 GUIDES = {
     "training.md": ("train/branches.py", "train/labels.py"),
     "noise.md": ("train/noisy.py", "eval/noise.py", "eval/downstream.py"),
@@ -30,32 +26,15 @@ COMMANDS = [
 ]
 STARTS = ("python ", "daisy-jax encode ", "daisy-jax extract ")
 SCRIPTS = [command for command in COMMANDS if command.startswith(STARTS)]
-PROGRAM = [sys.executable, "-c", "from daisy_jax.commands.main import main; main()"]
 ELSEWHERE = ("--head-from", "--ratio", "--budget", "--help")
 
 
-@pytest.fixture(scope="module")
-def help_of():
-    """From a script to its options."""
-    known: dict[str, set[str]] = {}
-
-    def options(script: str) -> set[str]:
-        if script not in known:
-            program = [sys.executable, ROOT / script]
-            if script.startswith("daisy-jax "):
-                program = [*PROGRAM, script.removeprefix("daisy-jax ")]
-            known[script] = options_of(program)
-        return known[script]
-
-    return options
-
-
 @pytest.mark.parametrize("command", SCRIPTS)
-def test_flags_exist(command, help_of):
+def test_flags_exist(command):
     first, script, *words = shlex.split(command)
     script = f"{first} {script}" if first == "daisy-jax" else script
     options = [word.split("=")[0] for word in words if word.startswith("--")]
-    assert set(options) <= help_of(script)
+    assert set(options) <= options_of(script)
 
 
 def advised_commands():
@@ -69,21 +48,21 @@ def advised_commands():
                         yield path.name, script, set(re.findall(r"--[\w-]+", options))
 
 
-def test_options_in_messages_and_docstrings_exist(help_of):
+def test_options_in_messages_and_docstrings_exist():
     advised = list(advised_commands())
     assert len(advised) > 10
-    unknown = [(file, script, options - help_of(script)) for file, script, options in advised]
+    unknown = [(file, script, options - options_of(script)) for file, script, options in advised]
     assert not [entry for entry in unknown if entry[2]]
 
 
 @pytest.mark.parametrize("guide", GUIDES)
-def test_inline_commands_and_files_exist(guide, help_of):
+def test_inline_commands_and_files_exist(guide):
     text = TEXTS[guide]
     for script, options in re.findall(r"`python ([\w/]+\.py)([^`]*)`", text):
         assert (ROOT / script).is_file()
-        assert set(re.findall(r"--[\w-]+", options)) <= help_of(script)
+        assert set(re.findall(r"--[\w-]+", options)) <= options_of(script)
     for option in re.findall(r"`(--[\w-]+)[^`]*`", text):
-        known = (option in help_of(script) for script in GUIDES[guide])
+        known = (option in options_of(script) for script in GUIDES[guide])
         assert option in ELSEWHERE or any(known), option
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert (ROOT / "docs" / link).exists(), link
@@ -109,9 +88,9 @@ def test_defaults_are_those_that_the_text_promises():
     assert (config.output, config.crop_seconds * 16_000) == ("runs/branches", 250_000)
 
 
-def test_without_anything_there_the_script_says_what_it_wants(tmp_path):
-    command = [sys.executable, ROOT / "train" / "branches.py", "--accelerator=cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+def test_without_anything_there_the_script_says_what_it_wants(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_here("train/branches.py", "--accelerator=cpu")
     assert done.returncode == 1
     assert done.stderr == (
         "error: runs/hubert-base: no config.json there; give a folder written by daisy-jax convert "

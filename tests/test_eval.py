@@ -1,9 +1,6 @@
 """The evaluation scripts, on made audio and a small random model."""
 
 import json
-import pathlib
-import runpy
-import subprocess
 import sys
 
 import jax
@@ -11,11 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 from flax import nnx
+from programs import ROOT, run, run_here
 
 import daisy_jax
+from daisy_jax.study.forced_exits import Forced
 from daisy_jax.training.cluster_targets import mfcc
 
-ROOT = pathlib.Path(__file__).parents[1]
+CPU = "--accelerator=cpu"
 CONFIG = daisy_jax.HubertConfig(
     num_layers=3,
     dim=16,
@@ -45,20 +44,11 @@ def speech(tmp_path_factory):
     return folder
 
 
-def run(script, monkeypatch, *arguments, accelerator=("--accelerator=cpu",)):
-    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments), *accelerator])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    return end.value.code
-
-
 def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_pretraining_accuracy_is_one_where_the_model_is_always_right(
-    model, speech, tmp_path, monkeypatch, capsys
-):
+def test_pretraining_accuracy_is_one_where_the_model_is_always_right(model, speech, tmp_path):
     # One centroid: every frame has label 0, and a head with one cluster predicts nothing else.
     single = daisy_jax.HubertConfig(**{**vars(CONFIG), "num_clusters": 1, "num_classes": 0})
     one = jax.jit(lambda: daisy_jax.Hubert(single, rngs=nnx.Rngs(0)))()
@@ -66,15 +56,13 @@ def test_pretraining_accuracy_is_one_where_the_model_is_always_right(
     centroid = mfcc(daisy_jax.audio.load(speech / "0.wav")).mean(axis=0, keepdims=True)
     np.savez(tmp_path / "targets.npz", centroids=centroid, labels=np.zeros(1, np.int16))
     (tmp_path / "config.json").write_text(json.dumps({"targets_from": "", "targets_layer": 1}))
-    assert run("eval/pretraining.py", monkeypatch, "--run", tmp_path, "--data", speech) == 0
-    lines = capsys.readouterr().out.splitlines()
+    done = run_here("eval/pretraining.py", "--run", tmp_path, "--data", speech, CPU)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
     assert [line.split(": ")[1].split(" ")[0] for line in lines[1:]] == ["1.000"] * 3
 
 
-def test_utterances_leave_where_they_are_forced_to(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "eval")
-    from daisy_jax.study.forced_exits import Forced
-
+def test_utterances_leave_where_they_are_forced_to():
     forced = Forced("tiny", "float32")
     assert forced.spread(1) == [6]
     assert np.mean(forced.spread(16)) == 6
@@ -85,14 +73,22 @@ def test_utterances_leave_where_they_are_forced_to(monkeypatch):
     assert not out.forced.any()
 
 
-def test_speed_prints_and_stores_every_measurement(monkeypatch, tmp_path, capsys):
+@pytest.mark.slow("runs every measurement from end to end")
+def test_speed_prints_and_stores_every_measurement(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "eval")
-    arguments = ("--size", "tiny", "--batches", 1, 2, "--seconds", 0.5, "--runs", 1)
+    import speed
+
+    monkeypatch.setattr(speed, "RAGGED", (0.3, 0.5))
+    monkeypatch.setattr(speed, "LAYER_SECONDS", 0.5)
+    monkeypatch.setattr(speed, "CALLS", 2)
+    arguments = ("--size", "tiny", "--batches", 1, 2, "--seconds", 0.25, "--runs", 1)
     arguments += ("--layer-runs", 1)
-    assert run("eval/speed.py", monkeypatch, *arguments, "--output", tmp_path) == 0
+    words = ["speed.py", *map(str, arguments), f"--output={tmp_path}", CPU]
+    monkeypatch.setattr(sys, "argv", words)
+    speed.main()
     lines = capsys.readouterr().out.splitlines()
     rows = [cells(line) for line in lines if line.startswith("| ")]
-    assert [row[0] for row in rows if row[0].endswith("0.5 s")] == ["1 x 0.5 s", "2 x 0.5 s"]
+    assert [row[0] for row in rows if row[0].endswith("0.25 s")] == ["1 x 0.25 s", "2 x 0.25 s"]
     result = json.loads((tmp_path / "speed.json").read_text())
     assert [row["layer"] for row in result["layers"]] == list(range(1, 13))
     fewer = [row["fewer"] for row in result["layers"]]
@@ -103,17 +99,17 @@ def test_speed_prints_and_stores_every_measurement(monkeypatch, tmp_path, capsys
     assert result["versions"]["jax"] == jax.__version__
 
 
-def test_entropy_is_that_of_encode_with_its_line(model, speech, tmp_path, monkeypatch, capsys):
+def test_entropy_is_that_of_encode_with_its_line(model, speech, tmp_path):
     daisy_jax.save(model, tmp_path / "model")
     loud = tmp_path / "loud"
     loud.mkdir()
     soundfile.write(loud / "one.wav", 0.9 * np.ones(7_000), 16_000)
     (loud / "bad.wav").write_text("no sound")
     arguments = (f"some={speech}", f"loud={loud}", "--model", tmp_path / "model")
-    assert run("eval/entropy.py", monkeypatch, *arguments, "--output", tmp_path / "out") == 0
-    printed = capsys.readouterr()
-    assert "left out (1 so far): " in printed.err
-    rows = [cells(line) for line in printed.out.splitlines()]
+    done = run_here("eval/entropy.py", *arguments, "--output", tmp_path / "out", CPU)
+    assert done.returncode == 0, done.stderr
+    assert "left out (1 so far): " in done.stderr
+    rows = [cells(line) for line in done.stdout.splitlines()]
     stored = json.loads((tmp_path / "out" / "entropy.json").read_text())
     for name, folder, count in (("some", speech, 3), ("loud", loud, 1)):
         waveforms = [
@@ -137,13 +133,14 @@ def test_entropy_is_that_of_encode_with_its_line(model, speech, tmp_path, monkey
         np.testing.assert_allclose([float(cell) for cell in row[3:6]], mean, atol=6e-4)
 
 
-def test_a_data_set_without_a_name_is_one_line(speech, monkeypatch, capsys):
-    assert run("eval/entropy.py", monkeypatch, speech) == 1
-    assert "is no NAME=FOLDER" in capsys.readouterr().err
+def test_a_data_set_without_a_name_is_one_line(speech):
+    done = run_here("eval/entropy.py", speech, CPU)
+    assert done.returncode == 1
+    assert "is no NAME=FOLDER" in done.stderr
 
 
 @pytest.mark.parametrize("validated", [True, False])
-def test_curves_shows_what_the_run_logged(tmp_path, monkeypatch, capsys, validated):
+def test_curves_shows_what_the_run_logged(tmp_path, validated):
     lines = []
     for step in range(1, 7):
         by_layer = {"layer_loss": [step + 0.5, 0.25], "layer_accuracy": [0.125, step / 8]}
@@ -153,9 +150,9 @@ def test_curves_shows_what_the_run_logged(tmp_path, monkeypatch, capsys, validat
             lines.append({"step": step, **{f"validation_{name}": value for name, value in names}})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text)
-    arguments = (tmp_path, "--rows", 3)
-    assert run("eval/curves.py", monkeypatch, *arguments, accelerator=()) == 0
-    out = capsys.readouterr().out
+    done = run_here("eval/curves.py", tmp_path, "--rows", 3)
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
     assert out.startswith("validation loss" if validated else "training loss")
     rows = [cells(line) for line in out.splitlines() if line.startswith("| ")]
     assert [row for row in rows if row[0] == "4"] == [
@@ -165,19 +162,21 @@ def test_curves_shows_what_the_run_logged(tmp_path, monkeypatch, capsys, validat
     assert [row[0] for row in rows if row[0].isdigit()] == ["2", "4", "6"] * 2
 
 
-def test_curves_of_another_folder_are_refused(tmp_path, monkeypatch, capsys):
-    assert run("eval/curves.py", monkeypatch, tmp_path, accelerator=()) == 1
-    assert "give the run folder of train/branches.py" in capsys.readouterr().err
+def test_curves_of_another_folder_are_refused(tmp_path):
+    done = run_here("eval/curves.py", tmp_path)
+    assert done.returncode == 1
+    assert "give the run folder of train/branches.py" in done.stderr
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n')
-    assert run("eval/curves.py", monkeypatch, tmp_path, accelerator=()) == 1
-    assert "no losses by layer" in capsys.readouterr().err
+    done = run_here("eval/curves.py", tmp_path)
+    assert done.returncode == 1
+    assert "no losses by layer" in done.stderr
 
 
+@pytest.mark.slow("runs a benchmark from end to end")
 def test_the_cost_of_a_step_is_printed_and_stored(tmp_path):
     arguments = ["--size", "tiny", "--batches", "4", "--seconds", "0.5", "--runs", "1"]
     arguments += ["--memory-batches", "4", "8", "--output", tmp_path / "stage1.json"]
-    command = [sys.executable, ROOT / "benchmarks" / "stage1.py", *arguments, "--accelerator=cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run("benchmarks/stage1.py", *arguments, CPU)
     assert done.returncode == 0, done.stderr
     assert "the largest batch of 15 s in 24 GiB: " in done.stdout
     result = json.loads((tmp_path / "stage1.json").read_text())

@@ -2,21 +2,18 @@
 
 import dataclasses
 import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SMALL, environment, random_model, speech_like
+from conftest import SMALL, random_model, speech_like
 from made_models import SMALL as MADE
 from made_models import made_model
 from own_task import Loudness, OneFile
+from programs import run_here
 
 from daisy_jax import InputError, audio, encode, parallel, save
 from daisy_jax.features import contents
@@ -26,8 +23,6 @@ from daisy_jax.model.layer_loops import tapped_layers
 from daisy_jax.tasks.presets import task_class
 from daisy_jax.tasks.trained_heads import load_head
 from daisy_jax.training.branches import Validation
-
-PROJECT = pathlib.Path(__file__).parents[1]
 
 # ---- an exit criterion ----
 
@@ -139,7 +134,9 @@ def test_a_corpus_of_ones_own_goes_everywhere(one_file, tmp_path):
     store = extract_corpus(tmp_path, Extractor(model, contents.layers((0, 3))), corpus, one_file)
     assert [row.id for row in store.rows] == corpus.names
     for index, length in enumerate(corpus.lengths):
-        out = encode(model, corpus.read(index, 0, int(length))[None], threshold=-np.inf)
+        # All of one width, which is compiled once.
+        alone = audio.pad_batch([corpus.read(index, 0, int(length))], 9_000)
+        out = encode(model, *alone, threshold=-np.inf)
         np.testing.assert_allclose(store.entropy[index], out.entropy[0], rtol=1e-4)
     validation = Validation(parallel.replicate(model), corpus, None, 20_000)
     scores = validation.scores(parallel.replicate(model.branches))
@@ -170,16 +167,10 @@ def test_a_fifth_task_is_trained_evaluated_and_reported(one_file, tmp_path):
     save(made_model(), tmp_path / "model")
     (tmp_path / "loudness.toml").write_text(PRESET)
 
-    path = os.pathsep.join([str(PROJECT / "tests"), *sys.path])
     usual = ["--accelerator=cpu"]
 
     def run(script, *arguments):
-        done = subprocess.run(
-            [sys.executable, PROJECT / script, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=environment() | {"PYTHONPATH": path},
-        )
+        done = run_here(script, *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from programs import run_here
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -125,6 +126,7 @@ def test_exits_with_other_flags_come_from_another_process(monkeypatch, failure):
         assert ("unknown flag" if failure == "code" else "180 seconds") in line["failed"]
 
 
+@pytest.mark.slow("runs every measurement from end to end")
 def test_the_small_run_measures_everything_on_a_cpu(tmp_path):
     words = ["--small", "--accelerator=cpu", f"--output={tmp_path / 'lines.jsonl'}"]
     run = subprocess.run(
@@ -157,13 +159,8 @@ def test_the_small_run_measures_everything_on_a_cpu(tmp_path):
     assert {line["decides"] for line in lines if "decides" in line} == RULES.keys() - {"attention"}
 
 
-def test_an_unknown_measurement_is_one_line(tmp_path):
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks/first_gpu.py"), "--only=nonsense"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert run.returncode == 1
-    assert run.stderr.startswith("error: nonsense is no measurement; there are attention, ")
+def test_an_unknown_measurement_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_here("benchmarks/first_gpu.py", "--only=nonsense")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: nonsense is no measurement; there are attention, ")

@@ -1,15 +1,13 @@
 """Mixing noise into speech, and corpora of such mixtures."""
 
 import math
-import pathlib
-import subprocess
-import sys
 
 import made_corpora
 import numpy as np
 import pytest
 import soundfile
 import sounds
+from programs import run_here
 
 from daisy_jax.data.corpus import Selection, open_corpus
 from daisy_jax.data.librispeech import transcripts
@@ -29,8 +27,6 @@ from daisy_jax.data.noisy_corpus import (
 from daisy_jax.data.noisy_folder import read_log
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import strictly
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 class Arrays:
@@ -315,8 +311,7 @@ def test_silent_speech_stays_silent():
 
 
 def make(*arguments):
-    command = [sys.executable, ROOT / "train" / "noisy.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_here("train/noisy.py", *arguments)
 
 
 @pytest.fixture(scope="module")

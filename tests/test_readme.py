@@ -1,16 +1,12 @@
 """The README's code blocks run, and its commands exist."""
 
-import pathlib
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 
 import pytest
-from helpers import options_of
+from programs import COMMAND, ROOT, options_of, run_here
 
-ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
     line.split("  # ")[0].strip()
@@ -34,23 +30,21 @@ def test_python_block_runs(number, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", SAMPLES)
-def test_command_on_the_samples_runs(command):
+def test_command_on_the_samples_runs(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
     words = shlex.split(command)
     files = [str(path) for word in words for path in sorted(ROOT.glob(word)) if "*" in word]
     words = [word for word in words[1:] if "*" not in word] + files
-    program = "from daisy_jax.commands.main import main; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    assert "of the multiply-adds saved" in result.stdout
+    done = run_here(COMMAND, *words)
+    assert done.returncode == 0, done.stderr
+    assert "of the multiply-adds saved" in done.stdout
 
 
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_flags_of_script_exist(command):
     script, *words = shlex.split(command)[1:]
     given = {word.split("=")[0] for word in words if word.startswith("--")}
-    assert given <= options_of([sys.executable, ROOT / script])
+    assert given <= options_of(script)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])

@@ -3,8 +3,6 @@
 import json
 import pathlib
 import re
-import subprocess
-import sys
 
 import formats
 import numpy as np
@@ -16,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from made_models import SMALL, made_model
 from make_references import FIELDS, KIND_FIELDS
+from programs import run_here
 from torch_models import drawn_model
 
 import daisy_jax
@@ -24,12 +23,9 @@ from daisy_jax.checkpoints import named_leaves
 from daisy_jax.conversions.convert import convert
 from daisy_jax.conversions.export import export
 
-SCRIPT = pathlib.Path(__file__).parent.parent / "conversions" / "verify.py"
-
 
 def verify(*arguments):
-    command = [sys.executable, SCRIPT, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_here("conversions/verify.py", *arguments)
 
 
 def write(content, path):
