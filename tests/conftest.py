@@ -28,8 +28,10 @@ def environment(devices: int = 1) -> dict[str, str]:
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 
+import contextlib
 import dataclasses
 import gc
+import time
 
 import hypothesis
 import jax
@@ -103,17 +105,27 @@ def programs_are_forgotten():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_folder(tmp_path_factory):
-    """Durations of sound files are remembered here, and not among the user's.
-
-    Scripts that tests start find there what an earlier one has compiled, also for another worker.
-    """
+def durations_folder(tmp_path_factory):
+    """Durations of sound files are remembered here, and not among the user's."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(request):
+    """What was compiled once is kept for other workers, for scripts, and a week for later runs."""
+    folder = request.config.cache.mkdir("compiled")
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another worker does the same
+            if path.stat().st_mtime < time.time() - 7 * 86_400:
+                path.unlink()
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # of scripts that tests start
 
 
 SMALL = HubertConfig(

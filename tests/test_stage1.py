@@ -1,12 +1,10 @@
 """Stage 1 as a program: devices, processes and kills do not change what comes out."""
 
 import json
-import os
 import pathlib
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,11 +12,12 @@ import pytest
 import sounds
 from conftest import environment
 from made_models import SMALL, made_model
+from programs import run_here, words_of
 from safetensors.numpy import load_file
 
 import daisy_jax
 
-SCRIPT = pathlib.Path(__file__).parent.parent / "train" / "branches.py"
+SCRIPT = "train/branches.py"
 OPTIONS = (
     *["--splits", "train-clean-100", "--steps", "6", "--batch-size", "8", "--save-every", "3"],
     *["--crop-seconds", "1.5", "--log-every", "1", "--learning-rate", "0.01"],
@@ -26,11 +25,14 @@ OPTIONS = (
 )
 
 
+def given(data: pathlib.Path, output: pathlib.Path, *extra) -> list:
+    usual = ["--model", data / "model", "--data", data / "LibriSpeech", "--output", output]
+    return [SCRIPT, *usual, *OPTIONS, *extra]
+
+
 def start(data: pathlib.Path, output: pathlib.Path, *extra, devices: int = 1) -> subprocess.Popen:
-    arguments = ["--model", data / "model", "--data", data / "LibriSpeech", "--output", output]
-    arguments += [*OPTIONS, *extra]
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        words_of(*given(data, output, *extra)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -105,6 +107,7 @@ def whole(data, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow("trains branches from end to end, in a process")
 def test_it_ends_with_a_calibrated_model(data, whole):
     model = daisy_jax.load(whole / "model")
     assert model.calibration.dataset == "LibriSpeech/dev-clean"
@@ -125,11 +128,13 @@ def test_it_ends_with_a_calibrated_model(data, whole):
     np.testing.assert_allclose(validated[-1]["validation_layer_entropy"], means, rtol=1e-5)
 
 
+@pytest.mark.slow("trains branches from end to end, in a process")
 def test_the_loss_falls(whole):
     losses = [line["validation_loss"] for line in metrics_of(whole) if "validation_loss" in line]
     assert losses[1] < 0.95 * losses[0]
 
 
+@pytest.mark.slow("runs two processes")
 def test_two_processes_of_two_devices_give_the_same_losses(data, whole, tmp_path):
     finish(*pair(data, tmp_path))
     assert_same_losses(tmp_path, whole)
@@ -144,6 +149,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.0005)
 
 
+@pytest.mark.slow("stops two processes, and goes on")
 def test_a_signal_to_one_process_stops_all_at_the_same_step(data, whole, tmp_path):
     first, second = pair(data, tmp_path)
     log = tmp_path / "metrics.jsonl"
@@ -156,6 +162,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(data, whole, tmp_pat
     assert_same_losses(tmp_path, whole)
 
 
+@pytest.mark.slow("kills a process, and goes on")
 def test_a_run_that_was_killed_while_it_saved_ends_bit_equal(data, whole, tmp_path):
     process = start(data, tmp_path)
     checkpoints = tmp_path / "checkpoints"
@@ -169,6 +176,7 @@ def test_a_run_that_was_killed_while_it_saved_ends_bit_equal(data, whole, tmp_pa
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow("kills a process, and goes on")
 def test_four_devices_then_two_after_a_kill_give_the_same_losses(data, whole, tmp_path):
     process = start(data, tmp_path, devices=4)
     wait_for(lambda: (tmp_path / "checkpoints" / "3").exists(), process)
@@ -178,11 +186,11 @@ def test_four_devices_then_two_after_a_kill_give_the_same_losses(data, whole, tm
     assert_same_losses(tmp_path, whole)
 
 
+@pytest.mark.slow("trains branches from end to end, in a process")
 def test_stored_labels_are_the_models_own(data, whole, tmp_path):
     arguments = ["--model", data / "model", "--data", data / "LibriSpeech", "--output"]
     arguments += [tmp_path / "labels", "--splits", "train-clean-100,dev-clean"]
-    command = [sys.executable, SCRIPT.parent / "labels.py", *arguments, "--accelerator=cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_here("train/labels.py", *arguments, "--accelerator=cpu")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'labels'}: labels of 15 utterances, 0 missing\n"
     # No crop is shorter than its utterance: the model's own labels are those of the folder.
@@ -198,36 +206,27 @@ def test_stored_labels_are_the_models_own(data, whole, tmp_path):
     ],
 )
 def test_processes_that_cannot_be_are_refused(data, tmp_path, place, said):
-    process = start(data, tmp_path / "run", "--processes", place)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert said in errors
-    assert errors.count("\n") == 1
+    done = run_here(*given(data, tmp_path / "run", "--processes", place))
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
-def test_presets_fill_in_what_is_not_given():
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--preset", "daisy-tiny", "--help"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"COLUMNS": "200"},
-    )
+def test_presets_fill_in_what_is_not_given(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    done = run_here(SCRIPT, "--preset", "daisy-tiny", "--help")
     assert "(default: 0.01)" in done.stdout
     assert "(default: 2500)" in done.stdout
-    wrong = subprocess.run(
-        [sys.executable, SCRIPT, "--preset", "huge"], capture_output=True, text=True, check=False
-    )
+    wrong = run_here(SCRIPT, "--preset", "huge")
     assert wrong.returncode == 2
     assert "huge" in wrong.stderr
 
 
 def test_a_part_that_is_trained_on_is_no_validation(data, tmp_path):
     arguments = ("--splits", "dev-clean", "--validation", "dev-clean")
-    process = start(data, tmp_path / "run", *arguments)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert errors == (
+    done = run_here(*given(data, tmp_path / "run", *arguments))
+    assert done.returncode == 1
+    assert done.stderr == (
         "error: dev-clean is trained on, too; name the parts to train on with --splits, without "
         "it\n"
     )
@@ -235,7 +234,9 @@ def test_a_part_that_is_trained_on_is_no_validation(data, tmp_path):
 
 def test_another_folder_may_be_the_validation_set(data, tmp_path):
     sounds.speech_folder(tmp_path / "held", 2, (0.4, 0.6))
-    finish(start(data, tmp_path / "run", "--validation", tmp_path / "held", "--steps", "1"))
+    arguments = ("--validation", tmp_path / "held", "--steps", "1")
+    done = run_here(*given(data, tmp_path / "run", *arguments))
+    assert done.returncode == 0, done.stderr
     model = daisy_jax.load(tmp_path / "run" / "model")
     assert model.calibration.dataset == "held"
     assert len(model.calibration.entropy) == 2
@@ -249,8 +250,7 @@ def test_another_folder_may_be_the_validation_set(data, tmp_path):
     ],
 )
 def test_numbers_out_of_range_are_refused_as_wrong_options_are(data, tmp_path, option, value, said):
-    process = start(data, tmp_path / "run", option, value)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert said in errors
+    done = run_here(*given(data, tmp_path / "run", option, value))
+    assert done.returncode == 2
+    assert said in done.stderr
     assert not (tmp_path / "run").exists()

@@ -6,19 +6,20 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 
+import jax
 import made_corpora
 import numpy as np
 import pyarrow.parquet
 import pytest
 from conftest import environment
 from made_models import made_model
+from programs import COMMAND, run_here, words_of
+from programs import run as run_in_process
 from safetensors.numpy import load_file
 
 import daisy_jax
 
-ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = {
     "asr": "LibriSpeech",
     "sid": "VoxCeleb1",
@@ -28,16 +29,11 @@ FOLDERS = {
 SHORT = "--preset daisy-tiny --steps 4 --save-every 2 --log-every 1 --batch-size 4"
 
 
-def run(script: str, *arguments, devices: int = 1, status: int = 0) -> str:
+def run(script: str, *arguments, status: int = 0, start=run_here, **settings) -> str:
     """What a script prints; what it says on stderr alone if it is to fail."""
-    result = subprocess.run(
-        [sys.executable, ROOT / script, *map(str, arguments), "--accelerator=cpu"],
-        capture_output=True,
-        text=True,
-        env=environment(devices),
-    )
-    assert result.returncode == status, result.stderr
-    return result.stderr if status else result.stdout + result.stderr
+    done = start(script, *arguments, "--accelerator=cpu", **settings)
+    assert done.returncode == status, done.stderr
+    return done.stderr if status else done.stdout + done.stderr
 
 
 def options(data: pathlib.Path, task: str, output: pathlib.Path, *extra) -> list:
@@ -82,6 +78,7 @@ def runs(data, tmp_path_factory):
     return folder, said
 
 
+@pytest.mark.slow("trains heads from end to end")
 def test_a_run_leaves_a_head_with_its_exits(data, runs):
     folder, said = runs
     assert "sid, ratio 1: 9 utterances" in said["sid"]
@@ -102,24 +99,23 @@ def test_a_run_leaves_a_head_with_its_exits(data, runs):
     assert static["exit_counts"] == [0, 3, 0]
 
 
+@pytest.mark.slow("trains heads from end to end")
 def test_exits_serve_the_command_line(data, runs):
     folder, _ = runs
-    command = [pathlib.Path(sys.executable).with_name("daisy-jax"), "encode"]
-    command += [data / "VoxCeleb1" / "wav", "--model", data / "model", "--threshold", "1.5"]
-    command += ["--span", "min-max", "--exits", folder / "sid" / "head" / "exits.json"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment())
-    assert result.returncode == 0, result.stderr
-    assert "15 files" in result.stdout
+    arguments = [data / "VoxCeleb1" / "wav", "--model", data / "model", "--threshold", "1.5"]
+    arguments += ["--span", "min-max", "--exits", folder / "sid" / "head" / "exits.json"]
+    assert "15 files" in run(COMMAND, "encode", *arguments)
 
 
+@pytest.mark.slow("stops a process, and goes on")
 def test_a_run_that_was_stopped_ends_with_the_same_head(data, runs, tmp_path):
     folder, _ = runs
     again = options(data, "sid", tmp_path / "sid", "--ratio", "1")
     process = subprocess.Popen(
-        [sys.executable, ROOT / "train/downstream.py", *map(str, again), "--accelerator=cpu"],
+        words_of("train/downstream.py", *again, "--accelerator=cpu"),
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=environment(jax.device_count()),
     )
     for line in process.stderr:
         if line.startswith("step 1/"):
@@ -139,10 +135,11 @@ def test_a_run_that_was_stopped_ends_with_the_same_head(data, runs, tmp_path):
     assert "learning_rate was 0.01 and is 0.5" in said
 
 
+@pytest.mark.slow("trains heads from end to end")
 def test_devices_share_the_batches(data, runs, tmp_path):
     folder, _ = runs
     spread = options(data, "ss", tmp_path, "--ratio", "0.7", "--cache", "entropies")
-    run("train/downstream.py", *spread, devices=4)
+    run("train/downstream.py", *spread, start=run_in_process, env=environment(1))
     for line, other in zip(metrics_of(tmp_path), metrics_of(folder / "ss"), strict=True):
         assert line.keys() == other.keys()
         for name in line:
@@ -156,12 +153,12 @@ def report(runs, tmp_path_factory):
     paths = [folder / name for name in names]
     said = run("eval/downstream.py", *paths, "--timed", "1", "--equal-compute", "2")
     output = tmp_path_factory.mktemp("report")
-    command = [sys.executable, ROOT / "eval/report.py", *paths]
-    command += ["--output", output]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return said, text, output
+    done = run_here("eval/report.py", *paths, "--output", output)
+    assert done.returncode == 0, done.stderr
+    return said, done.stdout, output
 
 
+@pytest.mark.slow("trains heads from end to end")
 def test_every_row_of_an_evaluation(runs, report):
     folder, _ = runs
     result = json.loads((folder / "sid" / "evaluation" / "results.json").read_text())
@@ -194,6 +191,7 @@ def test_every_row_of_an_evaluation(runs, report):
     assert 0.5 < noisy["unprocessed"]["stoi"] < 1
 
 
+@pytest.mark.slow("trains heads from end to end")
 def test_a_report_says_that_small_corpora_are_stand_ins(report):
     said, text, output = report
     assert "| rule | accuracy, % | exit layer |" in said
@@ -207,6 +205,7 @@ def test_a_report_says_that_small_corpora_are_stand_ins(report):
     assert len(json.loads((output / "report.json").read_text())["results"]) == 4
 
 
+@pytest.mark.slow("trains heads from end to end")
 def test_the_papers_figures_stand_beside_whole_corpora(runs, report, tmp_path):
     folder, _ = runs
     result = json.loads((folder / "sid" / "evaluation" / "results.json").read_text())
@@ -216,18 +215,18 @@ def test_the_papers_figures_stand_beside_whole_corpora(runs, report, tmp_path):
     result |= {"utterances": 8200, "training_utterances": 138_361, "settings": settings}
     result["upstream"] |= {"layers": 12, "dim": 768}
     (tmp_path / "sid" / "evaluation" / "results.json").write_text(json.dumps(result))
-    command = [sys.executable, ROOT / "eval/report.py", tmp_path / "sid", tmp_path / "none"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = ["eval/report.py", tmp_path / "sid", tmp_path / "none"]
+    text = run_here(*command).stdout
     assert re.search(r"\(8200 utterances, [\d.e-]+ h\); the paper's", text)
     assert "| ratio 1, span mean | 79.55 | 31.51 % |" in text
     assert "none has no evaluation" in text
     result["settings"]["steps"] = 20
     (tmp_path / "sid" / "evaluation" / "results.json").write_text(json.dumps(result))
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = run_here(*command).stdout
     assert "not comparable with the paper: steps 20 instead of 500" in text
     assert "79.55" not in text
     (tmp_path / "sid" / "evaluation" / "results.json").write_text("{")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_here(*command)
     assert done.returncode == 1
     assert "not whole" in done.stderr.splitlines()[-1]
 
@@ -250,6 +249,7 @@ def test_mistakes_end_in_one_line(data, tmp_path, extra, said):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow("trains heads from end to end")
 def test_a_ratio_needs_branches_and_an_evaluation_its_own_model(data, runs, tmp_path):
     folder, _ = runs
     bare = made_model().replace(branches=None)
