@@ -125,6 +125,10 @@ def test_every_command_with_the_option_is_tried_here():
     assert {"benchmarks/lstm.py", "eval/speed.py"} <= BESIDE_TORCH
 
 
+PLAYED = pytest.mark.slow("runs every command in a process with a played GPU")
+
+
+@PLAYED
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_finds_the_gpu_and_computes_in_float32_there(ran, name):
     found = ran[name]
@@ -136,17 +140,20 @@ def test_a_command_finds_the_gpu_and_computes_in_float32_there(ran, name):
         assert found["cpus"] == 1
 
 
+@PLAYED
 @pytest.mark.parametrize("name", WITH_DTYPE)
 def test_sixteen_bits_leave_the_precision_to_jax(ran, name):
     assert ran[f"{name} in 16"]["platforms"] == "cuda,cpu"
     assert ran[f"{name} in 16"]["precision"] is None
 
 
+@PLAYED
 @pytest.mark.parametrize("name", sorted(WITH_OPTION))
 def test_who_runs_beside_torch_leaves_it_memory(ran, name):
     assert ran[name]["preallocate"] == ("false" if name in BESIDE_TORCH else None)
 
 
+@pytest.mark.slow("starts processes with a played GPU")
 def test_the_headline_command_trains_on_the_gpu(place, headline, ran):
     folder, _ = place
     printed, errors = headline.communicate(timeout=120)
@@ -156,6 +163,7 @@ def test_the_headline_command_trains_on_the_gpu(place, headline, ran):
     assert daisy_jax.load(folder / "run" / "model").branches is not None
 
 
+@pytest.mark.slow("starts processes with a played GPU")
 def test_without_a_gpu_the_headline_command_says_so_in_one_line(place):
     folder, environments = place
     words = [str(ROOT / "train/branches.py"), "--accelerator=gpu"]
@@ -263,6 +271,7 @@ def test_the_type_that_was_chosen_is_printed(place, monkeypatch, capsys):
     assert "a batch of 3 cannot be split over 4 devices" in printed.err
 
 
+@pytest.mark.slow("starts processes with a played GPU")
 def test_a_slurm_task_alone_on_a_node_of_four_gpus_is_warned(place):
     folder, environments = place
     with socket.socket() as listener:

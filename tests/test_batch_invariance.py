@@ -143,6 +143,7 @@ def test_special_recordings_do_not_depend_on_padding_either(small_models, name, 
     assert_close_to_scale(out.last_hidden[0, :frames], alone.last_hidden[0])
 
 
+@pytest.mark.slow("models of full width")
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_models_of_full_width(size):
     """HuBERT Base at full size, and Large's kind at full width with fewer layers."""

@@ -48,7 +48,10 @@ def assert_same(actual, number, reader):
         assert actual[name].dtype == array.dtype
 
 
-@pytest.mark.parametrize("workers", [0, 3])
+READERS = [0, pytest.param(3, marks=pytest.mark.slow("starts processes that read"))]
+
+
+@pytest.mark.parametrize("workers", READERS)
 def test_batches_come_in_order_from_any_position(reader, workers):
     numbers = []
     for batch in batches(reader, 5, 17, workers):

@@ -1,10 +1,7 @@
 """The noise study: its numbers, and eval/noise.py from speech to the page."""
 
 import json
-import pathlib
 import re
-import runpy
-import sys
 
 import made_corpora
 import numpy as np
@@ -14,6 +11,7 @@ import pytest
 import scipy.stats
 import sounds
 from made_models import SMALL, made_model
+from programs import run_here
 
 import daisy_jax
 from daisy_jax.console.pages import html_page, table
@@ -34,7 +32,6 @@ from daisy_jax.study.noise_study import (
     spread,
 )
 
-ROOT = pathlib.Path(__file__).parents[1]
 RULE = ExitRule("every layer", 1.0, np.ones(3, bool))
 
 
@@ -232,27 +229,28 @@ def there(tmp_path_factory):
     return folder
 
 
-def noise_script(there, monkeypatch, *arguments):
-    monkeypatch.syspath_prepend(ROOT / "eval")
-    script = ROOT / "eval" / "noise.py"
+def noise_script(there, *arguments):
     usual = ["--data", there / "LibriSpeech", "--model", there / "model", "--accelerator=cpu"]
-    usual += ["--entropies", there / "entropies"]
-    monkeypatch.setattr(sys, "argv", [str(script), *map(str, [*usual, *arguments])])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(script), run_name="__main__")
-    return end.value.code
+    return run_here("eval/noise.py", *usual, "--entropies", there / "entropies", *arguments)
 
 
-def full_study(there, monkeypatch):
+@pytest.fixture(scope="module")
+def study(there):
+    """A whole study with its page, and what it said."""
     arguments = ["--musan", there / "MUSAN", "--kinds", "noise", "speech", "--snrs", 10, 0]
     arguments += ["--conditions", f"far={there / 'far'}", "--ratios", 1, "--output", there / "out"]
-    return noise_script(there, monkeypatch, *arguments)
+    done = noise_script(there, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
-def test_the_study_agrees_with_encode(there, monkeypatch, capsys):
-    assert full_study(there, monkeypatch) == 0
-    out, errors = capsys.readouterr()
-    assert "speech: the speakers of 0 of 6 utterances and of 3 of 3 recordings are not" in errors
+WHOLE = pytest.mark.slow("a whole study from end to end, with its pictures")
+
+
+@WHOLE
+def test_the_study_agrees_with_encode(there, study):
+    said = "speech: the speakers of 0 of 6 utterances and of 3 of 3 recordings are not"
+    assert said in study.stderr
     model = daisy_jax.load(there / "model")
     assert model.calibration is not None
     threshold = daisy_jax.exit_threshold(model.calibration.mean_entropy, 1.0)
@@ -276,13 +274,13 @@ def test_the_study_agrees_with_encode(there, monkeypatch, capsys):
         assert rule["exits"][name]["forced"] == pytest.approx(float(np.mean(encoded.forced)))
         expected = np.asarray(full.entropy).mean(axis=0)
         np.testing.assert_allclose(found["conditions"][name]["mean_entropy"], expected, rtol=1e-5)
-    captions = [line for line in out.splitlines() if line.startswith("ratio 1, ")]
+    captions = [line for line in study.stdout.splitlines() if line.startswith("ratio 1, ")]
     assert len(captions) == len(found["rules"]) + 1  # above every table of exits and of checks
     assert all("from clean made speech; on LibriSpeech" in line for line in captions)
 
 
-def test_every_utterance_and_every_mixture_is_kept(there, monkeypatch):
-    assert full_study(there, monkeypatch) == 0
+@WHOLE
+def test_every_utterance_and_every_mixture_is_kept(there, study):
     rows = pyarrow.parquet.read_table(there / "out" / "utterances.parquet").to_pylist()
     assert len(rows) == 6 * (1 + 4 + 1)
     assert {row["condition"] for row in rows} == {"clean", "noise", "speech", "far"}
@@ -292,32 +290,29 @@ def test_every_utterance_and_every_mixture_is_kept(there, monkeypatch):
     assert all((there / "MUSAN" / row.noise).is_file() for row in log)
 
 
-def test_a_second_study_needs_no_trunk(there, monkeypatch, capsys, tmp_path):
-    assert full_study(there, monkeypatch) == 0
-    capsys.readouterr()
-
+@WHOLE
+def test_a_second_study_needs_no_trunk(there, study, monkeypatch, tmp_path):
     def refuse(*arguments, **options):
         raise AssertionError("the trunk was run again")
 
     monkeypatch.setattr("daisy_jax.features.contents.tapped_layers", refuse)
     arguments = ["--musan", there / "MUSAN", "--kinds", "noise", "--snrs", 0, 10]
-    assert noise_script(there, monkeypatch, *arguments, "--ratios", 0.3, 0.9) == 0
-    assert "### Ratio 0.3" in capsys.readouterr().out
+    done = noise_script(there, *arguments, "--ratios", 0.3)
+    assert done.returncode == 0, done.stderr
+    assert "### Ratio 0.3" in done.stdout
     # Other samples are another condition, though names and lengths are the same.
     for changed in (["--seed", 1], ["--level", "active"]):
         with pytest.raises(AssertionError, match="the trunk was run again"):
-            noise_script(there, monkeypatch, *arguments, *changed)
+            noise_script(there, *arguments, *changed)
     louder = tmp_path / "far"
     for path in (there / "far").rglob("*.flac"):
         sounds.write(louder / path.relative_to(there / "far"), 5 * daisy_jax.audio.load(path))
     given = ["--conditions", f"far={louder}"]
     with pytest.raises(AssertionError, match="the trunk was run again"):
-        noise_script(there, monkeypatch, *given)
+        noise_script(there, *given)
 
 
-def test_what_cannot_be_read_is_said_each_time_and_pairs_are_counted(
-    there, monkeypatch, capsys, tmp_path
-):
+def test_what_cannot_be_read_is_said_each_time_and_pairs_are_counted(there, tmp_path):
     for path in (there / "far").rglob("*.flac"):
         target = tmp_path / "bad" / path.name
         target.parent.mkdir(exist_ok=True)
@@ -328,16 +323,17 @@ def test_what_cannot_be_read_is_said_each_time_and_pairs_are_counted(
     spoilt.write_bytes(content)
     for _ in range(2):
         arguments = ["--conditions", f"bad={tmp_path / 'bad'}", "--ratios", 1]
-        assert noise_script(there, monkeypatch, *arguments, "--output", tmp_path / "out") == 0
-        assert spoilt.name in capsys.readouterr().err
+        done = noise_script(there, *arguments, "--output", tmp_path / "out")
+        assert done.returncode == 0, done.stderr
+        assert spoilt.name in done.stderr
         found = json.loads((tmp_path / "out" / "results.json").read_text())
         exits = found["rules"][0]["exits"]["bad"]
         # In another layout, but of the same names: five pairs.
         assert (exits["utterances"], exits["later_than_clean"]["pairs"]) == (5, 5)
 
 
-def test_the_page_needs_no_other_file(there, monkeypatch):
-    assert full_study(there, monkeypatch) == 0
+@WHOLE
+def test_the_page_needs_no_other_file(there, study):
     page = (there / "out" / "report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert len(sources) == 2
@@ -370,32 +366,33 @@ def test_a_page_escapes_what_it_is_given(tmp_path):
         (["--asr", "nothing"], "nothing: not evaluated; python eval/downstream.py nothing"),
     ],
 )
-def test_mistakes_are_one_line(there, monkeypatch, capsys, arguments, said):
+def test_mistakes_are_one_line(there, arguments, said):
     arguments = [there / "MUSAN" if each == "MUSAN" else each for each in arguments]
-    assert noise_script(there, monkeypatch, *arguments) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert said in error
-    assert error.count("\n") == 1
+    done = noise_script(there, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
-def test_without_calibration_clean_speech_must_be_named(there, monkeypatch, capsys, tmp_path):
+def test_without_calibration_clean_speech_must_be_named(there, tmp_path):
     model = daisy_jax.load(there / "model")
     daisy_jax.save(model.replace(calibration=None), tmp_path / "bare")
     arguments = ["--model", tmp_path / "bare", "--ratios", 1]
-    assert noise_script(there, monkeypatch, *arguments) == 1
-    assert "no calibration; give --threshold-from" in capsys.readouterr().err
+    done = noise_script(there, *arguments)
+    assert done.returncode == 1
+    assert "no calibration; give --threshold-from" in done.stderr
     source = there / "LibriSpeech"
-    assert noise_script(there, monkeypatch, *arguments, "--threshold-from", source) == 0
+    done = noise_script(there, *arguments, "--threshold-from", source)
+    assert done.returncode == 0, done.stderr
     clean = open_corpus(source)
     waveforms = [clean.read(index, 0, int(length)) for index, length in enumerate(clean.lengths)]
     found = daisy_jax.calibrate(model, [daisy_jax.audio.pad_batch(waveforms)])
     threshold = daisy_jax.exit_threshold(found.mean_entropy, 1.0)
-    out = capsys.readouterr().out
-    assert f"threshold {float(threshold):.4f} nats from clean {source}" in out
+    assert f"threshold {float(threshold):.4f} nats from clean {source}" in done.stdout
 
 
-def test_recognition_under_noise_is_read_from_evaluated_runs(there, monkeypatch, capsys, tmp_path):
+def test_recognition_under_noise_is_read_from_evaluated_runs(there, tmp_path):
     rng = np.random.default_rng(0)
     words = np.full(6, 10)
     static, log = recognised(rng.integers(3, 9, (6, 4)), words, np.full((6, 4), 2))
@@ -424,14 +421,15 @@ def test_recognition_under_noise_is_read_from_evaluated_runs(there, monkeypatch,
         table = pyarrow.Table.from_pylist([{"rule": rule, **row} for rule in kinds for row in rows])
         pyarrow.parquet.write_table(table, place / "utterances.parquet")
     arguments = ["--asr", tmp_path / "layer", tmp_path / "ratio", "--output", tmp_path / "out"]
-    assert noise_script(there, monkeypatch, *arguments) == 0
+    done = noise_script(there, *arguments)
+    assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "results.json").read_text())["asr"]
     assert [row["rule"] for row in found] == ["static layer 2", "ratio 1", "ratio 1, span mean"]
     wrong = np.reshape([row["wer_total"] for row in adaptive], (6, 4)).sum(axis=0) / 60
     np.testing.assert_allclose([each[0] for each in found[1]["wer"][0]], wrong)
     assert found[0]["minus_static"] is None
     assert found[1]["minus_static"][0][2] < 0  # surely fewer errors
-    text = capsys.readouterr().out
+    text = done.stdout
     assert "minus static layer 2" in text
     assert f"| static layer 2 | layers 1 to 3, threshold 0.5000 | {'2.00 | ' * 5}" in text
     page = (tmp_path / "out" / "report.html").read_text()
@@ -439,5 +437,6 @@ def test_recognition_under_noise_is_read_from_evaluated_runs(there, monkeypatch,
     # Runs that were tested on other files are not put beside each other.
     path = tmp_path / "layer" / "evaluation" / "results.json"
     path.write_text(path.read_text().replace("made test", "made dev"))
-    assert noise_script(there, monkeypatch, *arguments) == 1
-    assert "give runs of one corpus, evaluated on the same files" in capsys.readouterr().err
+    done = noise_script(there, *arguments)
+    assert done.returncode == 1
+    assert "give runs of one corpus, evaluated on the same files" in done.stderr

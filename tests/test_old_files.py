@@ -55,6 +55,7 @@ def test_an_old_model_folder_is_loaded(expected):
     np.testing.assert_array_equal(labels, expected["labels"])
 
 
+@pytest.mark.slow("trains from end to end, in a process")
 def test_an_old_run_is_resumed(expected, tmp_path):
     for name in ("model", "speech", "run"):
         shutil.copytree(OLD / name, tmp_path / name)

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import daisy_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,6 +31,7 @@ def test_library_files_import_only_the_core_libraries():
         assert set(top_level_imports(path)) <= allowed, path
 
 
+@pytest.mark.slow("starts a process")
 def test_importing_the_package_loads_no_heavy_library():
     heavy = ["torch", "transformers", "librosa", "sklearn", "orbax", "soundfile", "soxr", "tyro"]
     code = f"import sys, daisy_jax; print([name for name in {heavy} if name in sys.modules])"
@@ -36,6 +39,7 @@ def test_importing_the_package_loads_no_heavy_library():
     assert result.stdout.strip() == "[]", result.stderr
 
 
+@pytest.mark.slow("starts a process")
 def test_importing_the_package_makes_no_array_and_chooses_no_device():
     code = "import daisy_jax, jax; jax.config.update('jax_platforms', 'cpu'); print(jax.devices())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -25,6 +25,7 @@ SHAPES = {
     "large, conv_bias": (SMALL | LARGE | {"conv_bias": True}, (*SHORTEST, EVEN, ODD)),
     "full-size base": ({}, (16000,)),
 }
+FULL = pytest.param("full-size base", marks=pytest.mark.slow("a model of full size"))
 
 
 def _waveform(samples):
@@ -40,7 +41,7 @@ def _normalized(waveform):
     return centred / np.sqrt(np.mean(centred**2) + 1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*list(SHAPES)[:-1], FULL])
 def test_hidden_states_are_those_of_transformers(shape, tmp_path):
     fields, lengths = SHAPES[shape]
     reference = drawn_model(**fields)
@@ -48,15 +49,19 @@ def test_hidden_states_are_those_of_transformers(shape, tmp_path):
     convert(tmp_path / "theirs", tmp_path / "ours")
     model = daisy_jax.load(tmp_path / "ours")
     reference = reference.double()
-    for samples in lengths:
-        waveform = _waveform(samples)
+    # One batch, in which all but the longest are padded; transformers gets each as it is.
+    waveforms = [_waveform(samples) for samples in lengths]
+    batch = daisy_jax.audio.pad_batch(waveforms)
+    actual = daisy_jax.encode(model, *batch, return_hidden_states=True)
+    for row, waveform in enumerate(waveforms):
         given = _normalized(waveform) if model.config.normalize_input else waveform
         with torch.no_grad():
             desired = reference(torch.tensor(given[None]).double(), output_hidden_states=True)
-        actual = daisy_jax.encode(model, waveform[None], return_hidden_states=True)
+        frames = desired.last_hidden_state.shape[1]
         assert len(desired.hidden_states) == model.config.num_layers + 1
-        assert actual.num_frames[0] == desired.last_hidden_state.shape[1]
+        assert actual.num_frames[row] == frames
+        ours = np.asarray(actual.hidden_states[row])[:, :frames]
         for layer, hidden in enumerate(desired.hidden_states):
-            assert_close_to_scale(actual.hidden_states[0, layer], hidden[0])
+            assert_close_to_scale(ours[layer], hidden[0])
         last = daisy_jax.final_norm(model, actual.last_hidden)
-        assert_close_to_scale(last[0], desired.last_hidden_state[0])
+        assert_close_to_scale(last[row, :frames], desired.last_hidden_state[0])

@@ -173,6 +173,7 @@ FULL_DISK = """
 """
 
 
+@pytest.mark.slow("limits the files of a process")
 def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_spoils_nothing(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(FULL_DISK))

@@ -143,7 +143,10 @@ def test_the_library_alone_warns_and_shows_no_progress(caplog):
     ]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+READERS = [0, pytest.param(1, marks=pytest.mark.slow("starts processes that read"))]
+
+
+@pytest.mark.parametrize("workers", READERS)
 def test_strictness_reaches_the_readers(workers):
     def read(number):
         leave_out(f"{number}: broken")

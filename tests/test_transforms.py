@@ -436,6 +436,7 @@ print(np.asarray(jax.jit(frame_labels)(model, BATCH, BATCH_LENGTHS)).sum())
 """
 
 
+@pytest.mark.slow("the mode belongs to a process")
 def test_nnx_tree_mode(base_model, desired):
     here = os.path.dirname(__file__)
     environment = os.environ | {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false"}

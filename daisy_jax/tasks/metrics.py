@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from daisy_jax import audio
 from daisy_jax.reporting import logger
@@ -151,8 +151,8 @@ def interval(values: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
 
 
 def quotient(
-    totals: Float[np.ndarray, "utterances *columns"],
-    weights: Float[np.ndarray, "utterances *columns"],
+    totals: Real[np.ndarray, "utterances *columns"],
+    weights: Real[np.ndarray, "utterances *columns"],
 ) -> Float[np.ndarray, "*columns"]:
     """Sum of totals, such as word errors, over sum of weights, such as words; NaN without weight.
 
@@ -163,7 +163,7 @@ def quotient(
     return np.divide(np.sum(totals, axis=0), over, out=nothing, where=over > 0)
 
 
-Sums = tuple[Float[np.ndarray, " utterances"], Float[np.ndarray, " utterances"]]
+Sums = tuple[Real[np.ndarray, " utterances"], Real[np.ndarray, " utterances"]]
 """Totals and weights, as `quotient` takes them."""
 
 
