@@ -38,7 +38,7 @@ Leaf: TypeAlias = Array | np.ndarray | jax.ShapeDtypeStruct
 Tree = TypeVar("Tree")
 
 
-def named_leaves(tree: PyTree[Leaf]) -> dict[str, Leaf]:
+def named_leaves(tree: PyTree) -> dict[str, Leaf]:
     """The arrays of a pytree of modules, by dotted path, in the order of `jax.tree.leaves`."""
     named = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:

@@ -111,9 +111,12 @@ def durations_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_programs(request):
+def compiled_programs(request, tmp_path_factory):
     """What was compiled once is kept for other workers, for scripts, and a week for later runs."""
-    folder = request.config.cache.mkdir("compiled")
+    try:
+        folder = request.config.cache.mkdir("compiled")
+    except (AttributeError, OSError):  # pytest was told to keep nothing, or cannot
+        folder = tmp_path_factory.mktemp("compiled")
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another worker does the same
             if path.stat().st_mtime < time.time() - 7 * 86_400:
@@ -205,7 +208,13 @@ def small_models() -> dict[str, Hubert]:
     return {name: random_model(config) for name, config in CONFIGS.items()}
 
 
-@pytest.fixture(scope="session", params=CONFIGS)
+COMBINATIONS = pytest.mark.slow("the other combinations of what the quick ones have")
+SOME = ["base_authors", "large"]
+"""Post-LN and pre-LN, both taps, both kinds of item 0, both norms of the front end."""
+ALL = [name if name in SOME else pytest.param(name, marks=COMBINATIONS) for name in CONFIGS]
+
+
+@pytest.fixture(scope="session", params=ALL)
 def any_model(request, small_models) -> Hubert:
     """Each of the small models in turn."""
     return small_models[request.param]

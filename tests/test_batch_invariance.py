@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import random_model, speech_like
+from conftest import ALL, CONFIGS, random_model, speech_like
 from helpers import RELATIVE_TOLERANCE, assert_close_to_scale
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,9 +17,13 @@ OPTIONS = {
     "layer_weights": np.array([0.3, -1.0, 0.7, 1.5, -0.2], np.float32),
     "return_hidden_states": True,
 }
-# Few shapes, so that few programs are compiled.
 SHAPES = ((4, 8000), (5, 12_347))
 CLEAR = 1e-5  # nats from the threshold, below which an exit may differ
+
+
+def numpy_of(out):
+    """As numpy arrays; each slice of a JAX array would be a program of its own."""
+    return jax.tree.map(np.asarray, out)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,7 @@ def alone(small_models):
         key = name, waveform.tobytes()
         if key not in cache:
             out = encode(small_models[name], waveform[None], threshold=-np.inf, **OPTIONS)
-            cache[key] = jax.tree.map(lambda field: np.asarray(field[0]), out)
+            cache[key] = jax.tree.map(lambda field: field[0], numpy_of(out))
         return cache[key]
 
     return run
@@ -40,8 +44,11 @@ def alone(small_models):
 # Utterances of lengths around the edges of windows and frames.
 LENGTHS = (400, 719, 720, 2000, 3333, 5119, 8000)
 POOL = speech_like(LENGTHS, seed=4)
-BATCHES = st.lists(st.integers(-3, len(POOL) - 1), min_size=1, max_size=4)
-"""Indices into POOL; negative ones are rows without a frame."""
+
+
+def batches(picks):
+    """Of indices into POOL; negative ones are rows without a frame."""
+    return st.lists(picks, min_size=1, max_size=4)
 
 
 def make_batch(picks, shape, garbage):
@@ -58,19 +65,38 @@ def first_below(entropy, threshold):
     return int(np.argmax(fired)) + 1 if fired.any() else len(entropy)
 
 
+THRESHOLDS, GARBAGE = st.floats(0.2, 2.2), st.sampled_from([0.0, 1e3, np.nan])
+
+
 @pytest.mark.parametrize("name", ["base", "large"])
+@settings(max_examples=8)
+@given(picks=batches(st.sampled_from([-3, -1, 1, 4, 6])), garbage=GARBAGE, threshold=THRESHOLDS)
+def test_results_in_some_batch_are_those_alone(
+    small_models, alone, name, picks, garbage, threshold
+):
+    """Of one shape and three lengths, since each is a program of its own."""
+    assert_as_alone(small_models[name], name, alone, picks, SHAPES[0], garbage, threshold)
+
+
+@pytest.mark.slow("compiles a program for each length, each shape and each model")
+@pytest.mark.parametrize("name", CONFIGS)
+@settings(max_examples=40)
 @given(
-    picks=BATCHES,
+    picks=batches(st.integers(-3, len(POOL) - 1)),
     shape=st.sampled_from(SHAPES),
-    garbage=st.sampled_from([0.0, 1e3, np.nan]),
-    threshold=st.floats(0.2, 2.2),
+    garbage=GARBAGE,
+    threshold=THRESHOLDS,
 )
 def test_results_in_any_batch_are_those_alone(
     small_models, alone, name, picks, shape, garbage, threshold
 ):
+    assert_as_alone(small_models[name], name, alone, picks, shape, garbage, threshold)
+
+
+def assert_as_alone(model, name, alone, picks, shape, garbage, threshold):
     batch, lengths = make_batch(picks, shape, garbage)
-    out = encode(small_models[name], batch, lengths, threshold=threshold, **OPTIONS)
-    labels = np.asarray(frame_labels_of(small_models[name], batch, lengths))
+    out = numpy_of(encode(model, batch, lengths, threshold=threshold, **OPTIONS))
+    labels = np.asarray(frame_labels_of(model, batch, lengths))
     for row, pick in enumerate(picks):
         frames = frame_count(int(lengths[row]))
         assert out.num_frames[row] == frames
@@ -92,7 +118,7 @@ def test_results_in_any_batch_are_those_alone(
             assert_close_to_scale(actual, desired.hidden_states[number])
         assert_close_to_scale(out.last_hidden[row, :frames], desired.hidden_states[depth])
         assert not np.any(out.hidden_states[row, depth + 1 :])
-        assert_labels_agree(small_models[name], labels[row, :frames], desired.last_hidden)
+        assert_labels_agree(model, labels[row, :frames], desired.last_hidden)
     assert not np.any(out.exit_layer[len(picks) :])
 
 
@@ -112,13 +138,14 @@ def assert_labels_agree(model, labels, last_hidden):
     assert np.all(scores.max(axis=1) - chosen <= RELATIVE_TOLERANCE * 10)  # scores span +-10
 
 
-@pytest.mark.parametrize("name", ["base", "large", "base_authors", "large_ffn"])
+@pytest.mark.parametrize("name", ALL)
 @settings(max_examples=4)
 @given(order=st.permutations(range(7)))
 def test_the_order_of_a_batch_is_the_order_of_its_results(small_models, name, order):
-    batch, lengths = pad_batch(POOL, 16_000)
-    straight = encode(small_models[name], batch, lengths, threshold=1.0, **OPTIONS)
-    turned = encode(small_models[name], batch[order], lengths[order], threshold=1.0, **OPTIONS)
+    batch, lengths = pad_batch(POOL)
+    options = {"threshold": 1.0, **OPTIONS}
+    straight = numpy_of(encode(small_models[name], batch, lengths, **options))
+    turned = numpy_of(encode(small_models[name], batch[order], lengths[order], **options))
     np.testing.assert_array_equal(turned.exit_layer, straight.exit_layer[np.array(order)])
     for row, origin in enumerate(order):
         assert_close_to_scale(turned.last_hidden[row], straight.last_hidden[origin])
@@ -137,8 +164,9 @@ SPECIAL = {
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_special_recordings_do_not_depend_on_padding_either(small_models, name, kind):
     batch, lengths = pad_batch([SPECIAL[kind], POOL[6]], *SHAPES[0][::-1])
-    out = encode(small_models[name], batch, lengths, threshold=-np.inf, **OPTIONS)
-    alone = encode(small_models[name], SPECIAL[kind][None], threshold=-np.inf, **OPTIONS)
+    options = {"threshold": -np.inf, **OPTIONS}
+    out = numpy_of(encode(small_models[name], batch, lengths, **options))
+    alone = numpy_of(encode(small_models[name], SPECIAL[kind][None], **options))
     frames = int(alone.num_frames[0])
     assert_close_to_scale(out.last_hidden[0, :frames], alone.last_hidden[0])
 
@@ -177,15 +205,21 @@ def test_the_front_end_is_the_same_at_every_width(any_model):
     frames = desired.hidden.shape[1]
     for width in (5001, 5320, 9999):
         padded = np.pad(waveform, [(0, 0), (0, width - 5000)], constant_values=3.0)
-        out = run(any_model, padded, lengths)
+        out = numpy_of(run(any_model, padded, lengths))
         assert_close_to_scale(out.projected[:, :frames], desired.projected)
         assert_close_to_scale(out.hidden[:, :frames], desired.hidden)
         assert not np.any(out.hidden[:, frames:])
 
 
 def test_the_training_path_agrees_with_encode(any_model):
-    batch, lengths = pad_batch(POOL, 16_000)
-    embedded = embed(any_model, batch, lengths)
-    last = np.where(embedded.frame_mask[..., None], last_block(any_model, embedded), 0)
+    batch, lengths = pad_batch(POOL)
+
+    @jax.jit
+    def trained(model, batch, lengths):
+        embedded = embed(model, batch, lengths)
+        return embedded.frame_mask, last_block(model, embedded)
+
+    mask, last = trained(any_model, batch, lengths)
+    last = np.where(mask[..., None], last, 0)
     out = encode(any_model, batch, lengths, threshold=-np.inf, **OPTIONS)
     assert_close_to_scale(last, out.last_hidden)

@@ -61,7 +61,11 @@ def twice(tree):
 # ---------------------------------------------------------------- encode
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu", "rocm"])
+OTHERS = pytest.mark.slow("lowers the same for another platform")
+PLATFORMS = ["cuda", pytest.param("tpu", marks=OTHERS)]
+
+
+@pytest.mark.parametrize("platform", [*PLATFORMS, pytest.param("rocm", marks=OTHERS)])
 @pytest.mark.parametrize("hidden_states", [False, True])
 def test_encode_asks_the_host_once_a_layer_and_not_at_all_at_full_depth(platform, hidden_states):
     """The one loop is the scan over layers, whose number of turns is known."""
@@ -80,7 +84,7 @@ def test_encode_asks_the_host_once_a_layer_and_not_at_all_at_full_depth(platform
     assert (full.fused, exits.fused) == (fused, fused * len(sizes))
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_no_float32_product_in_a_bfloat16_trunk(platform):
     exits = Program(platform, lambda model: encode(model, WAVEFORM, threshold=0.5), MODEL)
     assert {types_of for _, types_of, _ in exits.products()} == {("bf16", "bf16")}
@@ -92,7 +96,7 @@ def test_no_float32_product_in_a_bfloat16_trunk(platform):
     assert labels["convolution", ("bf16", "bf16"), "DEFAULT"] == 7
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_float32_trunk_follows_the_precision_that_is_set(platform):
     model = random_model(CONFIG)
     for precision, names in (("highest", {"HIGHEST"}), (None, {"DEFAULT", "HIGHEST"})):
@@ -132,7 +136,14 @@ VMAPPED = {
 }
 
 
-@pytest.mark.parametrize("name", VMAPPED)
+FEW = ["thresholds of waveforms", "models"]
+NAMES = [
+    name if name in FEW else pytest.param(name, marks=pytest.mark.slow("lowers every other vmap"))
+    for name in VMAPPED
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_exits_save_under_vmap(name):
     """The choice of a slice stays a choice: under vmap one index serves all."""
     program = Program("cuda", VMAPPED[name], 0.5)
@@ -140,10 +151,10 @@ def test_exits_save_under_vmap(name):
     assert program.fused == len(slices.switch_sizes(4, FRAMES))
 
 
-@pytest.mark.parametrize("name", VMAPPED)
+@pytest.mark.slow("lowers every vmap")
+@pytest.mark.parametrize("name", [name for name in VMAPPED if "thresholds" not in name])
 def test_full_depth_under_vmap(name):
-    if "thresholds" not in name:
-        assert Program("cuda", lambda _: VMAPPED[name](None), 0).fused == 1
+    assert Program("cuda", lambda _: VMAPPED[name](None), 0).fused == 1
 
 
 @pytest.mark.parametrize("allowed", [[True] * 4, [False, False, False, True]])
@@ -161,7 +172,7 @@ def test_a_static_layer_asks_once_a_layer():
     assert (program.count("while"), program.count("case")) == (1, 1)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_gradients(platform):
     def to_model(model):
         return jax.grad(lambda m: total(encode(m, WAVEFORM, LENGTHS)), allow_int=True)(model)
@@ -210,7 +221,7 @@ def test_explicit_meshes(threshold):
     [contents.at_exit(ExitRule("", 0.5, np.ones(4, bool))), contents.layers((0, 1, 4))],
     ids=["exit", "all"],
 )
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_extraction_on_each_devices_own_rows(content, platform):
     run = jax.jit(parallel.over_rows(content.compute, 2), out_shardings=parallel.replicated())
     batch = parallel.place({"waveform": WAVEFORM, "lengths": LENGTHS})
@@ -221,7 +232,7 @@ def test_extraction_on_each_devices_own_rows(content, platform):
 # ---------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_step_of_stage_1(platform):
     optimizer = branch_optimizer(1e-3, 0.01, 10.0)
     state = parallel.replicate((MODEL.branches, optimizer.init(MODEL.branches)))
@@ -236,7 +247,7 @@ def test_a_step_of_stage_1(platform):
     assert program.text.count("@CustomSPMDPartitioning") == (platform == "cuda")
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_step_of_stage_2_with_the_trunk_inside(platform):
     task = make_task("asr", read_preset("asr", "daisy-tiny"))
     params = new_params(task, CONFIG.dim, CONFIG.num_layers, CHARACTERS, 0)
@@ -256,7 +267,7 @@ def test_a_step_of_stage_2_with_the_trunk_inside(platform):
     assert program.fused == (platform == "cuda")
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_step_of_pretraining(platform):
     masked, labels = np.zeros((4, FRAMES), bool), np.zeros((4, FRAMES), np.int32)
 

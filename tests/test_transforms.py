@@ -73,7 +73,7 @@ def test_vmap_over_utterances(base_model, desired):
         return everything(base_model, waveform[None], length[None])
 
     for transform in (lambda f: f, jax.jit):
-        out = transform(jax.vmap(one))(BATCH, BATCH_LENGTHS)
+        out = jax.tree.map(np.asarray, transform(jax.vmap(one))(BATCH, BATCH_LENGTHS))
         assert_same(type(out)(*(field[:, 0] for field in out)), desired)
 
 
@@ -85,6 +85,7 @@ def test_vmap_over_thresholds_and_over_batches(base_model):
 
     turned = BATCH[::-1].copy(), BATCH_LENGTHS[::-1].copy()
     two = jax.jit(jax.vmap(sweep))(np.stack([BATCH, turned[0]]), np.stack([LENGTHS, turned[1]]))
+    two = jax.tree.map(np.asarray, two)
     for place, batch in enumerate([(BATCH, BATCH_LENGTHS), turned]):
         for number, threshold in enumerate(thresholds):
             out = jax.tree.map(lambda field, at=(place, number): field[at], two)
@@ -93,7 +94,7 @@ def test_vmap_over_thresholds_and_over_batches(base_model):
 
 def test_vmap_over_models(base_model, desired):
     other = random_model(SMALL, seed=7)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), base_model, other)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), base_model, other)
     two = jax.jit(jax.vmap(everything, in_axes=(0, None, None)))(stacked, BATCH, BATCH_LENGTHS)
     assert_same(jax.tree.map(lambda field: field[0], two), desired)
     assert_same(jax.tree.map(lambda field: field[1], two), everything(other, BATCH, BATCH_LENGTHS))
@@ -126,7 +127,12 @@ def test_64_bit_mode(base_model, desired):
 # ---------------------------------------------------------------- meshes
 
 
-@pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+AUTO = pytest.param(
+    AxisType.Auto, id="auto", marks=pytest.mark.slow("compiles for the other kind of mesh again")
+)
+
+
+@pytest.fixture(params=[AUTO, pytest.param(AxisType.Explicit, id="explicit")])
 def mesh(request):
     if jax.device_count() < 4:
         pytest.skip("needs four devices")
@@ -301,10 +307,10 @@ def test_gradients_of_pool_stay_finite_where_an_exit_uses_nothing():
         return jnp.sum(pool(states, weights, exits)[..., 0])
 
     weights = jnp.array([-jnp.inf, -jnp.inf, 1.0])
-    value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(states, weights)
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(states, weights)
     assert np.isfinite(value)
     assert all(np.all(np.isfinite(leaf)) for leaf in gradients)
-    assert not np.any(pool(states, weights, exits)[0])
+    assert not np.any(np.asarray(pool(states, weights, exits))[0])
 
 
 def test_running_weights_are_a_softmax_over_every_prefix():
@@ -327,6 +333,7 @@ def test_running_weights_are_a_softmax_over_every_prefix():
 # ---------------------------------------------------------------- bfloat16
 
 
+@pytest.mark.slow("measures a trunk in bfloat16 over many utterances")
 def test_a_bfloat16_trunk_leaves_at_nearly_the_same_layers(small_models):
     # Flax's own LayerNorm mixes bfloat16 with float32, which strict promotion forbids.
     with jax.numpy_dtype_promotion("standard"):

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
-Result = TypeVar("Result", bound=PyTree[Array])
+Result = TypeVar("Result", bound=PyTree)
 
 ELSEWHERE = "elsewhere"
 """The row of all platforms that the table does not name."""
@@ -48,7 +48,7 @@ measured it; benchmarks/first_gpu.py does.
 
 
 def run_form(
-    step: str, forms: dict[str, Callable[..., Result]], *arguments: PyTree[Array]
+    step: str, forms: dict[str, Callable[..., Result]], *arguments: PyTree
 ) -> Result:
     """Runs the form of a step that the table has for the platform.
 
