@@ -44,15 +44,25 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(extract, "SHARD_UTTERANCES", 3)
 
 
-def made(folder, model, corpus, items=ITEMS):
-    return extract_corpus(folder, Extractor(model, contents.layers(tuple(items))), corpus, "speech")
+def extractor_of(model, items=ITEMS):
+    return Extractor(model, contents.layers(tuple(items)))
 
 
 @pytest.fixture(scope="module")
-def finished(model, speech, tmp_path_factory):
+def extractor(model):
+    """Of all items; one for all tests, so that its programs are compiled once."""
+    return extractor_of(model)
+
+
+def made(folder, extractor, corpus):
+    return extract_corpus(folder, extractor, corpus, "speech")
+
+
+@pytest.fixture(scope="module")
+def finished(extractor, speech, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extract, "SHARD_UTTERANCES", 3)
-        return made(tmp_path_factory.mktemp("store"), model, open_corpus(speech)).folder
+        return made(tmp_path_factory.mktemp("store"), extractor, open_corpus(speech)).folder
 
 
 # ---- plans ----
@@ -77,16 +87,18 @@ def test_extraction_is_what_encode_sums_and_decides_by(any_model):
         [np.random.default_rng(n).standard_normal(n).astype(np.float32) for n in lengths]
     )
     items = range(config.num_layers + 1)
+    everywhere = np.ones(config.num_layers, bool)
     found = jax.jit(contents.layers(tuple(items)).compute)(any_model, waveform, lengths)
-    out = encode_taps(any_model, waveform, lengths, -np.inf, np.ones(config.num_layers, bool))
+    out = encode_taps(any_model, waveform, lengths, -np.inf, everywhere)
+    found, out = jax.tree.map(np.asarray, (found, out))
     for row, length in enumerate(lengths):
         frames = audio.frame_count(length)
-        ours = np.asarray(found.values[row, :, :frames], np.float32)
-        wanted = np.asarray(out.hidden_states[row, :, :frames])
+        ours = found.values[row, :, :frames].astype(np.float32)
+        wanted = out.hidden_states[row, :, :frames]
         np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-3)  # half precision
         if frames:
             np.testing.assert_allclose(found.entropy[row], out.entropy[row], rtol=1e-5)
-    agreement = np.asarray(found.agreement)
+    agreement = found.agreement
     np.testing.assert_array_equal(agreement[:2, -1], 1)
     np.testing.assert_array_equal(found.num_frames, out.num_frames)
     assert np.all((agreement >= 0) & (agreement <= 1))
@@ -97,7 +109,8 @@ def test_some_items_or_none(model):
     lengths = np.array([4_000, 2_000], np.int32)
 
     def run(model, items):
-        return jax.jit(contents.layers(tuple(items)).compute)(model, waveform, lengths)
+        compute = jax.jit(contents.layers(tuple(items)).compute)
+        return jax.tree.map(np.asarray, compute(model, waveform, lengths))
 
     whole, some = run(model, ITEMS), run(model, (3, 1))
     np.testing.assert_array_equal(some.values, whole.values[:, [3, 1]])
@@ -111,14 +124,15 @@ def test_some_items_or_none(model):
 def test_a_store_holds_every_utterance_as_encoded_alone(model, corpus, finished):
     store = FeatureStore(finished)
     assert [row.id for row in store.rows] == corpus.names
+    width = int(corpus.lengths.max())
     for index, length in enumerate(corpus.lengths):
-        waveform = corpus.read(index, 0, int(length))[None]
-        out = daisy_jax.encode(model, waveform, threshold=-np.inf, return_hidden_states=True)
+        batch = audio.pad_batch([corpus.read(index, 0, int(length))], width)
+        out = daisy_jax.encode(model, *batch, threshold=-np.inf, return_hidden_states=True)
         features = store.read(index)
         assert features.dtype == np.float16
-        wanted = np.asarray(out.hidden_states[0])
+        wanted = np.asarray(out.hidden_states)[0, :, : audio.frame_count(int(length))]
         np.testing.assert_allclose(features.astype(np.float32), wanted, rtol=2e-3, atol=2e-3)
-        np.testing.assert_allclose(store.entropy[index], out.entropy[0], rtol=1e-4)
+        np.testing.assert_allclose(store.entropy[index], np.asarray(out.entropy)[0], rtol=1e-4)
         np.testing.assert_array_equal(store.read(index, slice(3, 9)), features[:, 3:9])
         some = store.read(index, slice(3, 9), slice(0, 2))
         np.testing.assert_array_equal(some, features[:2, 3:9])
@@ -153,18 +167,20 @@ def test_utterances_are_found_by_name(corpus, finished):
 # ---- writing ----
 
 
-def test_the_size_is_announced_and_a_finished_store_says_nothing(model, corpus, tmp_path, caplog):
+def test_the_size_is_announced_and_a_finished_store_says_nothing(
+    extractor, corpus, tmp_path, caplog
+):
     caplog.set_level("INFO", logger="daisy_jax")
-    made(tmp_path, model, corpus)
+    made(tmp_path, extractor, corpus)
     frames = int(audio.frame_count(corpus.lengths).sum())
     size = frames * len(ITEMS) * SMALL.dim * 2
     assert f"{size / 1e9:.3g} GB of features" in caplog.messages[0]
     caplog.clear()
-    made(tmp_path, model, corpus)
+    made(tmp_path, extractor, corpus)
     assert not caplog.messages
 
 
-def test_it_goes_on_behind_the_last_whole_shard(model, corpus, finished, tmp_path, monkeypatch):
+def test_it_goes_on_behind_the_last_whole_shard(extractor, corpus, finished, tmp_path, monkeypatch):
     write = extract.write_shard
 
     def stop_at_the_second(folder, number, *rest):
@@ -174,12 +190,12 @@ def test_it_goes_on_behind_the_last_whole_shard(model, corpus, finished, tmp_pat
 
     monkeypatch.setattr(extract, "write_shard", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        made(tmp_path, model, corpus)
+        made(tmp_path, extractor, corpus)
     with pytest.raises(InputError, match="1 of 2 shards are there"):
         FeatureStore(tmp_path)
     before = shard_file(tmp_path, 0).stat().st_mtime_ns
     monkeypatch.setattr(extract, "write_shard", write)
-    store = made(tmp_path, model, corpus)
+    store = made(tmp_path, extractor, corpus)
     assert shard_file(tmp_path, 0).stat().st_mtime_ns == before
     assert store.verify() == []
     whole = FeatureStore(finished)
@@ -189,12 +205,12 @@ def test_it_goes_on_behind_the_last_whole_shard(model, corpus, finished, tmp_pat
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_computed(
-    model, corpus, tmp_path, monkeypatch
+    extractor, corpus, tmp_path, monkeypatch
 ):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000))
     with pytest.raises(InputError, match=r"make room, .*--cache=entropies"):
-        made(tmp_path / "new", model, corpus)
+        made(tmp_path / "new", extractor, corpus)
     assert not (tmp_path / "new").exists()
 
 
@@ -215,6 +231,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow("limits the files of a process")
 def test_a_disk_that_fills_up_leaves_whole_shards_alone(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
@@ -231,10 +248,10 @@ def test_another_stores_features_are_not_mixed_in(model, corpus, finished, chang
     items = (0, 1) if change == "items" else ITEMS
     some = Selection(corpus, np.array([0, 1])) if change == "corpus" else corpus
     with pytest.raises(InputError, match=f"holds features of something else .*{change}"):
-        made(finished, other, some, items)
+        made(finished, extractor_of(other, items), some)
 
 
-def test_a_spoilt_store_is_named(model, corpus, finished, tmp_path):
+def test_a_spoilt_store_is_named(extractor, corpus, finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "store")
     shard = shard_file(folder, 1)
     content = bytearray(shard.read_bytes())
@@ -251,22 +268,21 @@ def test_a_spoilt_store_is_named(model, corpus, finished, tmp_path):
     part = part_file(folder, 1)
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(InputError, match=r"not a whole part of an index .* remove it"):
-        made(folder, model, corpus)
+        made(folder, extractor, corpus)
     part.unlink()
-    store = made(folder, model, corpus)
+    store = made(folder, extractor, corpus)
     assert store.verify() == []
     with pytest.raises(InputError, match="no feature store there"):
         FeatureStore(tmp_path)
 
 
-def test_an_unreadable_utterance_is_noted_and_left_out_once(model, speech, tmp_path, left_out):
+def test_an_unreadable_utterance_is_noted_and_left_out_once(extractor, speech, tmp_path, left_out):
     folder = shutil.copytree(speech, tmp_path / "speech")
     corpus = open_corpus(folder)
     bad = folder / corpus.names[1]
     content = bytearray(bad.read_bytes())
     content[len(content) // 3 :] = bytes(len(content) - len(content) // 3)
     bad.write_bytes(content)
-    extractor = Extractor(model, contents.layers(tuple(ITEMS)))
     with strictly(), pytest.raises(InputError, match=corpus.names[1]):
         extract_corpus(tmp_path / "strict", extractor, corpus, folder)
     store = extract_corpus(tmp_path / "store", extractor, corpus, folder)

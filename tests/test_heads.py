@@ -1,6 +1,7 @@
 """Downstream heads and their losses against torch, hand-computed numbers and properties."""
 
 import dataclasses
+import functools
 import itertools
 
 import hypothesis
@@ -22,7 +23,20 @@ FRAMES = np.array([24, 15, 0, 9], np.int32)
 @pytest.fixture(scope="module")
 def features():
     rng = np.random.default_rng(0)
-    return jnp.asarray(rng.standard_normal((4, 24, 12)), jnp.float32)
+    return rng.standard_normal((4, 24, 12)).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def run_mask_head(head, features, num_frames, lengths, key=None, *, steps):
+    """The masks, from one program; their number is part of it."""
+    return head(features, num_frames, lengths, steps, key)
+
+
+# Of functions that the library compiles as parts of whole steps; several tests share programs.
+run_head = jax.jit(lambda head, *arguments: head(*arguments))
+run_asr_loss = jax.jit(asr_loss)
+run_mask_loss = jax.jit(jax.value_and_grad(mask_loss))
+run_separate = jax.jit(separate)
 
 
 # ---- recognition ----
@@ -59,19 +73,19 @@ def test_what_is_spelt_can_be_read_again(words):
 
 
 def test_recognition_of_an_utterance_does_not_depend_on_its_batch(asr, features):
-    together = asr(features, jnp.asarray(FRAMES))
+    together = np.asarray(run_head(asr, features, FRAMES))
     assert together.shape == (4, 24, 32)
     for row, count in enumerate(FRAMES):
         if count:
-            alone = asr(features[row : row + 1, :count], jnp.asarray(FRAMES[row : row + 1]))
+            one = slice(row, row + 1)
+            alone = np.asarray(run_head(asr, features[one, :count], FRAMES[one]))
             np.testing.assert_allclose(together[row, :count], alone[0], atol=1e-5)
 
 
 def test_augmentation_and_dropout_are_for_training_alone(asr, features):
-    frames = jnp.asarray(FRAMES)
-    plain, again = asr(features, frames), asr(features, frames)
+    plain, again = (np.asarray(run_head(asr, features, FRAMES)) for _ in range(2))
     np.testing.assert_array_equal(plain, again)
-    drawn = [asr(features, frames, key) for key in jax.random.split(jax.random.key(0), 2)]
+    drawn = [np.asarray(run_head(asr, features, FRAMES, jax.random.key(n))) for n in range(2)]
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
     assert np.abs(drawn[0] - plain).max() > 1e-3
 
@@ -80,8 +94,8 @@ def test_empty_rows_do_not_change_the_recognition_loss(asr, features):
     texts = np.zeros((4, 6), np.int32)
     texts[0, :3], texts[1, :2], texts[3, :1] = [5, 6, 2], [7, 2], [2]
     kept = np.array([0, 1, 3])
-    whole = asr_loss(asr, features, jnp.asarray(FRAMES), jnp.asarray(texts), None)
-    part = asr_loss(asr, features[kept], jnp.asarray(FRAMES[kept]), jnp.asarray(texts[kept]), None)
+    whole = run_asr_loss(asr, features, FRAMES, texts, None)
+    part = run_asr_loss(asr, features[kept], FRAMES[kept], texts[kept], None)
     assert float(whole) == pytest.approx(float(part), rel=1e-5)
 
 
@@ -90,8 +104,8 @@ def test_empty_rows_do_not_change_the_recognition_loss(asr, features):
 
 def test_speaker_scores_and_loss_by_hand(features):
     head = SidHead(12, 5, SidSettings(7), rngs=nnx.Rngs(0))
-    head.projection.bias = nnx.Param(jnp.linspace(-1, 1, 7, dtype=jnp.float32))
-    logits = np.asarray(head(features, jnp.asarray(FRAMES)))
+    head.projection.bias = nnx.Param(jnp.asarray(np.linspace(-1, 1, 7, dtype=np.float32)))
+    logits = np.asarray(run_head(head, features, FRAMES))
     speakers = np.array([4, 0, 2, 1], np.int32)
     x = np.asarray(features, np.float64)
     total = []
@@ -104,7 +118,7 @@ def test_speaker_scores_and_loss_by_hand(features):
         wanted = mean @ np.asarray(head.output.kernel[...], np.float64)
         np.testing.assert_allclose(logits[row], wanted, atol=1e-5)
         total.append(np.log(np.exp(wanted).sum()) - wanted[speakers[row]])
-    loss = sid_loss(head, features, jnp.asarray(FRAMES), jnp.asarray(speakers))
+    loss = jax.jit(sid_loss)(head, features, FRAMES, speakers)
     assert float(loss) == pytest.approx(np.mean(total), rel=1e-5)
 
 
@@ -138,11 +152,10 @@ def test_the_mask_loss_is_that_of_torch_spectra_and_every_permutation(
 ):
     torch = pytest.importorskip("torch")
     mixture, sources = mixtures
-    settings, frames = mask_head.settings, jnp.asarray(FRAMES)
-    inputs = jnp.asarray(mixture), jnp.asarray(sources), jnp.asarray(LENGTHS)
-    loss = mask_loss(mask_head, features, frames, *inputs, None)
-    width = settings.stft.frames(8_000)
-    masks = np.asarray(mask_head(features, frames, jnp.asarray(LENGTHS), width), np.float64)
+    settings = mask_head.settings
+    loss, _ = run_mask_loss(mask_head, features, FRAMES, mixture, sources, LENGTHS, None)
+    steps = settings.stft.frames(8_000)
+    masks = np.asarray(run_mask_head(mask_head, features, FRAMES, LENGTHS, steps=steps), np.float64)
 
     def spectrum(waveform):
         stft = settings.stft
@@ -178,10 +191,10 @@ def test_the_mask_loss_is_that_of_torch_spectra_and_every_permutation(
 
 def test_masks_of_one_give_the_mixture_back(features, mixtures):
     head = MaskHead(12, 2, MASKS["minisuperb"], rngs=nnx.Rngs(1))
-    head.output.bias = nnx.Param(jnp.full_like(head.output.bias[...], 100.0))
+    bias = np.full(head.output.bias.shape, 100, np.float32)
+    head.output.bias = nnx.Param(jnp.asarray(bias))
     mixture, _ = mixtures
-    inputs = jnp.asarray(FRAMES), jnp.asarray(mixture), jnp.asarray(LENGTHS)
-    found = separate(head, features, *inputs)
+    found = np.asarray(run_separate(head, features, FRAMES, mixture, LENGTHS))
     for row, length in enumerate(LENGTHS):
         reach = length // 160 * 160
         for source in range(2):
@@ -190,34 +203,29 @@ def test_masks_of_one_give_the_mixture_back(features, mixtures):
 
 
 def test_masks_of_an_utterance_do_not_depend_on_its_batch(mask_head, features, mixtures):
-    mixture = jnp.asarray(mixtures[0])
-    together = separate(mask_head, features, jnp.asarray(FRAMES), mixture, jnp.asarray(LENGTHS))
+    mixture, _ = mixtures
+    together = np.asarray(run_separate(mask_head, features, FRAMES, mixture, LENGTHS))
     for row, length in enumerate(LENGTHS):
         if length:
             one = slice(row, row + 1)
-            alone = separate(
-                mask_head,
-                features[one, : FRAMES[row]],
-                jnp.asarray(FRAMES[one]),
-                mixture[one, :length],
-                jnp.asarray(LENGTHS[one]),
-            )
+            cut = features[one, : FRAMES[row]], FRAMES[one], mixture[one, :length], LENGTHS[one]
+            alone = np.asarray(run_separate(mask_head, *cut))
             np.testing.assert_allclose(together[row, :, :length], alone[0], atol=1e-4)
 
 
 def test_dropout_is_for_training_and_lies_behind_the_last_layer_too(features, mixtures):
     settings = dataclasses.replace(MASKS["superb"], layers=1, dropout=0.5)
     head = MaskHead(12, 1, settings, rngs=nnx.Rngs(1))
-    arguments = (features, jnp.asarray(FRAMES), jnp.asarray(LENGTHS), 26)
-    plain = head(*arguments)
-    drawn = [head(*arguments, key) for key in jax.random.split(jax.random.key(0), 2)]
+    plain, *drawn = (
+        np.asarray(run_mask_head(head, features, FRAMES, LENGTHS, key, steps=26))
+        for key in (None, jax.random.key(0), jax.random.key(1))
+    )
     assert np.abs(drawn[0] - plain).max() > 1e-3
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
 
 
 def test_gradients_of_mask_losses_are_finite_for_silence(mask_head, features):
-    silence = jnp.zeros((4, 8_000)), jnp.zeros((4, 2, 8_000))
-    arguments = (features, jnp.asarray(FRAMES), *silence, jnp.asarray(LENGTHS), None)
-    loss, gradient = jax.value_and_grad(mask_loss)(mask_head, *arguments)
+    silence = np.zeros((4, 8_000), np.float32), np.zeros((4, 2, 8_000), np.float32)
+    loss, gradient = run_mask_loss(mask_head, features, FRAMES, *silence, LENGTHS, None)
     assert np.isfinite(loss)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))

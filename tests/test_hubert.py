@@ -28,6 +28,7 @@ from daisy_jax.model.hubert import embed
 LENGTHS = (3000, 400, 0, 2500, 399)
 WAVEFORMS = speech_like(LENGTHS, seed=9)
 BATCH, BATCH_LENGTHS = pad_batch(WAVEFORMS, 3200)
+label_frames = jax.jit(frame_labels)
 
 
 def cosine_scores(model, last_hidden):
@@ -60,7 +61,7 @@ def with_centred_head(model):
 
 def test_frame_labels_are_the_nearest_label_embeddings(any_model):
     any_model = with_centred_head(any_model)
-    labels = np.asarray(frame_labels(any_model, BATCH, BATCH_LENGTHS))
+    labels = np.asarray(label_frames(any_model, BATCH, BATCH_LENGTHS))
     assert labels.dtype == np.int32
     assert labels.shape == (5, frame_count(3200))
     used = set()
@@ -77,17 +78,18 @@ def test_frame_labels_are_the_nearest_label_embeddings(any_model):
 
 def test_head_scores_are_cosines_over_a_tenth(base_model):
     hidden = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
-    scores = base_model.head(jnp.asarray(hidden))
+    head = jax.jit(lambda hidden: base_model.head(hidden))
+    scores = head(hidden)
     assert scores.dtype == jnp.float32
     assert_close_to_scale(scores, cosine_scores(base_model, hidden.astype(np.float64)) / 0.1)
-    assert np.all(np.isfinite(base_model.head(jnp.zeros((1, 32)))))
+    assert np.all(np.isfinite(head(np.zeros_like(hidden))))
 
 
 def test_frame_labels_without_lengths_and_under_jit(base_model):
-    full = frame_labels(base_model, BATCH[:1, :3000])
-    np.testing.assert_array_equal(full, frame_labels(base_model, BATCH, BATCH_LENGTHS)[:1, :9])
-    compiled = jax.jit(frame_labels)(base_model, BATCH, BATCH_LENGTHS)
+    compiled = np.asarray(label_frames(base_model, BATCH, BATCH_LENGTHS))
     np.testing.assert_array_equal(compiled, frame_labels(base_model, BATCH, BATCH_LENGTHS))
+    full = label_frames(base_model, BATCH[:1, :3000])
+    np.testing.assert_array_equal(full, compiled[:1, :9])
 
 
 def test_frame_labels_need_a_head(base_model):
@@ -112,11 +114,11 @@ def test_frame_labels_refuse_what_encode_refuses(base_model, waveform, lengths, 
 
 
 def test_final_norm_is_the_last_layer_norm_of_pre_ln_models_only(small_models):
-    hidden = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 32)), jnp.float32)
+    hidden = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 32)).astype(np.float32))
     assert final_norm(small_models["base"], hidden) is hidden
     large = small_models["large"]
     desired = reference_of(large).norm("encoder_norm", np.asarray(hidden, np.float64))
-    assert_close_to_scale(final_norm(large, hidden), desired)
+    assert_close_to_scale(jax.jit(final_norm)(large, hidden), desired)
 
 
 @pytest.mark.usefixtures("unchecked_annotations")  # a lambda for a module
@@ -127,14 +129,18 @@ def test_masked_frames_become_the_mask_embedding_before_the_positional_convoluti
     masked[0, [2, 3]] = True
     masked[1, 5] = True  # padding, which stays padding
     projected[[2, 3]] = reference.weights["mask_embedding"]
-    embedded = embed(base_model, BATCH, BATCH_LENGTHS, jnp.asarray(masked))
-    plain = embed(base_model, BATCH, BATCH_LENGTHS)
+    run = jax.jit(embed)
+    embedded, plain = (
+        jax.tree.map(np.asarray, run(base_model, BATCH, BATCH_LENGTHS, which))
+        for which in (masked, None)
+    )
     np.testing.assert_array_equal(embedded.projected, plain.projected)
     np.testing.assert_array_equal(embedded.hidden[1:], plain.hidden[1:])
     assert np.max(np.abs(embedded.hidden[0] - plain.hidden[0])) > 0.1
     # Without the positional convolution the input is the projection or the embedding itself.
     flat = base_model.replace(positional_convolution=lambda hidden: hidden)
-    hidden = embed(flat, BATCH, BATCH_LENGTHS, jnp.asarray(masked)).hidden[0, :9]
+    run_flat = jax.jit(lambda masked: embed(flat, BATCH, BATCH_LENGTHS, masked).hidden)
+    hidden = np.asarray(run_flat(masked))[0, :9]
     assert_close_to_scale(hidden, reference.norm("encoder_norm", projected))
 
 
@@ -152,17 +158,21 @@ def test_block_features_are_one_blocks_outputs(any_model):
 def test_a_model_is_a_pytree_of_arrays(base_model):
     leaves = jax.tree.leaves(base_model)
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in leaves)
-    doubled = jax.tree.map(lambda leaf: 2 * leaf, base_model)
+    doubled = jax.jit(lambda model: jax.tree.map(lambda leaf: 2 * leaf, model))(base_model)
     assert type(doubled) is Hubert
     assert doubled.config == base_model.config
     assert base_model.layers.ffn.up.kernel.shape == (4, 32, 48)
 
 
 def test_fresh_layers_differ_and_fresh_models_repeat():
-    model, again = (Hubert(SMALL, rngs=nnx.Rngs(3)) for _ in range(2))
-    kernels = np.asarray(model.layers.attention.qkv.kernel[...])
+    @jax.jit
+    def two_models():
+        models = [Hubert(SMALL, rngs=nnx.Rngs(3)) for _ in range(2)]
+        return [model.layers.attention.qkv.kernel[...] for model in models]
+
+    kernels, again = map(np.asarray, two_models())
     assert not np.allclose(kernels[0], kernels[1])
-    np.testing.assert_array_equal(kernels, again.layers.attention.qkv.kernel[...])
+    np.testing.assert_array_equal(kernels, again)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -186,7 +196,7 @@ def test_replace_makes_a_copy_that_shares_everything_else(base_model):
     back = changed.replace(head=base_model.head, calibration=None)
     assert jax.tree.structure(back) == before
     np.testing.assert_array_equal(
-        jax.jit(frame_labels)(back, BATCH, BATCH_LENGTHS),
+        label_frames(back, BATCH, BATCH_LENGTHS),
         frame_labels(base_model, BATCH, BATCH_LENGTHS),
     )
 

@@ -3,7 +3,6 @@
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,7 +43,8 @@ def test_ctc_loss_and_gradient_are_those_of_torch(ctc_batch):
 def test_ctc_loss_is_the_sum_over_all_paths():
     rng = np.random.default_rng(1)
     logits = rng.standard_normal((1, 4, 3)).astype(np.float32)
-    log_probs = np.asarray(jax.nn.log_softmax(logits.astype(np.float32)), np.float64)[0]
+    exact = logits[0].astype(np.float64)
+    log_probs = exact - np.log(np.exp(exact).sum(axis=-1, keepdims=True))
 
     def collapsed(path):
         kept = [label for label, _ in itertools.groupby(path) if label]
@@ -52,8 +52,8 @@ def test_ctc_loss_is_the_sum_over_all_paths():
 
     paths = [path for path in itertools.product(range(3), repeat=4) if collapsed(path)]
     total = sum(np.exp(log_probs[np.arange(4), list(path)].sum()) for path in paths)
-    ones = jnp.ones((1, 4), bool)
-    loss = ctc_loss(jnp.asarray(logits), ones, jnp.array([[2, 1]]), ones[:, :2])
+    ones = np.ones((1, 4), bool)
+    loss = jax.jit(ctc_loss)(logits, ones, np.array([[2, 1]], np.int32), ones[:, :2])
     assert float(loss) == pytest.approx(-np.log(total) / 2, rel=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_ctc_loss_is_the_sum_over_all_paths():
 def test_the_best_permutation_is_that_of_brute_force(sources):
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((20, sources, sources)).astype(np.float32)
-    best, order = jax.jit(best_permutation)(scores)
+    best, order = map(np.asarray, jax.jit(best_permutation)(scores))
     for row in range(20):
         means = {
             chosen: np.mean([scores[row, estimate, k] for k, estimate in enumerate(chosen)])

@@ -11,6 +11,9 @@ from daisy_jax.tasks.lstm import BidirectionalLstm, recurrence
 LENGTHS = (17, 9, 1, 13)
 
 
+run = jax.jit(lambda lstm, *arguments: lstm(*arguments))
+
+
 @pytest.fixture(scope="module")
 def batch():
     rng = np.random.default_rng(0)
@@ -57,17 +60,18 @@ def test_outputs_and_gradients_are_those_of_torch(lstm, batch):
         return jnp.sum(out * weights), out
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-    (to_lstm, to_x), ours = gradient(lstm, jnp.asarray(x))
+    (to_lstm, to_x), ours = gradient(lstm, x)
     np.testing.assert_allclose(ours, out.detach().numpy(), atol=1e-6)
     np.testing.assert_allclose(to_x, inputs.grad.numpy(), atol=1e-5)
     for number in range(2):
         for suffix, directions in (("", to_lstm.forward), ("_reverse", to_lstm.backward)):
             found, name = directions[number], f"l{number}{suffix}"
             for values, kind in (
-                (found.kernel[...].T, "weight_ih"),
-                (found.recurrent_kernel[...].T, "weight_hh"),
-                (found.bias[...], "bias_ih"),
+                (found.kernel, "weight_ih"),
+                (found.recurrent_kernel, "weight_hh"),
+                (found.bias, "bias_ih"),
             ):
+                values = np.asarray(values[...]).T
                 wanted = getattr(theirs, f"{kind}_{name}").grad.numpy()
                 np.testing.assert_allclose(values, wanted, atol=1e-5 * np.abs(wanted).max())
 
@@ -75,11 +79,11 @@ def test_outputs_and_gradients_are_those_of_torch(lstm, batch):
 @pytest.mark.parametrize("padding", ["behind", "in front"])
 def test_the_written_gradient_is_the_automatic_one(padding):
     rng = np.random.default_rng(1)
-    projected = jnp.asarray(rng.standard_normal((8, 3, 20)), jnp.float32)
-    kernel = jnp.asarray(rng.standard_normal((5, 20)), jnp.float32)
+    projected, kernel, weights = (
+        rng.standard_normal(shape).astype(np.float32) for shape in ((8, 3, 20), (5, 20), (8, 3, 5))
+    )
     mask = np.arange(8)[:, None] < np.array([8, 5, 2])
     mask = jnp.asarray(mask if padding == "behind" else mask[::-1])
-    weights = jnp.asarray(rng.standard_normal((8, 3, 5)), jnp.float32)
 
     def by_hand(projected, kernel):
         return jnp.sum(recurrence(projected, kernel, mask) * weights)
@@ -96,30 +100,33 @@ def test_the_written_gradient_is_the_automatic_one(padding):
             total += jnp.sum(jnp.where(valid, hidden, 0) * weights[frame])
         return total
 
-    ours, wanted = (jax.grad(f, argnums=(0, 1))(projected, kernel) for f in (by_hand, plain))
+    both = jax.jit(lambda *inputs: [jax.grad(f, (0, 1))(*inputs) for f in (by_hand, plain)])
+    ours, wanted = both(projected, kernel)
     for found, other in zip(ours, wanted, strict=True):
         np.testing.assert_allclose(found, other, atol=1e-5)
 
 
 def test_a_sequence_does_not_see_its_padding_or_its_neighbours(lstm, batch):
     x, mask, _ = batch
-    together = lstm(jnp.asarray(np.where(mask[..., None], x, 7.0)), jnp.asarray(mask))
+    together = np.asarray(run(lstm, np.where(mask[..., None], x, np.float32(7)), mask))
     for row, length in enumerate(LENGTHS):
-        alone = lstm(jnp.asarray(x[row : row + 1, :length]), jnp.ones((1, length), bool))
+        alone = np.asarray(run(lstm, x[row : row + 1, :length], np.ones((1, length), bool)))
         np.testing.assert_allclose(together[row, :length], alone[0], atol=1e-6)
         assert not np.any(together[row, length:])
 
 
 def test_dropout_lies_between_the_layers_and_keeps_the_mean(batch):
     x, mask, _ = batch
-    lstm = BidirectionalLstm(6, 5, 2, dropout=0.5, rngs=nnx.Rngs(0))
-    plain = lstm(jnp.asarray(x), jnp.asarray(mask))
-    keys = jax.random.split(jax.random.key(0), 2)
-    first, second = (lstm(jnp.asarray(x), jnp.asarray(mask), key) for key in keys)
+    lstm, single = (
+        BidirectionalLstm(6, 5, layers, dropout=0.5, rngs=nnx.Rngs(0)) for layers in (2, 1)
+    )
+    keys = jax.random.key(0), jax.random.key(1)
+
+    def all_ways(lstm):
+        return [lstm(jnp.asarray(x), jnp.asarray(mask), key) for key in (None, *keys)]
+
+    plain, first, second = map(np.asarray, jax.jit(all_ways)(lstm))
     assert np.abs(first - second).max() > 0.01
     assert np.abs(first - plain).max() > 0.01
-    single = BidirectionalLstm(6, 5, 1, dropout=0.5, rngs=nnx.Rngs(0))
-    np.testing.assert_array_equal(
-        single(jnp.asarray(x), jnp.asarray(mask), keys[0]),
-        single(jnp.asarray(x), jnp.asarray(mask)),
-    )
+    plain, dropped, _ = jax.jit(all_ways)(single)
+    np.testing.assert_array_equal(dropped, plain)
