@@ -31,6 +31,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 import contextlib
 import dataclasses
 import gc
+import pathlib
+import resource
 import time
 
 import hypothesis
@@ -96,12 +98,22 @@ def pytest_terminal_summary(terminalreporter):
         )
 
 
+GROWTH = 600e6
+"""Bytes that compiled programs may take in a worker until they are forgotten."""
+_memory = [0.0]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_forgotten():
-    """What a module has compiled serves no other one, and would fill the worker's memory."""
+    """Those of all modules would take some 5 GB; those of a few save time."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    with contextlib.suppress(OSError):  # where there is no /proc, nothing is forgotten
+        taken = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        taken *= resource.getpagesize()
+        if taken > _memory[0] + GROWTH:
+            jax.clear_caches()
+            gc.collect()
+            _memory[0] = taken
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -132,6 +132,7 @@ def crops_of(data, count):
 # ---- features ----
 
 
+@pytest.mark.slow("trains with the trunk inside, on four devices")
 @pytest.mark.parametrize("tap", ["block", "ffn"])
 def test_stored_and_computed_features_are_the_same(corpora, model, middle, tap):
     if tap == "ffn":
@@ -233,6 +234,7 @@ def test_weights_of_layers_that_nobody_reaches_have_no_gradient(speakers, params
 # ---- evaluation ----
 
 
+@pytest.mark.slow("trains with the trunk inside, on four devices")
 def test_one_executable_serves_every_exit(corpora, model, middle, params):
     for live in (False, True):
         data = opened("sid", corpora, model, live)

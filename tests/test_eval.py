@@ -62,6 +62,7 @@ def test_pretraining_accuracy_is_one_where_the_model_is_always_right(model, spee
     assert [line.split(": ")[1].split(" ")[0] for line in lines[1:]] == ["1.000"] * 3
 
 
+@pytest.mark.slow("compiles twelve layers for two batches")
 def test_utterances_leave_where_they_are_forced_to():
     forced = Forced("tiny", "float32")
     assert forced.spread(1) == [6]

@@ -163,6 +163,7 @@ head = {}
 """
 
 
+@pytest.mark.slow("trains, evaluates and reports, from end to end")
 def test_a_fifth_task_is_trained_evaluated_and_reported(one_file, tmp_path):
     save(made_model(), tmp_path / "model")
     (tmp_path / "loudness.toml").write_text(PRESET)

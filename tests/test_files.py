@@ -27,16 +27,16 @@ def model():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Good files of several lengths, formats and rates; bad files between them."""
+    """Good files of several lengths, of two widths, and rates; bad files between them."""
     folder = tmp_path_factory.mktemp("sounds")
     good = [
-        sounds.write(folder / "a.wav", sounds.syllables(3.1, 0)),
+        sounds.write(folder / "a.wav", sounds.syllables(1.1, 0)),
         sounds.write(folder / "b.flac", sounds.syllables(0.7, 1)),
-        sounds.write(folder / "c.wav", sounds.syllables(2.2, 2, 8_000), 8_000),
-        sounds.write(folder / "d.wav", np.tile(sounds.syllables(1.3, 3)[:, None], (1, 2))),
+        sounds.write(folder / "c.wav", sounds.syllables(0.9, 2, 8_000), 8_000),
+        sounds.write(folder / "d.wav", np.tile(sounds.syllables(0.8, 3)[:, None], (1, 2))),
         sounds.write(folder / "e.wav", sounds.syllables(0.6, 4)[:400]),
-        sounds.write(folder / "silence.wav", np.zeros(20_000)),
-        sounds.write(folder / "clipped.wav", np.clip(40 * sounds.syllables(1.7, 5), -1, 1)),
+        sounds.write(folder / "silence.wav", np.zeros(17_000)),
+        sounds.write(folder / "clipped.wav", np.clip(40 * sounds.syllables(1.0, 5), -1, 1)),
     ]
     return good, sounds.bad_files(folder / "bad")
 

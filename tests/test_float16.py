@@ -96,6 +96,7 @@ def test_what_leaves_the_range_is_seen():
     assert np.isinf(sizes).any()
 
 
+@pytest.mark.slow("looks at every operation of a trunk")
 @pytest.mark.parametrize("name", SOUNDS)
 def test_no_intermediate_comes_near_the_end_of_the_range(model, name):
     lengths = np.asarray([len(SPEECH)], np.int32)
@@ -111,6 +112,7 @@ def test_no_intermediate_comes_near_the_end_of_the_range(model, name):
     assert np.max(sizes) < LIMIT  # 117 of 16 376, for the click; a NaN would fail, too
 
 
+@pytest.mark.slow("looks at every operation of a trunk")
 def test_features_are_nearer_to_float32s_than_bfloat16s_are():
     waveform = np.stack([*SOUNDS.values()])
     lengths = np.full(len(waveform), waveform.shape[1], np.int32)

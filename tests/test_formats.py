@@ -20,7 +20,10 @@ from daisy_jax.conversions.trunk import TRANSFORMERS, infer_config
 PATH = pathlib.Path("a/file.pt")
 
 
-@pytest.fixture(params=KINDS)
+BIASED = pytest.param("large-bias", marks=pytest.mark.slow("large again, with a few biases more"))
+
+
+@pytest.fixture(params=[*KINDS[:-1], BIASED])
 def case(request):
     return load_case(request.param)
 

@@ -299,6 +299,7 @@ def kernel_on_cpu():
         yield seen
 
 
+@pytest.mark.slow("runs a stand-in for the fused kernel")
 @pytest.mark.parametrize("lengths_on_every_device", [False, True])
 def test_the_fused_kernel_on_one_and_on_four_devices(kernel_on_cpu, lengths_on_every_device):
     """Run through its own batching and partitioning, with a stand-in for the kernel itself."""
@@ -326,6 +327,7 @@ def test_the_fused_kernel_on_one_and_on_four_devices(kernel_on_cpu, lengths_on_e
     np.testing.assert_allclose(alone, plain, rtol=1e-2)  # products in float32 here, bfloat16 there
 
 
+@pytest.mark.slow("runs a stand-in for the fused kernel")
 def test_the_fused_kernel_under_vmap(kernel_on_cpu):
     """With counts of its own for each batch, and with counts that are shared."""
     two = jnp.stack([WAVEFORM, WAVEFORM[::-1]])

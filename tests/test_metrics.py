@@ -171,6 +171,7 @@ def test_the_mixture_itself_improves_nothing():
     assert improvement == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow("draws some hundred bootstraps")
 def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch):
     monkeypatch.setattr(metrics, "RESAMPLES", 200)
     rng = np.random.default_rng(0)

@@ -312,6 +312,7 @@ def test_a_second_study_needs_no_trunk(there, study, monkeypatch, tmp_path):
         noise_script(there, *given)
 
 
+@pytest.mark.slow("a whole study from end to end, with its pictures")
 def test_what_cannot_be_read_is_said_each_time_and_pairs_are_counted(there, tmp_path):
     for path in (there / "far").rglob("*.flac"):
         target = tmp_path / "bad" / path.name
@@ -392,6 +393,7 @@ def test_without_calibration_clean_speech_must_be_named(there, tmp_path):
     assert f"threshold {float(threshold):.4f} nats from clean {source}" in done.stdout
 
 
+@pytest.mark.slow("a whole study from end to end, with its pictures")
 def test_recognition_under_noise_is_read_from_evaluated_runs(there, tmp_path):
     rng = np.random.default_rng(0)
     words = np.full(6, 10)

@@ -32,6 +32,7 @@ def expected() -> dict[str, np.ndarray]:
     return dict(np.load(OLD / "expected.npz"))
 
 
+@pytest.mark.slow("compiles encode for every output and the labels, once more")
 def test_an_old_model_folder_is_loaded(expected):
     model = daisy_jax.load(OLD / "model")
     assert model.calibration.dataset == "made entropies"

@@ -201,6 +201,7 @@ def test_a_file_of_its_own_for_each_utterance(extractor, listed, tmp_path):
         encode_shard(extractor, files, 0, 3, tmp_path / "apart")
 
 
+@pytest.mark.slow("compiles for each kind of content")
 @pytest.mark.parametrize("kind", ["pooled", "layers", "labels", "units"])
 def test_other_contents_are_those_of_the_library(model, listed, tmp_path, kind):
     rng = np.random.default_rng(0)

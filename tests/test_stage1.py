@@ -232,6 +232,7 @@ def test_a_part_that_is_trained_on_is_no_validation(data, tmp_path):
     )
 
 
+@pytest.mark.slow("trains branches from end to end")
 def test_another_folder_may_be_the_validation_set(data, tmp_path):
     sounds.speech_folder(tmp_path / "held", 2, (0.4, 0.6))
     arguments = ("--validation", tmp_path / "held", "--steps", "1")

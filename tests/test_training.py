@@ -154,6 +154,7 @@ def test_masked_prediction_loss_is_the_cross_entropy_of_masked_frames(
     assert metrics["unmasked_accuracy"] == pytest.approx(hits[valid & ~masked].mean(), rel=1e-6)
 
 
+@pytest.mark.slow("compiles a whole step with optimisation, since it is about rounding")
 def test_masked_frames_and_padding_hide_what_they_should(model, batch):
     rng = np.random.default_rng(0)
     masked = span_mask(np.array(FRAMES), 49, rng)

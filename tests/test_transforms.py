@@ -25,6 +25,7 @@ BATCH, BATCH_LENGTHS = pad_batch(speech_like(LENGTHS, seed=1))
 WEIGHTS = np.array([0.3, -1.0, 0.7, 1.5, -0.2], np.float32)
 THRESHOLD = 1.4
 OPTIONS = {"layer_weights": WEIGHTS, "return_hidden_states": True}
+ONE_MORE = pytest.mark.slow("compiles encode for one more use of it")
 
 
 def everything(model, waveform, lengths, threshold=THRESHOLD):
@@ -92,6 +93,7 @@ def test_vmap_over_thresholds_and_over_batches(base_model):
             assert_same(out, everything(base_model, *batch, threshold))
 
 
+@ONE_MORE
 def test_vmap_over_models(base_model, desired):
     other = random_model(SMALL, seed=7)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), base_model, other)
@@ -100,6 +102,7 @@ def test_vmap_over_models(base_model, desired):
     assert_same(jax.tree.map(lambda field: field[1], two), everything(other, BATCH, BATCH_LENGTHS))
 
 
+@ONE_MORE
 def test_ahead_of_time_compilation(base_model, desired):
     shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (BATCH, BATCH_LENGTHS)]
     threshold = jax.ShapeDtypeStruct((), jnp.float32)
@@ -114,6 +117,7 @@ def test_eval_shape_gives_shapes_and_types(base_model, desired):
             assert (shape.shape, shape.dtype) == (field.shape, field.dtype)
 
 
+@ONE_MORE
 def test_64_bit_mode(base_model, desired):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         for threshold in (THRESHOLD, None):
@@ -155,6 +159,7 @@ def test_shard_map_with_its_default_checks(base_model, mesh, threshold):
     assert_same(jax.jit(sharded)(base_model, *spread(mesh, BATCH, BATCH_LENGTHS)), desired)
 
 
+@ONE_MORE
 def test_shard_map_over_thresholds(base_model, mesh):
     thresholds = np.array([0.9, 1.3, 1.7, np.inf], np.float32)
     sharded = jax.shard_map(
@@ -170,6 +175,7 @@ def test_shard_map_over_thresholds(base_model, mesh):
         assert_same(jax.tree.map(lambda field, rows=rows: field[rows], out), desired)
 
 
+@ONE_MORE
 def test_shard_map_without_lengths(base_model, mesh):
     desired = everything(base_model, BATCH, None)
     sharded = jax.shard_map(
@@ -196,6 +202,7 @@ def test_a_batch_spread_over_a_mesh(base_model, mesh, threshold, inside_jit):
         assert_same(run(base_model, waveform, lengths, threshold), desired)
 
 
+@ONE_MORE
 def test_a_spread_batch_with_arguments_that_are_not(base_model, mesh):
     desired = everything(base_model, BATCH, None, np.full(8, THRESHOLD))
     with jax.set_mesh(mesh):
@@ -203,11 +210,13 @@ def test_a_spread_batch_with_arguments_that_are_not(base_model, mesh):
     assert_same(out, desired)
 
 
+@ONE_MORE
 def test_an_unspread_batch_under_a_mesh(base_model, mesh, desired):
     with jax.set_mesh(mesh):
         assert_same(everything(base_model, BATCH, BATCH_LENGTHS), desired)
 
 
+@ONE_MORE
 def test_frame_labels_of_a_batch_spread_over_a_mesh(base_model, mesh):
     desired = frame_labels(base_model, BATCH, BATCH_LENGTHS)
     with jax.set_mesh(mesh):

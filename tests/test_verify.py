@@ -36,6 +36,7 @@ def write(content, path):
 # ---------------------------------------------------------------- verify.py
 
 
+@pytest.mark.slow("compares whole models with PyTorch")
 @pytest.mark.parametrize(
     ("make", "kind", "lines"),
     [

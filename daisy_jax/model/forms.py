@@ -47,9 +47,7 @@ measured it; benchmarks/first_gpu.py does.
 """
 
 
-def run_form(
-    step: str, forms: dict[str, Callable[..., Result]], *arguments: PyTree
-) -> Result:
+def run_form(step: str, forms: dict[str, Callable[..., Result]], *arguments: PyTree) -> Result:
     """Runs the form of a step that the table has for the platform.
 
     Args:
