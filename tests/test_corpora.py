@@ -279,36 +279,29 @@ def parts(folder):
 
 @pytest.mark.slow("starts Ray, and kills its processes")
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks for processes in /proc")
-def test_ray_recovers_from_a_killed_worker_and_a_killed_driver(there, tmp_path):
+def test_ray_recovers_from_a_killed_driver_and_a_killed_worker(there, tmp_path):
     pytest.importorskip("ray")
-    # A worker dies while there is work: its shard is handed out again.
-    first = tmp_path / "worker"
-    process = start_ray(there, first, "worker")
+    # The driver dies, and its workers with it.
+    first = start_ray(there, tmp_path, "first")
+    wait_for(lambda: len(parts(tmp_path)) >= 2 or first.poll() is not None)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    wait_for(lambda: not workers_of("first"))
+    kept = {path: path.stat().st_mtime_ns for path in parts(tmp_path)}
+    assert 2 <= len(kept) < SHARDS
+
+    # Started again, it does what is missing. A worker dies: its shard is handed out again.
+    second = start_ray(there, tmp_path, "second")
     try:
-        wait_for(lambda: parts(first) or process.poll() is not None)
-        victims = workers_of("worker")
-        assert victims, process.communicate()[1] if process.poll() is not None else "no worker"
+        wait_for(lambda: len(parts(tmp_path)) > len(kept) or second.poll() is not None)
+        victims = workers_of("second")
+        assert victims, second.communicate()[1] if second.poll() is not None else "no worker"
         os.kill(victims[0], signal.SIGKILL)
-        output, errors = process.communicate(timeout=300)
+        output, errors = second.communicate(timeout=300)
     finally:
-        process.kill()
-    assert process.returncode == 0, errors
+        second.kill()
+    assert second.returncode == 0, errors
     assert without_rays(errors) == ""
     assert output.count("shard ") == SHARDS
-    assert_each_file_once(first)
-
-    # The driver dies: started again, it does what is missing.
-    second = tmp_path / "driver"
-    process = start_ray(there, second, "driver")
-    wait_for(lambda: len(parts(second)) >= 2 or process.poll() is not None)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    wait_for(lambda: not workers_of("driver"))
-    left = len(parts(second))
-    assert left >= 2
-    kept = {path: path.stat().st_mtime_ns for path in parts(second)}
-    again = start_ray(there, second, "again")
-    output, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert_each_file_once(second)
+    assert_each_file_once(tmp_path)

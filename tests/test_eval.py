@@ -48,6 +48,7 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.slow("runs a script of eval/ from end to end")
 def test_pretraining_accuracy_is_one_where_the_model_is_always_right(model, speech, tmp_path):
     # One centroid: every frame has label 0, and a head with one cluster predicts nothing else.
     single = daisy_jax.HubertConfig(**{**vars(CONFIG), "num_clusters": 1, "num_classes": 0})
@@ -100,6 +101,7 @@ def test_speed_prints_and_stores_every_measurement(tmp_path, monkeypatch, capsys
     assert result["versions"]["jax"] == jax.__version__
 
 
+@pytest.mark.slow("runs a script of eval/ from end to end")
 def test_entropy_is_that_of_encode_with_its_line(model, speech, tmp_path):
     daisy_jax.save(model, tmp_path / "model")
     loud = tmp_path / "loud"

@@ -147,7 +147,10 @@ def spread(mesh, *arrays):
     return [jax.device_put(array, NamedSharding(mesh, P("data"))) for array in arrays]
 
 
-@pytest.mark.parametrize("threshold", [THRESHOLD, None])
+FULL_DEPTH = pytest.param(None, marks=ONE_MORE)
+
+
+@pytest.mark.parametrize("threshold", [THRESHOLD, FULL_DEPTH])
 def test_shard_map_with_its_default_checks(base_model, mesh, threshold):
     desired = everything(base_model, BATCH, BATCH_LENGTHS, threshold)
     split = {"mesh": mesh, "out_specs": P("data")}
@@ -188,7 +191,12 @@ def test_shard_map_without_lengths(base_model, mesh):
 
 
 @pytest.mark.parametrize(
-    ("inside_jit", "threshold"), [(True, THRESHOLD), (True, None), (False, THRESHOLD)]
+    ("inside_jit", "threshold"),
+    [
+        (True, THRESHOLD),
+        pytest.param(True, None, marks=ONE_MORE),
+        pytest.param(False, THRESHOLD, marks=ONE_MORE),
+    ],
 )
 def test_a_batch_spread_over_a_mesh(base_model, mesh, threshold, inside_jit):
     desired = everything(base_model, BATCH, BATCH_LENGTHS, threshold)
@@ -224,6 +232,7 @@ def test_frame_labels_of_a_batch_spread_over_a_mesh(base_model, mesh):
     np.testing.assert_array_equal(labels, desired)
 
 
+@ONE_MORE
 def test_devices_of_an_explicit_mesh_stop_by_themselves(base_model):
     mesh = jax.make_mesh((4,), ("data",))
     assert mesh.axis_types == (AxisType.Explicit,)
@@ -236,6 +245,7 @@ def test_devices_of_an_explicit_mesh_stop_by_themselves(base_model):
 # ---------------------------------------------------------------- gradients
 
 
+@pytest.mark.slow("compiles gradients, and runs the reference in float64 again and again")
 def test_gradients_at_full_depth_equal_finite_differences(any_model):
     target = np.random.default_rng(5).standard_normal((8, frame_count(3000), 32))
 

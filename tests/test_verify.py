@@ -62,6 +62,7 @@ def test_transformers_itself_runs_on_its_folders(tmp_path):
     assert done.stdout.count("hidden state") == 3
 
 
+@pytest.mark.slow("compares whole models with PyTorch")
 def test_wrong_conversions_are_found(tmp_path):
     """One bias of one layer is off; published features are off as well."""
     case = load_case("base")
@@ -119,6 +120,7 @@ def test_parts_that_one_side_lacks_are_said(tmp_path):
     assert "prediction head: not compared, as only" in done.stdout
 
 
+@pytest.mark.slow("compares whole models with PyTorch")
 def test_published_features_are_checked(tmp_path):
     case = load_case("large")
     source = write(formats.fairseq(case), tmp_path / "source.pt")

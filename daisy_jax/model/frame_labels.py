@@ -45,6 +45,13 @@ def frame_labels(
     """
     require_head(model)
     waveform, lengths = checked_batch(waveform, lengths)
+    return _compiled(model, waveform, lengths)
+
+
+@jax.jit
+def _compiled(
+    model: Hubert, waveform: Float[Array, "batch samples"], lengths: Int[Array, " batch"]
+) -> Int[Array, "batch frames"]:
     embedded = embed(model, waveform, lengths)
     return label_frames(model, last_block(model, embedded), embedded.frame_mask)
 
