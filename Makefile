@@ -6,12 +6,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: demo test test-slow lint format
+.PHONY: demo test test-quick test-slow lint format
 
 demo: $(VENV)/.demo
 	$(BIN)/daisy-jax encode daisy_jax/samples/*.flac
 
-test: lint
+test: $(VENV)/.test
+	$(MAKE) --jobs 2 lint test-quick
+
+test-quick: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.test

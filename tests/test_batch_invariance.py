@@ -68,10 +68,10 @@ def first_below(entropy, threshold):
 THRESHOLDS, GARBAGE = st.floats(0.2, 2.2), st.sampled_from([0.0, 1e3, np.nan])
 
 
-@settings(max_examples=6)
-@given(picks=batches(st.sampled_from([-3, -1, 1, 4, 6])), garbage=GARBAGE, threshold=THRESHOLDS)
+@settings(max_examples=5)
+@given(picks=batches(st.sampled_from([-3, -1, 1, 6])), garbage=GARBAGE, threshold=THRESHOLDS)
 def test_results_in_some_batch_are_those_alone(small_models, alone, picks, garbage, threshold):
-    """Of one model, one shape and three lengths, since each is a program of its own."""
+    """Of one model, one shape and two lengths, since each is a program of its own."""
     name = "large"
     assert_as_alone(small_models[name], name, alone, picks, SHAPES[0], garbage, threshold)
 
@@ -137,7 +137,7 @@ def assert_labels_agree(model, labels, last_hidden):
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(order=st.permutations(range(7)))
 def test_the_order_of_a_batch_is_the_order_of_its_results(small_models, name, order):
     batch, lengths = pad_batch(POOL)
@@ -201,7 +201,7 @@ def test_the_front_end_is_the_same_at_every_width(any_model):
     waveform = np.stack(speech_like(lengths))
     desired = run(any_model, waveform, lengths)
     frames = desired.hidden.shape[1]
-    for width in (5001, 5320, 9999):
+    for width in (5001, 9999):
         padded = np.pad(waveform, [(0, 0), (0, width - 5000)], constant_values=3.0)
         out = numpy_of(run(any_model, padded, lengths))
         assert_close_to_scale(out.projected[:, :frames], desired.projected)

@@ -30,6 +30,9 @@ LAYERS = SMALL.num_layers
 EVERYWHERE = np.ones(LAYERS, bool)
 
 
+TRUNK_INSIDE = pytest.mark.slow("trains or evaluates with the trunk inside, on four devices")
+
+
 @pytest.fixture(scope="module")
 def model():
     return made_model(seed=3)
@@ -132,7 +135,7 @@ def crops_of(data, count):
 # ---- features ----
 
 
-@pytest.mark.slow("trains with the trunk inside, on four devices")
+@TRUNK_INSIDE
 @pytest.mark.parametrize("tap", ["block", "ffn"])
 def test_stored_and_computed_features_are_the_same(corpora, model, middle, tap):
     if tap == "ffn":
@@ -178,6 +181,7 @@ def test_a_crop_of_stored_features_is_that_part_of_the_utterance(speakers, middl
     np.testing.assert_array_equal(part["items"][0, :, :count], whole["items"][0, :, 5 : 5 + count])
 
 
+@TRUNK_INSIDE
 def test_each_device_runs_the_trunk_on_its_own_rows_alone(corpora, model, middle):
     data = opened("sid", corpora, model, live=True)
     placed = parallel.place(batch_of(data, middle, crops_of(data, 8)))
@@ -234,7 +238,7 @@ def test_weights_of_layers_that_nobody_reaches_have_no_gradient(speakers, params
 # ---- evaluation ----
 
 
-@pytest.mark.slow("trains with the trunk inside, on four devices")
+@TRUNK_INSIDE
 def test_one_executable_serves_every_exit(corpora, model, middle, params):
     for live in (False, True):
         data = opened("sid", corpora, model, live)
@@ -273,6 +277,7 @@ def test_a_measure_that_is_not_defined_for_an_utterance_is_left_out():
     assert evaluation.value("loss") == 0.5
 
 
+@TRUNK_INSIDE
 def test_separation_is_evaluated_on_waveforms_of_true_length(corpora, model):
     data = opened("ss", corpora, model, live=False)
     params = params_of(data)

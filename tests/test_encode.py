@@ -39,6 +39,7 @@ ALLOWED = {
     "only 3": [False, False, True, False],
     "2 and 3": [False, True, True, False],
 }
+FORMS = pytest.mark.slow("compiles more forms of the loop over layers")
 EVERYTHING = {"layer_weights": LAYER_WEIGHTS["spread"], "return_hidden_states": True}
 """Most tests ask for every output at the same shapes: one executable a model serves them."""
 
@@ -366,6 +367,7 @@ def test_utterances_that_left_cost_nothing(base_model, counted):
     assert len(seen) >= 4
 
 
+@FORMS
 def test_single_rows_take_what_does_not_fill_a_slice(base_model, counted, monkeypatch):
     monkeypatch.setattr(slices, "loop_sizes", lambda batch, frames: (3, 1))
     for threshold in (np.inf, 1.6, 1.1, -np.inf):
@@ -392,6 +394,7 @@ def switch(monkeypatch):
     encode_module._compiled.clear_cache()
 
 
+@FORMS
 def test_one_slice_a_layer_is_the_smallest_that_holds_the_utterances_inside(
     base_model, switch, counted
 ):
@@ -409,9 +412,6 @@ def test_slices_are_halves_of_the_batch_while_they_fill_a_device():
     assert slices.switch_sizes(16, 99) == (16,)
     assert slices.switch_sizes(25, 600) == (2, 4, 7, 13, 25)
     assert slices.switch_sizes(1, 10**6) == (1,)
-
-
-FORMS = pytest.mark.slow("compiles every form of the loop over layers")
 
 
 @FORMS

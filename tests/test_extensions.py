@@ -57,12 +57,14 @@ def model():
 
 def labels_by_hand(model, waveform, lengths):
     """Each utterance's most frequent label at each layer: int [layers, batch]."""
-    embedded = embed(model, jnp.asarray(waveform), jnp.asarray(lengths))
-    _, tapped = tapped_layers(model, embedded)
+
+    @jax.jit
+    def labels(model, waveform, lengths):
+        _, tapped = tapped_layers(model, embed(model, waveform, lengths))
+        return jnp.argmax(jax.vmap(lambda branch, x: branch(x))(model.branches, tapped), axis=-1)
+
     found = []
-    for layer in range(SMALL.num_layers):
-        branch = jax.tree.map(lambda leaf, layer=layer: leaf[layer], model.branches)
-        chosen = np.asarray(jnp.argmax(branch(tapped[layer]), axis=-1))
+    for chosen in np.asarray(labels(model, waveform, lengths)):
         counted = [
             np.bincount(row[: audio.frame_count(int(n))], minlength=FEW.num_classes).argmax()
             for row, n in zip(chosen, lengths, strict=True)
@@ -71,7 +73,10 @@ def labels_by_hand(model, waveform, lengths):
     return np.asarray(found)
 
 
-@pytest.mark.parametrize("jitted", [False, True])
+ONCE_MORE = pytest.mark.slow("compiles the criterion in other programs")
+
+
+@pytest.mark.parametrize("jitted", [True, pytest.param(False, marks=ONCE_MORE)])
 def test_a_criterion_of_ones_own_decides_where_utterances_leave(model, batch, jitted):
     waveform, lengths = batch
     criterion = SameLabel(FEW.num_classes)
@@ -92,6 +97,7 @@ def test_a_criterion_of_ones_own_decides_where_utterances_leave(model, batch, ji
         np.testing.assert_array_equal(out.entropy[row, :reached], ~same[:reached, row])
 
 
+@ONCE_MORE
 def test_what_is_remembered_follows_its_utterance(model, batch):
     waveform, lengths = batch
     criterion = SameLabel(FEW.num_classes)

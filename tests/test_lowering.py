@@ -136,7 +136,7 @@ VMAPPED = {
 }
 
 
-FEW = ["thresholds of waveforms", "models"]
+FEW = ["thresholds of waveforms"]
 NAMES = [
     name if name in FEW else pytest.param(name, marks=pytest.mark.slow("lowers every other vmap"))
     for name in VMAPPED
@@ -172,6 +172,7 @@ def test_a_static_layer_asks_once_a_layer():
     assert (program.count("while"), program.count("case")) == (1, 1)
 
 
+@pytest.mark.slow("lowers three gradients")
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_gradients(platform):
     def to_model(model):

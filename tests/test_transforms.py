@@ -291,6 +291,7 @@ def test_gradients_at_full_depth_equal_finite_differences(any_model):
         assert not np.any(gradient[name])
 
 
+@pytest.mark.slow("compiles gradients")
 def test_gradients_stay_finite_and_equal_pools(base_model):
     out = encode(base_model, BATCH, BATCH_LENGTHS, return_hidden_states=True)
     target = np.random.default_rng(5).standard_normal(out.last_hidden.shape).astype(np.float32)
