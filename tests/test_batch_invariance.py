@@ -69,9 +69,9 @@ THRESHOLDS, GARBAGE = st.floats(0.2, 2.2), st.sampled_from([0.0, 1e3, np.nan])
 
 
 @settings(max_examples=5)
-@given(picks=batches(st.sampled_from([-3, -1, 1, 6])), garbage=GARBAGE, threshold=THRESHOLDS)
+@given(picks=batches(st.sampled_from([-3, -1, 4])), garbage=GARBAGE, threshold=THRESHOLDS)
 def test_results_in_some_batch_are_those_alone(small_models, alone, picks, garbage, threshold):
-    """Of one model, one shape and two lengths, since each is a program of its own."""
+    """Of one model, one shape and one length, since each is a program of its own."""
     name = "large"
     assert_as_alone(small_models[name], name, alone, picks, SHAPES[0], garbage, threshold)
 
