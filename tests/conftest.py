@@ -65,9 +65,9 @@ hypothesis.settings.load_profile("deterministic")
 
 
 LONGEST = 10.0
-"""Seconds that a test of the quick set may take on CI, with the fixtures that it is the first to
-ask for. What takes longer is made smaller, or goes among the slow ones with its reason."""
-_seconds: dict[str, float] = {}
+"""Seconds of a processor that a test of the quick set may take on CI, with the fixtures that it is
+the first to ask for: other work on the machine counts against nobody."""
+_started = pytest.StashKey[float]()
 _too_long: list[str] = []
 
 
@@ -77,43 +77,65 @@ def pytest_itemcollected(item):
         raise pytest.UsageError(f"{item.nodeid} is marked as slow without a reason")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    item.stash[_started] = time.process_time()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call":
+        taken = time.process_time() - item.stash[_started]
+        report.user_properties.append(("processor_seconds", taken))
+    return report
+
+
 def pytest_runtest_logreport(report):
-    _seconds[report.nodeid] = _seconds.get(report.nodeid, 0.0) + report.duration
+    taken = dict(report.user_properties).get("processor_seconds", 0)
+    if report.when == "call" and taken > LONGEST:
+        _too_long.append(f"{report.nodeid} took {taken:.1f} s")
 
 
 def pytest_sessionfinish(session):
-    """On CI, a test that takes too long fails the quick set; elsewhere machines are busy."""
+    """On CI, a test that takes too long fails the quick set."""
     quick = session.config.option.markexpr == "not slow"
-    if quick and "CI" in os.environ and not hasattr(session.config, "workerinput"):
-        _too_long.extend(name for name, seconds in _seconds.items() if seconds > LONGEST)
-        if _too_long:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if "CI" not in os.environ or not quick or hasattr(session.config, "workerinput"):
+        _too_long.clear()
+    elif _too_long:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter):
-    for name in _too_long:
+    for line in _too_long:
         terminalreporter.write_line(
-            f"{name} took {_seconds[name]:.1f} s, more than the {LONGEST:.0f} s of the quick set; "
-            "make it smaller, or mark it as slow and say why"
+            f"{line}, more than the {LONGEST:.0f} s of the quick set; make it smaller, or mark it "
+            "as slow and say why"
         )
 
 
 GROWTH = 600e6
 """Bytes that compiled programs may take in a worker until they are forgotten."""
-_memory = [0.0]
+_kept = [0.0]
+
+
+def _memory() -> int:
+    """Bytes that this process takes; 0 where the system does not tell in this way."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_forgotten():
     """Those of all modules would take some 5 GB; those of a few save time."""
     yield
-    with contextlib.suppress(OSError):  # where there is no /proc, nothing is forgotten
-        taken = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-        taken *= resource.getpagesize()
-        if taken > _memory[0] + GROWTH:
-            jax.clear_caches()
-            gc.collect()
-            _memory[0] = taken
+    if _memory() > _kept[0] + GROWTH:
+        jax.clear_caches()
+        gc.collect()
+        _kept[0] = _memory()
 
 
 @pytest.fixture(scope="session", autouse=True)
