@@ -476,6 +476,10 @@ def test_labels_of_another_corpus_are_refused():
         LabelsInOrder(numbered(1_999), np.zeros(4, int))
 
 
+LIBROSA = pytest.mark.slow("librosa is compiled, in a new environment for half a minute")
+
+
+@LIBROSA
 @pytest.mark.parametrize("samples", [400, 719, 720, 16_000, 16_161])
 def test_mfcc_has_a_row_a_frame(samples):
     features = mfcc(sounds.syllables(2.0)[:samples])
@@ -484,6 +488,7 @@ def test_mfcc_has_a_row_a_frame(samples):
     assert np.isfinite(features).all()
 
 
+@LIBROSA
 def test_mfcc_agrees_with_a_direct_computation():
     waveform = sounds.syllables(1.0).astype(np.float64)
     starts = 320 * np.arange(audio.frame_count(len(waveform)))
@@ -533,6 +538,7 @@ def test_targets_are_the_nearest_centroids():
     assert labels.max() < 5
 
 
+@LIBROSA
 def test_more_clusters_than_frames_are_refused():
     with pytest.raises(InputError, match="2 frames of speech for 100 clusters"):
         cluster_targets(numbered(720), mfcc, 100, seed=0)
