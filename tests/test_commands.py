@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 
+import jax
 import numpy as np
 import pytest
 import sounds
@@ -72,7 +73,7 @@ def rows(lines: list[str]) -> list[list[str]]:
 def expected(model, file, **options):
     """What `encode` gives for a file alone, in a width that is compiled once; valid frames."""
     batch, lengths = daisy_jax.audio.pad_batch([daisy_jax.audio.load(file)], 2 * 16_000)
-    out = daisy_jax.encode(model, batch, lengths, **options)
+    out = jax.tree.map(np.asarray, daisy_jax.encode(model, batch, lengths, **options))
     frames = int(out.num_frames[0])
     hidden = out.hidden_states
     return out._replace(

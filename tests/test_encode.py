@@ -55,6 +55,11 @@ def pair(request, small_models, references):
     return small_models[request.param], references[request.param]
 
 
+def encoded(*arguments, **options):
+    """As numpy arrays: each index into a JAX array would be a program of its own."""
+    return jax.tree.map(np.asarray, encode(*arguments, **options))
+
+
 def threshold_amid(entropy: np.ndarray, share: float) -> float:
     """A threshold at the given quantile that lies in a wide gap between two entropies."""
     values = np.sort(entropy[np.isfinite(entropy)])
@@ -69,7 +74,6 @@ def threshold_amid(entropy: np.ndarray, share: float) -> float:
 def assert_equals_reference(out, reference, thresholds, allowed=None, layer_weights=None) -> None:
     """Every field of `out` for the module's batch."""
     layers = reference.config.num_layers
-    out = jax.tree.map(np.asarray, out)  # each slice of a JAX array is a program of its own
     for row, waveform in enumerate(WAVEFORMS):
         frames = int(frame_count(LENGTHS[row]))
         assert out.num_frames[row] == frames
@@ -107,7 +111,7 @@ def assert_equals_reference(out, reference, thresholds, allowed=None, layer_weig
 
 def test_every_layers_output_entropy_and_pooling_equal_the_reference(pair):
     model, reference = pair
-    out = encode(model, BATCH, BATCH_LENGTHS, threshold=-np.inf, **EVERYTHING)
+    out = encoded(model, BATCH, BATCH_LENGTHS, threshold=-np.inf, **EVERYTHING)
     assert out.hidden_states.shape == (7, 5, frame_count(9000), 32)
     assert_equals_reference(out, reference, [-np.inf] * 7, None, LAYER_WEIGHTS["spread"])
 
@@ -115,17 +119,17 @@ def test_every_layers_output_entropy_and_pooling_equal_the_reference(pair):
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
 def test_exits_at_a_scalar_threshold_equal_the_reference(pair, share):
     model, reference = pair
-    entropy = encode(model, BATCH, BATCH_LENGTHS, threshold=-np.inf, **EVERYTHING).entropy
+    entropy = encoded(model, BATCH, BATCH_LENGTHS, threshold=-np.inf, **EVERYTHING).entropy
     threshold = threshold_amid(np.asarray(entropy), share)
-    out = encode(model, BATCH, BATCH_LENGTHS, threshold=threshold, **EVERYTHING)
+    out = encoded(model, BATCH, BATCH_LENGTHS, threshold=threshold, **EVERYTHING)
     assert_equals_reference(out, reference, [threshold] * 7, None, LAYER_WEIGHTS["spread"])
 
 
 def test_the_small_models_leave_at_many_layers(any_model):
-    out = encode(any_model, BATCH, BATCH_LENGTHS, threshold=-np.inf, **EVERYTHING)
+    out = encoded(any_model, BATCH, BATCH_LENGTHS, threshold=-np.inf, **EVERYTHING)
     exits, entropy = set(), np.asarray(out.entropy)
     for threshold in np.quantile(entropy[np.isfinite(entropy)], np.linspace(0.1, 0.9, 9)):
-        out = encode(any_model, BATCH, BATCH_LENGTHS, threshold=threshold, **EVERYTHING)
+        out = encoded(any_model, BATCH, BATCH_LENGTHS, threshold=threshold, **EVERYTHING)
         exits |= set(np.asarray(out.exit_layer).tolist())
     assert len(exits - {0}) >= 3
 
@@ -133,14 +137,14 @@ def test_the_small_models_leave_at_many_layers(any_model):
 @pytest.mark.parametrize("allowed", ALLOWED.values(), ids=ALLOWED)
 def test_spans_and_thresholds_of_each_utterance_equal_the_reference(pair, allowed):
     model, reference = pair
-    out = encode(model, BATCH, BATCH_LENGTHS, threshold=-np.inf, **EVERYTHING)
+    out = encoded(model, BATCH, BATCH_LENGTHS, threshold=-np.inf, **EVERYTHING)
     full = np.asarray(out.entropy)
     middle = threshold_amid(full, 0.5)
     thresholds = np.array(
         [middle, np.inf, -np.inf, 1.0, threshold_amid(full, 0.3), middle, np.inf], np.float32
     )
     weights = LAYER_WEIGHTS["left out"]
-    out = encode(
+    out = encoded(
         model,
         BATCH,
         BATCH_LENGTHS,
@@ -156,11 +160,11 @@ def test_spans_and_thresholds_of_each_utterance_equal_the_reference(pair, allowe
 def test_no_threshold_is_full_depth_without_entropies(pair, allowed):
     model, reference = pair
     options = {"allowed": np.array(allowed), **EVERYTHING}
-    out = encode(model.replace(branches=None), BATCH, BATCH_LENGTHS, **options)
+    out = encoded(model.replace(branches=None), BATCH, BATCH_LENGTHS, **options)
     assert_equals_reference(out, reference, None, allowed, LAYER_WEIGHTS["spread"])
     assert np.all(np.isposinf(out.entropy))
 
-    never = encode(model, BATCH, BATCH_LENGTHS, threshold=-np.inf, **options)
+    never = encoded(model, BATCH, BATCH_LENGTHS, threshold=-np.inf, **options)
     np.testing.assert_array_equal(out.exit_layer, never.exit_layer)
     np.testing.assert_array_equal(out.forced, never.forced)
     np.testing.assert_array_equal(np.isfinite(never.entropy[0]), allowed)
@@ -170,44 +174,49 @@ def test_no_threshold_is_full_depth_without_entropies(pair, allowed):
 
 
 def test_infinite_thresholds_leave_at_once_or_never(base_model):
-    at_once = encode(base_model, BATCH, BATCH_LENGTHS, threshold=np.inf)
+    at_once = encoded(base_model, BATCH, BATCH_LENGTHS, threshold=np.inf)
     np.testing.assert_array_equal(at_once.exit_layer, [1, 1, 1, 0, 1, 1, 0])
     assert not np.any(at_once.forced)
     assert np.all(np.isposinf(at_once.entropy[:, 1:]))
-    never = encode(base_model, BATCH, BATCH_LENGTHS, threshold=-np.inf)
+    never = encoded(base_model, BATCH, BATCH_LENGTHS, threshold=-np.inf)
     np.testing.assert_array_equal(never.exit_layer, [4, 4, 4, 0, 4, 4, 0])
     np.testing.assert_array_equal(never.forced, [1, 1, 1, 0, 1, 1, 0])
 
 
 def test_an_utterance_leaves_below_its_threshold_and_not_at_it(base_model):
     waveform = WAVEFORMS[0][None]
-    entropy = np.asarray(encode(base_model, waveform, threshold=-np.inf).entropy)[0, :1]
-    at = encode(base_model, waveform, threshold=entropy)
-    above = encode(base_model, waveform, threshold=np.nextafter(entropy, np.float32(np.inf)))
+    entropy = np.asarray(encoded(base_model, waveform, threshold=-np.inf).entropy)[0, :1]
+    at = encoded(base_model, waveform, threshold=entropy)
+    above = encoded(base_model, waveform, threshold=np.nextafter(entropy, np.float32(np.inf)))
     assert at.exit_layer[0] > 1
     assert above.exit_layer[0] == 1
 
 
 def test_firing_at_the_deepest_allowed_layer_is_not_forced(base_model):
     span = np.array([False, True, False, False])
-    fired = encode(base_model, BATCH, BATCH_LENGTHS, threshold=np.inf, allowed=span)
-    forced = encode(base_model, BATCH, BATCH_LENGTHS, threshold=0.0, allowed=span)
+    fired = encoded(base_model, BATCH, BATCH_LENGTHS, threshold=np.inf, allowed=span)
+    forced = encoded(base_model, BATCH, BATCH_LENGTHS, threshold=0.0, allowed=span)
     np.testing.assert_array_equal(fired.exit_layer, forced.exit_layer)
     assert not np.any(fired.forced)
     np.testing.assert_array_equal(forced.forced, forced.num_frames > 0)
 
 
 def test_a_threshold_of_nan_never_fires(base_model):
-    out = encode(base_model, BATCH, BATCH_LENGTHS, threshold=np.nan)
+    out = encoded(base_model, BATCH, BATCH_LENGTHS, threshold=np.nan)
     np.testing.assert_array_equal(out.exit_layer, [4, 4, 4, 0, 4, 4, 0])
     np.testing.assert_array_equal(out.forced, out.num_frames > 0)
+
+
+def pooled_again(out, weights):
+    """By `pool`, of what was stored."""
+    return np.asarray(pool(*map(jnp.asarray, (out.hidden_states, weights, out.exit_layer))))
 
 
 @pytest.mark.parametrize("weights", LAYER_WEIGHTS.values(), ids=LAYER_WEIGHTS)
 def test_pooled_equals_eq_4_on_stored_hidden_states(base_model, references, weights):
     reference = references["base"]
     thresholds = np.array([1.0, np.inf, 1.6, 0, -np.inf, 1.5, 0], np.float32)
-    out = encode(
+    out = encoded(
         base_model,
         BATCH,
         BATCH_LENGTHS,
@@ -216,7 +225,7 @@ def test_pooled_equals_eq_4_on_stored_hidden_states(base_model, references, weig
         return_hidden_states=True,
     )
     assert out.pooled.dtype == jnp.float32
-    pooled = pool(out.hidden_states, jnp.asarray(weights), out.exit_layer)
+    pooled = pooled_again(out, weights)
     for row in np.flatnonzero(out.exit_layer):
         frames, depth = out.num_frames[row], out.exit_layer[row]
         states = np.asarray(out.hidden_states[row, :, :frames], np.float64)
@@ -224,17 +233,15 @@ def test_pooled_equals_eq_4_on_stored_hidden_states(base_model, references, weig
         assert_close_to_scale(out.pooled[row, :frames], desired)
         assert_close_to_scale(pooled[row, :frames], desired)
     assert np.all(np.isfinite(pooled))
-    full = encode(
+    full = encoded(
         base_model, BATCH, BATCH_LENGTHS, layer_weights=weights, return_hidden_states=True
     )
-    assert_close_to_scale(
-        full.pooled, pool(full.hidden_states, jnp.asarray(weights), full.exit_layer)
-    )
+    assert_close_to_scale(full.pooled, pooled_again(full, weights))
 
 
 def test_results_without_optional_outputs_are_the_same(any_model):
-    full = encode(any_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
-    short = encode(any_model, BATCH, BATCH_LENGTHS, threshold=1.2)
+    full = encoded(any_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
+    short = encoded(any_model, BATCH, BATCH_LENGTHS, threshold=1.2)
     assert short.hidden_states is None
     assert short.pooled is None
     np.testing.assert_array_equal(short.exit_layer, full.exit_layer)
@@ -244,7 +251,7 @@ def test_results_without_optional_outputs_are_the_same(any_model):
 
 def test_rows_below_one_window_are_empty(any_model):
     lengths = np.array([0, 399, 10, 0, 1, 300, 399])
-    out = encode(any_model, np.ones_like(BATCH), lengths, threshold=5.0, **EVERYTHING)
+    out = encoded(any_model, np.ones_like(BATCH), lengths, threshold=5.0, **EVERYTHING)
     for field in (out.exit_layer, out.forced, out.num_frames):
         assert not np.any(field)
     for field in (out.last_hidden, out.hidden_states, out.pooled):
@@ -254,8 +261,8 @@ def test_rows_below_one_window_are_empty(any_model):
 
 def test_lengths_default_to_the_whole_width(base_model):
     waveform = np.stack(speech_like([2000, 2000]))
-    out = encode(base_model, waveform, threshold=1.2)
-    same = encode(base_model, waveform, np.array([2000, 2000]), threshold=1.2)
+    out = encoded(base_model, waveform, threshold=1.2)
+    same = encoded(base_model, waveform, np.array([2000, 2000]), threshold=1.2)
     np.testing.assert_array_equal(out.last_hidden, same.last_hidden)
     np.testing.assert_array_equal(out.num_frames, [6, 6])
 
@@ -263,9 +270,9 @@ def test_lengths_default_to_the_whole_width(base_model):
 @pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.uint32, np.int64])
 def test_lengths_of_any_whole_number_type(base_model, dtype):
     waveform = np.stack(speech_like([40_000]))  # wider than int16 can count
-    out = encode(base_model, waveform, np.array([300], dtype))
+    out = encoded(base_model, waveform, np.array([300], dtype))
     assert out.num_frames[0] == 0
-    out = encode(base_model, waveform, np.array([32_000], dtype))
+    out = encoded(base_model, waveform, np.array([32_000], dtype))
     assert out.num_frames[0] == 99
 
 
@@ -273,17 +280,17 @@ def test_lists_and_torch_tensors_are_taken(base_model):
     torch = pytest.importorskip("torch")
     waveform = np.stack(speech_like([2000, 2000]))
     lengths = np.array([2000, 1000])
-    desired = encode(base_model, waveform, lengths, threshold=1.2)
+    desired = encoded(base_model, waveform, lengths, threshold=1.2)
     for convert in (np.ndarray.tolist, torch.tensor, jnp.asarray):
-        out = encode(base_model, convert(waveform), convert(lengths), threshold=1.2)
+        out = encoded(base_model, convert(waveform), convert(lengths), threshold=1.2)
         np.testing.assert_array_equal(out.last_hidden, desired.last_hidden)
 
 
 @pytest.mark.parametrize("threshold", [None, 1.0])
 def test_a_batch_without_rows_gives_a_batch_without_rows(base_model, threshold):
     options = {"threshold": threshold, "layer_weights": LAYER_WEIGHTS["spread"]}
-    out = encode(base_model, np.zeros((0, 2000), np.float32), **options, return_hidden_states=True)
-    one = encode(base_model, np.zeros((1, 2000), np.float32), **options, return_hidden_states=True)
+    out = encoded(base_model, np.zeros((0, 2000), np.float32), **options, return_hidden_states=True)
+    one = encoded(base_model, np.zeros((1, 2000), np.float32), **options, return_hidden_states=True)
     for empty, full in zip(out, one, strict=True):
         assert (empty.shape, empty.dtype) == ((0, *full.shape[1:]), full.dtype)
 
@@ -293,8 +300,8 @@ def test_nan_in_one_row_leaves_the_others_untouched(any_model):
     spoilt[0, 100] = np.nan
     spoilt[4, 7000] = np.inf
     for threshold in (1.2, None):
-        clean = encode(any_model, BATCH, BATCH_LENGTHS, threshold=threshold, **EVERYTHING)
-        out = encode(any_model, spoilt, BATCH_LENGTHS, threshold=threshold, **EVERYTHING)
+        clean = encoded(any_model, BATCH, BATCH_LENGTHS, threshold=threshold, **EVERYTHING)
+        out = encoded(any_model, spoilt, BATCH_LENGTHS, threshold=threshold, **EVERYTHING)
         for row in (1, 2, 3, 5, 6):
             for actual, desired in zip(out, clean, strict=True):
                 np.testing.assert_array_equal(actual[row], desired[row])
@@ -308,8 +315,8 @@ def test_what_lies_behind_the_lengths_is_ignored(any_model, garbage):
     spoilt = BATCH.copy()
     spoilt[np.arange(9000) >= BATCH_LENGTHS[:, None]] = garbage
     for threshold in (1.2, None):
-        clean = encode(any_model, BATCH, BATCH_LENGTHS, threshold=threshold, **EVERYTHING)
-        out = encode(any_model, spoilt, BATCH_LENGTHS, threshold=threshold, **EVERYTHING)
+        clean = encoded(any_model, BATCH, BATCH_LENGTHS, threshold=threshold, **EVERYTHING)
+        out = encoded(any_model, spoilt, BATCH_LENGTHS, threshold=threshold, **EVERYTHING)
         np.testing.assert_array_equal(out.exit_layer, clean.exit_layer)
         np.testing.assert_array_equal(out.last_hidden, clean.last_hidden)
 
@@ -317,7 +324,7 @@ def test_what_lies_behind_the_lengths_is_ignored(any_model, garbage):
 def test_silence_and_clipped_audio_are_served(any_model):
     waveform = np.zeros_like(BATCH)
     waveform[1] = np.sign(np.sin(np.arange(9000)))
-    out = encode(any_model, waveform, np.full(7, 9000), threshold=0.5, **EVERYTHING)
+    out = encoded(any_model, waveform, np.full(7, 9000), threshold=0.5, **EVERYTHING)
     assert np.all(np.isfinite(out.last_hidden))
     assert np.all(np.isfinite(out.pooled))
 
@@ -438,10 +445,10 @@ def test_results_do_not_depend_on_the_form_of_the_loop(small_models, switch, nam
 def test_results_do_not_depend_on_the_slices(base_model, monkeypatch, sizes):
     monkeypatch.setattr(slices, "loop_sizes", lambda batch, frames: (1,))
     encode_module._compiled.clear_cache()
-    one_each = encode(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
+    one_each = encoded(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
     monkeypatch.setattr(slices, "loop_sizes", lambda batch, frames: sizes)
     encode_module._compiled.clear_cache()
-    out = encode(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
+    out = encoded(base_model, BATCH, BATCH_LENGTHS, threshold=1.2, **EVERYTHING)
     encode_module._compiled.clear_cache()
     assert_same(out, one_each)
 

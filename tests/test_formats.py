@@ -39,6 +39,15 @@ def model_of(whole: Converted):
     return jax.tree.map(jnp.asarray, model)
 
 
+def encoded(model, case, **options):
+    """As numpy arrays: each index into a JAX array would be a program of its own."""
+    return jax.tree.map(np.asarray, encode(model, case.waveform[None], **options))
+
+
+def labels_of(model, case) -> list[int]:
+    return np.asarray(frame_labels(model, case.waveform[None]))[0].tolist()
+
+
 def assert_close(actual, desired):
     """Within 1e-5 of the desired tensor's rms."""
     desired = np.asarray(desired, np.float64)
@@ -51,7 +60,7 @@ def test_hidden_states_equal_those_of_pytorch(case, format):
     whole = converted(ALL[format](case))
     assert whole.config.normalize_input == case.large
     model = model_of(whole)
-    out = encode(model, case.waveform[None], return_hidden_states=True)
+    out = encoded(model, case, return_hidden_states=True)
     for ours, theirs in zip(out.hidden_states[0], case.hidden_states, strict=True):
         assert_close(ours, theirs)
 
@@ -60,8 +69,7 @@ def test_hidden_states_equal_those_of_pytorch(case, format):
 def test_labels_equal_those_of_pytorch(case, format):
     whole = converted(formats.WITH_HEAD[format](case))
     assert (whole.config.num_clusters, whole.config.head_dim) == (CLUSTERS, HEAD_DIM)
-    labels = frame_labels(model_of(whole), case.waveform[None])
-    assert labels[0].tolist() == case.labels.tolist()
+    assert labels_of(model_of(whole), case) == case.labels.tolist()
     assert len(set(case.labels)) > 1
 
 
@@ -82,10 +90,10 @@ def test_branches_leave_where_those_of_pytorch_leave(case, format):
     assert whole.config.item0 == "projection"
     assert (whole.config.num_classes, whole.config.num_clusters) == (CLUSTERS, 0)
     model, desired = model_of(whole), case.entropy[0 if block else 1]
-    out = encode(model, case.waveform[None], threshold=-np.inf)
+    out = encoded(model, case, threshold=-np.inf)
     assert_close(out.entropy[0], desired)
     for threshold in (0.0, float(np.mean(desired)), 10.0):
-        out = encode(model, case.waveform[None], threshold=threshold)
+        out = encoded(model, case, threshold=threshold)
         fires = desired < threshold
         assert out.exit_layer[0] == (np.argmax(fires) + 1 if fires.any() else SIZES["layers"])
         assert out.forced[0] == (not fires.any())
@@ -308,14 +316,14 @@ def test_grafted_head_labels_as_its_own_trunk_does(case):
     onto = converted(formats.torchaudio(case))
     donor = converted(formats.fairseq(case), pathlib.Path("b/donor.pt"))
     whole = graft("head", donor, onto)
-    assert frame_labels(model_of(whole), case.waveform[None])[0].tolist() == case.labels.tolist()
+    assert labels_of(model_of(whole), case) == case.labels.tolist()
     assert "head: from b/donor.pt" in whole.source.notes
 
 
 def test_grafted_branches_look_where_the_donors_look(case):
     whole = graft("branches", converted(formats.daisy(case)), converted(formats.fairseq(case)))
     assert (whole.config.tap, whole.config.item0) == ("ffn", "projection")
-    out = encode(model_of(whole), case.waveform[None], threshold=-np.inf)
+    out = encoded(model_of(whole), case, threshold=-np.inf)
     assert_close(out.entropy[0], case.entropy[1])
     assert whole.config.num_clusters == CLUSTERS
 
@@ -444,7 +452,8 @@ def test_final_norm_is_applied_before_the_head(kind):
     """The stored labels tell: without it those of Large are others."""
     case = load_case(kind)
     model = model_of(converted(formats.fairseq(case)))
-    out = encode(model, case.waveform[None])
-    with_norm = model.head(final_norm(model, out.last_hidden))
-    assert jnp.argmax(with_norm, axis=-1)[0].tolist() == case.labels.tolist()
-    assert jnp.argmax(model.head(out.last_hidden), axis=-1)[0].tolist() != case.labels.tolist()
+    hidden = jnp.asarray(encoded(model, case).last_hidden)
+    with_norm = model.head(final_norm(model, hidden))
+    without = model.head(hidden)
+    assert np.argmax(with_norm, axis=-1)[0].tolist() == case.labels.tolist()
+    assert np.argmax(without, axis=-1)[0].tolist() != case.labels.tolist()
