@@ -1,5 +1,5 @@
 # make demo: encodes the sample clips with the packaged model.
-# make test: lint, types, import rules and the quick tests, in five minutes; for each commit.
+# make test: lint, types, import rules and the quick tests, in about five minutes; for each commit.
 # make test-slow: the other tests: processes, kills, full-size models, scripts from end to end.
 PYTHON ?= python3
 VENV ?= .venv

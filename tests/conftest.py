@@ -32,7 +32,6 @@ import contextlib
 import dataclasses
 import gc
 import pathlib
-import resource
 import time
 
 import hypothesis
@@ -125,7 +124,7 @@ def _memory() -> int:
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     except OSError:
         return 0
-    return pages * resource.getpagesize()
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(scope="module", autouse=True)

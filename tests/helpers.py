@@ -1,6 +1,9 @@
-"""What the tests share: the one tolerance, and how it is applied."""
+"""What the tests share: the one tolerance and how it is applied, and results as numpy arrays."""
 
+import jax
 import numpy as np
+
+import daisy_jax
 
 RELATIVE_TOLERANCE = 1e-5
 """Largest error allowed, as a share of the RMS of the expected tensor.
@@ -31,3 +34,27 @@ def relative_error(actual, desired) -> float:
     difference = float(np.max(np.abs(actual - desired)))
     scale = float(np.sqrt(np.mean(desired * desired)))
     return difference / scale if scale else (0.0 if difference == 0 else np.inf)
+
+
+def numpy_of(tree):
+    """As numpy arrays: each index into an array of JAX would be a program of its own."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def encoded_alone(model, waveform, width: int, **options):
+    """What `encode` has for one waveform [samples]; valid frames.
+
+    Args:
+      model: any model.
+      waveform: at most `width` samples.
+      width: what it is padded to, so that one program serves waveforms of all lengths.
+      **options: of `encode`.
+    """
+    batch = daisy_jax.audio.pad_batch([waveform], width)
+    out = numpy_of(daisy_jax.encode(model, *batch, **options))
+    frames, hidden, pooled = int(out.num_frames[0]), out.hidden_states, out.pooled
+    return out._replace(
+        last_hidden=out.last_hidden[:, :frames],
+        hidden_states=None if hidden is None else hidden[:, :, :frames],
+        pooled=None if pooled is None else pooled[:, :frames],
+    )

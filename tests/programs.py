@@ -18,10 +18,12 @@ COMMAND = "daisy-jax"
 
 
 def words_of(program: str, *arguments) -> list[str]:
-    """What starts a script, such as "train/branches.py", or `daisy-jax` as a process."""
-    main = ["-c", "from daisy_jax.commands.main import main; main()"]
-    start = main if program == COMMAND else [str(ROOT / program)]
-    return [sys.executable, *start, *map(str, arguments)]
+    """What starts a script, such as "train/branches.py", or the installed `daisy-jax`."""
+    if program == COMMAND:
+        start = [str(pathlib.Path(sys.executable).with_name(COMMAND))]
+    else:
+        start = [sys.executable, str(ROOT / program)]
+    return [*start, *map(str, arguments)]
 
 
 def run_here(program: str, *arguments) -> subprocess.CompletedProcess:

@@ -6,12 +6,11 @@ import signal
 import subprocess
 import time
 
-import jax
 import numpy as np
 import pytest
 import sounds
 from conftest import environment
-from helpers import assert_close_to_scale
+from helpers import assert_close_to_scale, encoded_alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_models import SMALL, made_model
@@ -71,15 +70,8 @@ def rows(lines: list[str]) -> list[list[str]]:
 
 
 def expected(model, file, **options):
-    """What `encode` gives for a file alone, in a width that is compiled once; valid frames."""
-    batch, lengths = daisy_jax.audio.pad_batch([daisy_jax.audio.load(file)], 2 * 16_000)
-    out = jax.tree.map(np.asarray, daisy_jax.encode(model, batch, lengths, **options))
-    frames = int(out.num_frames[0])
-    hidden = out.hidden_states
-    return out._replace(
-        last_hidden=out.last_hidden[:, :frames],
-        hidden_states=None if hidden is None else hidden[:, :, :frames],
-    )
+    """What `encode` gives for a file alone."""
+    return encoded_alone(model, daisy_jax.audio.load(file), 2 * 16_000, **options)
 
 
 # ---- encode: the table ----

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ALL, SMALL, random_model, speech_like
-from helpers import assert_close_to_scale
+from helpers import assert_close_to_scale, numpy_of
 from reference import reference_of
 
 from daisy_jax import InputError, encode
@@ -56,8 +56,7 @@ def pair(request, small_models, references):
 
 
 def encoded(*arguments, **options):
-    """As numpy arrays: each index into a JAX array would be a program of its own."""
-    return jax.tree.map(np.asarray, encode(*arguments, **options))
+    return numpy_of(encode(*arguments, **options))
 
 
 def threshold_amid(entropy: np.ndarray, share: float) -> float:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from formats import ALL, CLUSTERS, HEAD_DIM, KINDS, SIZES, load_case
+from helpers import numpy_of
 
 from daisy_jax import InputError, encode, final_norm, frame_labels
 from daisy_jax.checkpoints import abstract_model, fill
@@ -40,8 +41,7 @@ def model_of(whole: Converted):
 
 
 def encoded(model, case, **options):
-    """As numpy arrays: each index into a JAX array would be a program of its own."""
-    return jax.tree.map(np.asarray, encode(model, case.waveform[None], **options))
+    return numpy_of(encode(model, case.waveform[None], **options))
 
 
 def labels_of(model, case) -> list[int]:

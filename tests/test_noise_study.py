@@ -244,6 +244,13 @@ def study(there):
     return done
 
 
+@pytest.fixture(scope="module")
+def clean_entropies(there):
+    """Those of clean speech are there, so that nobody says that they are made."""
+    done = noise_script(there)
+    assert done.returncode == 0, done.stderr
+
+
 WHOLE = pytest.mark.slow("a whole study from end to end, with its pictures")
 
 
@@ -297,7 +304,7 @@ def test_a_second_study_needs_no_trunk(there, study, monkeypatch, tmp_path):
 
     monkeypatch.setattr("daisy_jax.features.contents.tapped_layers", refuse)
     arguments = ["--musan", there / "MUSAN", "--kinds", "noise", "--snrs", 0, 10]
-    done = noise_script(there, *arguments, "--ratios", 0.3)
+    done = noise_script(there, *arguments, "--ratios", 0.3, 0.9)
     assert done.returncode == 0, done.stderr
     assert "### Ratio 0.3" in done.stdout
     # Other samples are another condition, though names and lengths are the same.
@@ -367,14 +374,13 @@ def test_a_page_escapes_what_it_is_given(tmp_path):
         (["--asr", "nothing"], "nothing: not evaluated; python eval/downstream.py nothing"),
     ],
 )
-def test_mistakes_are_one_line(there, arguments, said):
+def test_mistakes_are_one_line(there, clean_entropies, arguments, said):
     arguments = [there / "MUSAN" if each == "MUSAN" else each for each in arguments]
     done = noise_script(there, *arguments)
     assert done.returncode == 1
-    *notes, error = done.stderr.splitlines()
-    assert all(": 0.00112 h of speech, " in note for note in notes)  # what stores are made of
-    assert error.startswith("error: ")
-    assert said in error
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_without_calibration_clean_speech_must_be_named(there, tmp_path):

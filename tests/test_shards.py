@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import sounds
+from helpers import encoded_alone
 from made_models import SMALL, made_model
 
 import daisy_jax
@@ -49,14 +50,7 @@ def extractor(model):
 
 
 def encoded(model, waveform, **options):
-    """What encode has for one waveform [samples], of one width so that one program serves all."""
-    out = daisy_jax.encode(model, *audio.pad_batch([waveform], 16_000), **options)
-    out, frames = jax.tree.map(np.asarray, out), audio.frame_count(len(waveform))
-    return out._replace(
-        last_hidden=out.last_hidden[:, :frames],
-        hidden_states=None if out.hidden_states is None else out.hidden_states[:, :, :frames],
-        pooled=None if out.pooled is None else out.pooled[:, :frames],
-    )
+    return encoded_alone(model, waveform, 16_000, **options)
 
 
 def threshold_of(model):
