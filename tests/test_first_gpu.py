@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import environment
 from programs import run_here
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -129,14 +130,14 @@ def test_exits_with_other_flags_come_from_another_process(monkeypatch, failure):
 @pytest.mark.slow("runs every measurement from end to end")
 def test_the_small_run_measures_everything_on_a_cpu(tmp_path):
     words = ["--small", "--accelerator=cpu", f"--output={tmp_path / 'lines.jsonl'}"]
+    words.append(f"--compilation-cache={os.environ['JAX_COMPILATION_CACHE_DIR']}")
     run = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks/first_gpu.py"), *words],
         capture_output=True,
         text=True,
         check=True,
         cwd=tmp_path,
-        # Its programs run a few times each, so that optimising them would take longer.
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"},
+        env=environment(),
     )
     assert run.stdout == (tmp_path / "lines.jsonl").read_text()
     lines = [json.loads(line) for line in run.stdout.splitlines()]
