@@ -14,6 +14,7 @@ kin, of `6313-76958-0021.flac`) those are checked as well:
 """
 
 import dataclasses
+import importlib
 import math
 import pathlib
 import zipfile
@@ -143,8 +144,9 @@ def transformers_states(
 ) -> list[Frames]:
     """Hidden states of transformers' own HubertModel."""
     import torch
-    import transformers
 
+    # By name, since type checkers would take twenty seconds to read all of its models.
+    transformers = importlib.import_module("transformers")
     model = transformers.HubertModel.from_pretrained(folder, dtype=torch.float64).eval()
     x = torch.from_numpy(waveform).double()[None]
     if normalize:

@@ -14,6 +14,7 @@ front of the layers, plus the mean exit layer times the mean time of a layer wit
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.metadata
 import os
 import pathlib
@@ -248,7 +249,8 @@ def torch_reference(config: Config, place: str) -> Callable[[np.ndarray], Task] 
     import torch
 
     try:
-        import transformers
+        # By name, since type checkers would take twenty seconds to read all of its models.
+        transformers = importlib.import_module("transformers")
     except ImportError:
         return None
     large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
