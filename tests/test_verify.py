@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from made_models import SMALL, made_model
 from make_references import FIELDS, KIND_FIELDS
-from programs import run_here
+from programs import COMMAND, run_here
 from torch_models import drawn_model
 
 import daisy_jax
@@ -183,7 +183,12 @@ def test_taps_of_zeros_survive_the_way_back(tmp_path):
     kernel = model.positional_convolution.convolution.kernel
     kernel[...] = kernel[...].at[2].set(0)
     daisy_jax.save(model, tmp_path / "ours")
-    export(tmp_path / "ours", tmp_path / "theirs")
+    words = ("convert", tmp_path / "ours", tmp_path / "theirs", "--to", "transformers")
+    refused = run_here(COMMAND, *words, "--num-heads", 4)
+    assert refused.returncode == 1
+    assert "--to transformers writes the trunk alone; leave the rest out" in refused.stderr
+    done = run_here(COMMAND, *words)
+    assert done.returncode == 0, done.stderr
     convert(tmp_path / "theirs", tmp_path / "again")
     again = named_leaves(daisy_jax.load(tmp_path / "again"))
     name = "positional_convolution.convolution.kernel"
