@@ -66,8 +66,6 @@ class FolderCorpus:
 
     def read(self, index: int, start: int, samples: int) -> Waveform:
         """As for every `Corpus`."""
-        import soundfile
-
         file, length, rate = self._files[index], int(self.lengths[index]), self._rates[index]
         wanted = min(samples, length - start)
         if rate == 0:  # nobody has opened it yet
@@ -78,22 +76,7 @@ class FolderCorpus:
                     "the list again, or leave its numbers out"
                 )
             return waveform[start : start + wanted]
-        if rate != audio.SAMPLE_RATE:
-            return audio.load(file)[start : start + wanted]
-        try:
-            with soundfile.SoundFile(audio.soundfile_name(file)) as stream:
-                if not stream.seekable():  # GSM's files, for example
-                    return audio.load(file)[start : start + wanted]
-                stream.seek(start)
-                part = stream.read(wanted, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise InputError(f"{file}: {error.error_string}; repair or remove the file") from None
-        waveform = part.mean(axis=1)
-        if len(waveform) < wanted or not np.isfinite(waveform).all():
-            raise InputError(
-                f"{file}: cut off, or holds NaN or infinite samples; repair or remove the file"
-            )
-        return waveform
+        return audio.load_part(file, start, wanted, rate)
 
 
 def open_corpus(path: str | pathlib.Path, splits: Sequence[str] = ()) -> Corpus:

@@ -14,6 +14,7 @@ import pathlib
 from typing import Any, NamedTuple, TypedDict
 
 from daisy_jax import audio
+from daisy_jax.errors import InputError
 from daisy_jax.reporting import followed
 from daisy_jax.whole_files import write_json
 
@@ -78,24 +79,18 @@ def measure(folder: pathlib.Path, files: list[pathlib.Path]) -> list[Entry]:
 
 
 def open_file(file: pathlib.Path) -> Entry:
-    """What a file's own header says of it."""
-    import soundfile
+    """What a file says of itself; decoded if it does not say how long it is.
 
+    Raises:
+      OSError: it cannot be opened.
+    """
     status = file.stat()
-    samples, rate, error = 0, 0, None
     try:
-        info = soundfile.info(audio.soundfile_name(file))
-        rate = info.samplerate
-        samples = info.frames * audio.SAMPLE_RATE // rate
-        if audio.cut_off(info.extra_info):
-            error = "the file is cut off; copy it again or remove it"
-        elif samples < audio.FRAME_WINDOW:
-            error = f"shorter than {audio.FRAME_WINDOW} samples (25 ms); remove the file"
-    except soundfile.LibsndfileError as failure:
-        reason = failure.error_string.rstrip(".")
-        error = f"not readable as audio ({reason}); repair or remove the file"
-    if error is not None:
-        samples = 0
+        samples, rate = audio.measured(file)
+    except InputError as reason:
+        samples, rate, error = 0, 0, str(reason).removeprefix(f"{file}: ")
+    else:
+        error = None
     return Entry(status.st_size, status.st_mtime_ns, samples, rate, error)
 
 

@@ -1,0 +1,155 @@
+"""Sound files as the model wants them: float32, one channel at 16 kHz, full scale is 1."""
+
+import math
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from daisy_jax.audio.sound_file import opened
+from daisy_jax.audio.units import FRAME_WINDOW, SAMPLE_RATE
+from daisy_jax.errors import InputError
+
+LEAST_RATE = 1_000
+"""Hz. A header may claim less, and a small file would then be resampled to many gigabytes."""
+LOUDEST = 1e12
+"""Times full scale: far above any recording, and its energy still far from float32's end."""
+
+
+class Clip(NamedTuple):
+    """A file's audio, ready for the model, and what had to be done to it."""
+
+    waveform: Float[np.ndarray, " samples"]
+    """float32, one channel at 16 kHz, full scale is 1."""
+    notes: tuple[str, ...]
+    """What was changed, for example "mixed down to one channel"."""
+
+
+def load(path: str | os.PathLike) -> Float[np.ndarray, " samples"]:
+    """Reads a sound file as float32, one channel at 16 kHz, full scale is +-1.
+
+    Every format of libsndfile: WAV, FLAC, OGG, MP3 and more. It is decoded to its end, whatever its
+    header says of its length. Integer samples are scaled, several channels averaged, other rates
+    resampled.
+
+    Raises:
+      InputError: the file is not audio, is empty, cut off, several files in one, shorter than 400
+        samples (25 ms), or holds samples that are no numbers or far too loud. One line that names
+        the file.
+      OSError: the file cannot be opened.
+    """
+    return load_clip(path).waveform
+
+
+def load_clip(path: str | os.PathLike, max_seconds: float = math.inf) -> Clip:
+    """`load`, together with notes on what was done to the samples.
+
+    Raises as `load` does, and for a file longer than `max_seconds` before more of it is read.
+    """
+    path = pathlib.Path(path)
+    with opened(path) as sound:
+        rate, subtype, several = sound.rate, sound.subtype, sound.channels > 1
+        parts, samples = [], 0
+        _refuse_longer(path, sound.frames or 0, rate, max_seconds)
+        for block in sound.blocks():
+            samples += len(block)
+            _refuse_longer(path, samples, rate, max_seconds)
+            parts.append(block.mean(axis=1))
+        sound.refuse_joined()
+    waveform = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    _refuse_no_numbers(path, waveform)
+    notes = []
+    if several:
+        notes.append("mixed down to one channel")
+    if rate != SAMPLE_RATE:
+        waveform = _resampled(path, waveform, rate)
+        notes.append(f"resampled to {SAMPLE_RATE} Hz")
+    if subtype.startswith("PCM") and subtype != "PCM_16":
+        notes.append("integer samples scaled to +-1")
+    if len(waveform) < FRAME_WINDOW:
+        raise InputError(
+            f"{path}: {len(waveform)} samples at {SAMPLE_RATE} Hz; HuBERT needs at least "
+            f"{FRAME_WINDOW} (25 ms)"
+        )
+    return Clip(np.ascontiguousarray(waveform, np.float32), tuple(notes))
+
+
+def load_part(
+    path: str | os.PathLike, start: int, samples: int, rate: int
+) -> Float[np.ndarray, " part"]:
+    """So many samples of a file at 16 kHz from `start` on; fewer where it ends.
+
+    Args:
+      path: the file.
+      start: samples at 16 kHz before it.
+      samples: how many are wanted.
+      rate: the file's sampling rate, from `measured`: at 16 kHz only the part is decoded, if the
+        format can do that.
+
+    Raises as `load` does.
+    """
+    path = pathlib.Path(path)
+    if rate == SAMPLE_RATE:
+        with opened(path, seeking=True) as sound:
+            if sound.seeks:
+                waveform = sound.part(start, samples).mean(axis=1)
+                _refuse_no_numbers(path, waveform)
+                return waveform
+    return load(path)[start : start + samples]
+
+
+def measured(path: str | os.PathLike) -> tuple[int, int]:
+    """A file's samples at 16 kHz, and its own sampling rate in Hz.
+
+    As its header says, or counted where a header says nothing that can be relied on.
+
+    Raises as `load` does, as far as the header tells.
+    """
+    path = pathlib.Path(path)
+    with opened(path) as sound:
+        frames = sound.frames
+        if frames is None:
+            frames = sum(map(len, sound.blocks()))
+        samples = frames * SAMPLE_RATE // sound.rate
+        _refuse_rate(path, sound.rate)
+        if samples < FRAME_WINDOW:
+            raise InputError(f"{path}: shorter than {FRAME_WINDOW} samples (25 ms)")
+        return samples, sound.rate
+
+
+def _refuse_longer(path: pathlib.Path, samples: int, rate: int, max_seconds: float) -> None:
+    if samples > max_seconds * rate:
+        raise InputError(
+            f"{path}: {samples / rate:.1f} s long; split it into parts of {max_seconds:g} s, or "
+            "allow more with max_seconds (--max-seconds)"
+        )
+
+
+def _refuse_no_numbers(path: pathlib.Path, waveform: Float[np.ndarray, " samples"]) -> None:
+    if not np.isfinite(waveform).all():
+        bad = int(np.count_nonzero(~np.isfinite(waveform)))
+        raise InputError(f"{path}: {bad} samples are NaN or infinite; repair the file")
+    loudest = max(waveform.max(), -waveform.min()) if len(waveform) else 0
+    if loudest > LOUDEST:
+        raise InputError(
+            f"{path}: samples of up to {loudest:.1e} times full scale; repair the file"
+        )
+
+
+def _refuse_rate(path: pathlib.Path, rate: int) -> None:
+    if rate < LEAST_RATE:
+        raise InputError(
+            f"{path}: {rate} samples a second, of which no speech can be made; repair the file, or "
+            "record it again"
+        )
+
+
+def _resampled(
+    path: pathlib.Path, waveform: Float[np.ndarray, " samples"], rate: int
+) -> Float[np.ndarray, " resampled"]:
+    import soxr
+
+    _refuse_rate(path, rate)
+    return soxr.resample(waveform, rate, SAMPLE_RATE)
