@@ -1,6 +1,7 @@
 """What ends a program: the error that a user can mend, and signals, which may have to wait."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,28 @@ class InputError(ValueError):
 
     It says what came, what was wanted and what to do. Command lines print it without a traceback.
     """
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is Python's or XLA's for too little memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def said_of(item: str | os.PathLike[str], error: Exception) -> str:
+    """One line about an item that could not be read, whatever went wrong in its reader.
+
+    Whoever goes through many items catches every Exception of one of them, so that it costs that
+    item alone.
+    """
+    if isinstance(error, InputError):  # which names it
+        return str(error)
+    name = os.fspath(item)
+    if is_out_of_memory(error):
+        return f"{name}: not enough memory to read it; split it into shorter files"
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return f"{name}: {error.strerror or text}"
+    return f"{name}: cannot be read ({type(error).__name__}: {text})"
 
 
 class Terminated(BaseException):

@@ -26,16 +26,17 @@ def words_of(program: str, *arguments) -> list[str]:
     return [*start, *map(str, arguments)]
 
 
-def run_here(program: str, *arguments) -> subprocess.CompletedProcess:
+def run_here(program: str, *arguments, encoding: str = "utf-8") -> subprocess.CompletedProcess:
     """Runs a program in this process, which has imported and compiled much of what it needs.
 
-    Sees what Python prints, and no more. Whatever is about the process itself (signals, devices,
-    memory, a status that a shell would see) belongs into a process of its own.
+    Sees what Python prints, in a console's `encoding`, and no more. Whatever is about the process
+    itself (signals, devices, memory, a status that a shell would see) belongs into a process of its
+    own.
     """
     words = [program if program == COMMAND else str(ROOT / program), *map(str, arguments)]
     before = sys.argv, sys.path.copy(), signal.getsignal(signal.SIGTERM)
     # As a terminal's: they have an encoding, which --help asks for.
-    output, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8", how) for how in (None, "replace"))
+    output, errors = (io.TextIOWrapper(io.BytesIO(), encoding, how) for how in (None, "replace"))
     status = 0
     try:
         sys.argv = words
@@ -60,7 +61,7 @@ def run_here(program: str, *arguments) -> subprocess.CompletedProcess:
     printed = []
     for stream in (output, errors):
         stream.flush()
-        printed.append(stream.buffer.getvalue().decode())
+        printed.append(stream.buffer.getvalue().decode(encoding))
     return subprocess.CompletedProcess(words, status, *printed)
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import errno
 import os
 import pathlib
 import sys
@@ -18,6 +19,8 @@ from daisy_jax.data.file_list import expand_folders
 from daisy_jax.reporting import followed, printable
 from daisy_jax.whole_files import whole_files
 
+UNFIT_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+"""Errors of a file system that cannot take a name."""
 HEADER = f"{'seconds':>8} {'frames':>7} {'exit':>5} {'entropy':>8} {'saved':>7}  file"
 
 
@@ -84,7 +87,14 @@ class Encode(ModelOptions):
             rows.append((result.seconds, layer, cost, full))
             print(table_row(result, 1 - cost / full, rule.threshold is not None), flush=True)
             if targets is not None:
-                write_features(targets[number], result, rule.name)
+                try:
+                    write_features(targets[number], result, rule.name)
+                except OSError as error:
+                    if error.errno not in UNFIT_NAMES:
+                        raise
+                    line = f"error: {targets[number]}: {error.strerror}; rename the sound file"
+                    print(printable(line), file=sys.stderr)
+                    failed += 1
         if rows:
             seconds, layers, costs, full_costs = np.sum(rows, axis=0)
             counts = f"{len(rows)} files" + (f", {failed} failed" if failed else "")

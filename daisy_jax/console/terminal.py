@@ -1,6 +1,7 @@
 """What every command has in common: one-line errors, exit statuses, presets of options."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -32,6 +33,9 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that it cannot print must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
         with shown_reports():
             status = command() or 0

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus, Lengths, Waveform
 from daisy_jax.data.mixing import draw_noise, mix
-from daisy_jax.errors import InputError
+from daisy_jax.errors import said_of
 from daisy_jax.reporting import leave_out
 
 
@@ -160,8 +160,8 @@ def read_crops(
         try:
             waveform = corpus.read(crop.index, crop.start, crop.samples)
             waveform = augmentation(waveform, row_rng)
-        except (InputError, OSError) as error:
-            leave_out(str(error))
+        except Exception as error:
+            leave_out(said_of(corpus.names[crop.index], error))
             waveform = np.zeros(0, np.float32)
         waveforms.append(waveform)
     return audio.pad_batch(waveforms, width)

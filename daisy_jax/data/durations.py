@@ -14,7 +14,7 @@ import pathlib
 from typing import Any, NamedTuple, TypedDict
 
 from daisy_jax import audio
-from daisy_jax.errors import InputError
+from daisy_jax.errors import said_of
 from daisy_jax.reporting import followed
 from daisy_jax.whole_files import write_json
 
@@ -87,8 +87,8 @@ def open_file(file: pathlib.Path) -> Entry:
     status = file.stat()
     try:
         samples, rate = audio.measured(file)
-    except InputError as reason:
-        samples, rate, error = 0, 0, str(reason).removeprefix(f"{file}: ")
+    except Exception as reason:
+        samples, rate, error = 0, 0, said_of(file, reason).removeprefix(f"{file}: ")
     else:
         error = None
     return Entry(status.st_size, status.st_mtime_ns, samples, rate, error)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus, Waveform
 from daisy_jax.data.mixing import SpeechLevel, cut_noise, last_offset, mix
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, said_of
 from daisy_jax.reporting import leave_out
 
 CLEAN = float("inf")
@@ -140,8 +140,8 @@ def _draw_noise(name: str, samples: int, noises: Corpus, allowed: list[int], see
         try:
             if np.any(cut_noise(noises, index, offset, samples)):
                 return Draw(index, offset)
-        except (InputError, OSError) as error:
-            leave_out(str(error))
+        except Exception as error:
+            leave_out(said_of(noises.names[index], error))
     raise InputError(
         f"{name}: {ATTEMPTS} cuts of noise were all silent or unreadable; give other noise"
     )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from daisy_jax import audio
 from daisy_jax.data.corpus import Waveform
 from daisy_jax.data.noisy_corpus import CLEAN, NoisyCorpus
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, said_of
 from daisy_jax.reporting import followed, leave_out
 from daisy_jax.whole_files import differences, read_json, whole_files, write_json, write_text
 
@@ -85,8 +85,8 @@ def write_noisy(
     for corpus, index, name in followed(jobs, "mixing"):
         try:
             waveform, scale = corpus.mixed(index)
-        except (InputError, OSError) as error:
-            leave_out(str(error))
+        except Exception as error:
+            leave_out(said_of(corpus.clean.names[index], error))
             continue
         _write(folder / name, waveform)
         row = _row(corpus, index, name, scale)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from daisy_jax import audio
 from daisy_jax.data.file_list import sound_files
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, said_of
 from daisy_jax.reporting import followed, leave_out
 from daisy_jax.whole_files import read_json, whole_files
 
@@ -76,8 +76,8 @@ def prepare(folders: Iterable[str | pathlib.Path], output: str | pathlib.Path) -
             for folder, file in followed(files, "decoding"):
                 try:
                     waveform = audio.load(file)
-                except (InputError, OSError) as error:
-                    leave_out(str(error))
+                except Exception as error:
+                    leave_out(said_of(file, error))
                     continue
                 stream.write(audio.as_int16(waveform).astype("<i2").tobytes())
                 names.append(str(pathlib.Path(folder.name) / file.relative_to(folder)))

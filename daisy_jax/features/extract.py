@@ -23,7 +23,7 @@ from daisy_jax.data.corpus import Corpus, FolderCorpus, Selection, fingerprint, 
 from daisy_jax.data.durations import READERS, Entry, open_file
 from daisy_jax.data.file_list import FileList, deal
 from daisy_jax.data.prefetch import Batch, batches
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, said_of
 from daisy_jax.features.contents import Content
 from daisy_jax.features.files import MAX_SECONDS
 from daisy_jax.features.shard_format import INDEX, Row, finished_part, write_shard
@@ -131,8 +131,8 @@ class Extractor:
             for crop in crops[parallel.local_rows(len(crops))]:
                 try:
                     waveforms.append(corpus.read(crop.index, 0, crop.samples))
-                except (InputError, OSError) as error:
-                    errors[crop.index] = str(error)
+                except Exception as error:
+                    errors[crop.index] = said_of(corpus.names[crop.index], error)
                     waveforms.append(np.zeros(0, np.float32))
             waveform, lengths = audio.pad_batch(waveforms, audio.padded_width(crops[0].samples))
             return {"waveform": waveform, "lengths": lengths}
@@ -312,8 +312,8 @@ def _measure(path: pathlib.Path, listed: int | None, max_seconds: float) -> Entr
     """How long a file is, by its header or as the list says."""
     try:
         entry = open_file(path) if listed is None else Entry(0, 0, listed, 0, None)
-    except OSError as error:
-        return Entry(0, 0, 0, 0, error.strerror or str(error))
+    except Exception as error:
+        return Entry(0, 0, 0, 0, said_of(path, error).removeprefix(f"{path}: "))
     if listed is not None and listed < audio.FRAME_WINDOW:
         too_short = f"shorter than {audio.FRAME_WINDOW} samples (25 ms), as the list says"
         return entry._replace(error=too_short)

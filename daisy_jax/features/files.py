@@ -5,7 +5,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from daisy_jax import audio
 from daisy_jax.data.prefetch import reader_threads
 from daisy_jax.encode import Encoded, encode
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, is_out_of_memory, said_of
 from daisy_jax.model.criteria import Criterion
 from daisy_jax.model.hubert import Hubert
 from daisy_jax.parallel import platform_of
@@ -116,8 +116,7 @@ def _results(
 ) -> Iterator[FileResult]:
     """Results in the order of the clips."""
     waiting: dict[int, list[_Member]] = {}  # by width
-    running: collections.deque[tuple[list[_Member], concurrent.futures.Future[Encoded]]]
-    running = collections.deque()
+    running: collections.deque[_Batch] = collections.deque()
     done: dict[int, FileResult] = {}
     first = 0  # the oldest file that was not given back
 
@@ -132,17 +131,16 @@ def _results(
         with jax.default_matmul_precision(precision), jax.default_device(where):
             return jax.device_get(encode(model, batch, lengths, **options))
 
-    def start(width: int) -> None:
-        members = waiting.pop(width)
+    def started(members: list[_Member], width: int, rows: int) -> _Batch:
         waveforms = [member.clip.waveform for member in members]
-        batch, lengths = audio.pad_batch(waveforms, width, _rows(width, seconds))
-        running.append((members, device.submit(run, batch, lengths)))
+        batch, lengths = audio.pad_batch(waveforms, width, rows)
+        return _Batch(members, width, rows, device.submit(run, batch, lengths))
+
+    def start(width: int) -> None:
+        running.append(started(waiting.pop(width), width, _rows(width, seconds)))
 
     def finish() -> None:
-        members, computing = running.popleft()
-        out = computing.result()
-        for row, member in enumerate(members):
-            done[member.number] = _result(member.path, member.clip, out, row)
+        done.update(_served(running.popleft(), started, running))
 
     for number, (path, clip) in enumerate(clips):
         if isinstance(clip, str):
@@ -180,6 +178,53 @@ class _Member(NamedTuple):
     clip: audio.Clip
 
 
+class _Batch(NamedTuple):
+    """A batch on its way through the device."""
+
+    members: list[_Member]
+    width: int
+    rows: int
+    computing: concurrent.futures.Future[Encoded]
+
+
+def _served(
+    batch: _Batch,
+    started: Callable[[list[_Member], int, int], _Batch],
+    others: Iterable[_Batch],
+    alone: bool = False,
+) -> Iterator[tuple[int, FileResult]]:
+    """Numbers and results of a batch; what does not fit into memory is tried in smaller batches.
+
+    Args:
+      batch: members, width, rows, and what computes them.
+      started: makes a batch of members, a width and rows.
+      others: on the device, too.
+      alone: there were none when it started.
+    """
+    members, width, rows, computing = batch
+    try:
+        out = computing.result()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    else:
+        for row, member in enumerate(members):
+            yield member.number, _result(member.path, member.clip, out, row)
+        return
+    concurrent.futures.wait([other.computing for other in others])  # they need memory, too
+    if rows > 1:
+        half = rows // 2
+        for first in range(0, len(members), half):
+            yield from _served(started(members[first : first + half], width, half), started, others)
+    elif not alone:
+        yield from _served(started(members, width, rows), started, others, alone=True)
+    else:
+        ((number, path, clip),) = members
+        length = len(clip.waveform) / audio.SAMPLE_RATE
+        text = f"{path}: not enough memory for {length:.0f} s at once; split it"
+        yield number, FileResult(path, text)
+
+
 def _rows(width: int, seconds: float) -> int:
     """Rows of every batch of a width, with up to so many seconds of audio."""
     # A batch that needs more than a quarter of the window would seldom fill.
@@ -210,10 +255,8 @@ def _clips(
 def _read(path: str | os.PathLike, max_seconds: float) -> audio.Clip | str:
     try:
         return audio.load_clip(path, max_seconds)
-    except InputError as error:
-        return str(error)
-    except OSError as error:
-        return f"{os.fspath(path)}: {error.strerror or error}"
+    except Exception as error:
+        return said_of(path, error)
 
 
 def _result(path: str, clip: audio.Clip, out: Encoded, row: int) -> FileResult:

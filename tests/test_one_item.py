@@ -1,0 +1,165 @@
+"""One bad input costs itself: whatever its reader raises, and whatever it does not fit into."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+import sounds
+from made_models import SMALL, made_model
+from programs import COMMAND, run_here
+
+import daisy_jax
+from daisy_jax import audio
+from daisy_jax.audio import loading
+from daisy_jax.data.batches import Crop, read_crops
+from daisy_jax.data.corpus import open_corpus, sound_fingerprint
+from daisy_jax.data.file_list import read_list
+from daisy_jax.data.prepared import prepare
+from daisy_jax.errors import said_of
+from daisy_jax.features import contents, files
+from daisy_jax.features.extract import Extractor, encode_shard
+
+
+@pytest.fixture(scope="module")
+def model():
+    return made_model(SMALL)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three files, the second of which has an odd reader."""
+    for number, name in enumerate(("a", "odd", "z")):
+        sounds.write(tmp_path / "in" / f"{name}.wav", sounds.syllables(0.5, number))
+    return tmp_path / "in"
+
+
+@pytest.fixture(params=[RuntimeError, MemoryError, KeyError, OSError, ValueError])
+def odd(request, monkeypatch):
+    """A reader that raises what nobody expects of it."""
+    original = loading.opened
+
+    @contextlib.contextmanager
+    def opened(path, **options):
+        if path.stem == "odd":
+            raise request.param("of a kind\nthat nobody has seen")
+        with original(path, **options) as sound:
+            yield sound
+
+    return lambda: monkeypatch.setattr(loading, "opened", opened)
+
+
+def test_files_beside_it_are_encoded(model, folder, odd):
+    odd()
+    paths = sorted(folder.iterdir())
+    results = list(daisy_jax.encode_files(model, paths))
+    assert [result.error is None for result in results] == [True, False, True]
+    assert results[1].error.startswith(f"{paths[1]}: ")
+    assert "\n" not in results[1].error
+
+
+def test_a_corpus_is_measured_without_it(folder, odd):
+    odd()
+    assert open_corpus(folder).names == ["a.wav", "z.wav"]
+
+
+def test_a_prepared_folder_is_made_without_it(folder, tmp_path, odd):
+    odd()
+    assert prepare([folder], tmp_path / "prepared") == (2, 1)
+
+
+def test_a_training_batch_has_an_empty_row_in_its_place(folder, odd):
+    corpus = open_corpus(folder)  # measured while all was well
+    odd()
+    crops = [Crop(index, 0, 8000) for index in range(3)]
+    _, lengths = read_crops(corpus, crops, 8000)
+    assert lengths.tolist() == [8000, 0, 8000]
+    assert len(sound_fingerprint(corpus)) == 16
+
+
+def test_a_shard_is_finished_with_its_error(model, folder, tmp_path, odd):
+    odd()
+    manifest = tmp_path / "list.tsv"
+    manifest.write_text("\n".join([str(folder), "a.wav", "odd.wav", "z.wav"]) + "\n")
+    extractor = Extractor(model, contents.layers((1,)))
+    rows = encode_shard(extractor, read_list(manifest), 0, 1, tmp_path / "store")
+    assert {row.id: row.error is None for row in rows} == {
+        "a.wav": True,
+        "odd.wav": False,
+        "z.wav": True,
+    }
+
+
+def test_what_is_said_is_one_line_with_the_name():
+    for error in (RuntimeError("a\nb"), MemoryError(), OSError(28, "No space left on device")):
+        said = said_of("some/file.wav", error)
+        assert said.startswith("some/file.wav: ")
+        assert "\n" not in said
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("fits", [0, 1, 3])
+def test_what_does_not_fit_into_memory_is_tried_in_smaller_batches(
+    model, folder, monkeypatch, fits
+):
+    """A device that holds so many rows; with 0, only those of less than a second."""
+    sounds.write(folder / "long.wav", sounds.syllables(3.0))
+    paths = sorted(folder.iterdir())
+    wanted = {result.path: result for result in daisy_jax.encode_files(model, paths)}
+    original, tried = files.encode, []
+
+    def encode(model, batch, lengths, **options):
+        rows, width = batch.shape
+        tried.append(rows)
+        if (fits and rows > fits) or (not fits and width > audio.SAMPLE_RATE):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating bytes")
+        return original(model, batch, lengths, **options)
+
+    monkeypatch.setattr(files, "encode", encode)
+    results = list(daisy_jax.encode_files(model, paths))
+    assert max(tried) > 1
+    for result in results:
+        if not fits and result.path.endswith("long.wav"):
+            assert result.error == f"{result.path}: not enough memory for 3 s at once; split it"
+        else:
+            assert result.error is None
+            np.testing.assert_allclose(
+                result.last_hidden, wanted[result.path].last_hidden, rtol=0, atol=1e-5
+            )
+
+
+def test_other_faults_of_the_device_are_not_hidden(model, folder, monkeypatch):
+    def encode(*arguments, **options):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a fault of ours")
+
+    monkeypatch.setattr(files, "encode", encode)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a fault of ours"):
+        list(daisy_jax.encode_files(model, sorted(folder.iterdir())))
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_a_name_that_the_console_cannot_print_is_escaped(model, folder, tmp_path, monkeypatch):
+    sounds.write(folder / "b-日本語.wav", sounds.syllables(0.5))
+    daisy_jax.save(model, tmp_path / "model")
+    words = (folder, "--model", tmp_path / "model", "--full", "--output", tmp_path / "out")
+    done = run_here(COMMAND, "encode", *words, encoding="cp1252")
+    assert done.returncode == 0, done.stderr
+    assert "b-\\u65e5\\u672c\\u8a9e.wav" in done.stdout
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_a_name_that_a_file_system_cannot_take_costs_that_file(model, folder, tmp_path):
+    name = "n" * 251  # fits with .wav, and not with what stands before a file that is not whole
+    sounds.write(folder / f"{name}.wav", sounds.syllables(0.5))
+    daisy_jax.save(model, tmp_path / "model")
+    words = (folder, "--model", tmp_path / "model", "--full", "--output", tmp_path / "out")
+    done = run_here(COMMAND, "encode", *words)
+    written = {path.stem for path in (tmp_path / "out").iterdir()}
+    assert {"a", "odd", "z"} <= written
+    if name not in written:
+        assert done.returncode == 1
+        assert f"{name}.npz: File name too long; rename the sound file" in done.stderr
