@@ -37,6 +37,16 @@ def test_transcripts_are_found_by_name(tmp_path):
     assert len(texts) == 6
 
 
+@pytest.mark.parametrize("between", [" ", "\t", "  ", " \t "])
+def test_names_and_texts_may_have_any_white_space_between_them(tmp_path, between):
+    made_corpora.librispeech(tmp_path, "dev-clean", 1, 2)
+    listing = tmp_path / "dev-clean" / "1" / "7" / "1-7.trans.txt"
+    lines = f"\ufeff1-7-0000{between}THE CAT\r\n\n  1-7-0001{between}A  TEXT \n"
+    listing.write_text(lines, encoding="utf-8", newline="")
+    corpus = open_corpus(tmp_path, ["dev-clean"])
+    assert transcripts(tmp_path, corpus) == ["THE CAT", "A  TEXT"]
+
+
 def test_a_missing_transcript_is_named_with_its_place(tmp_path):
     made_corpora.librispeech(tmp_path, "dev-clean", 1, 2)
     listing = tmp_path / "dev-clean" / "1" / "7" / "1-7.trans.txt"

@@ -51,11 +51,12 @@ def transcripts(folder: str | pathlib.Path, corpus: Corpus) -> list[str]:
             if not listing.is_file():
                 raise InputError(f"{path}: no transcript; expected in {listing}")
             try:
-                lines = listing.read_text(encoding="utf-8").splitlines()
+                lines = listing.read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError as error:
                 raise InputError(f"{listing}: not UTF-8 ({error}); unpack it again") from None
-            pairs = [line.partition(" ") for line in lines]
-            listings[listing] = {name: text.strip() for name, _, text in pairs}
+            # Between name and text, any white space; a line may have a name alone.
+            pairs = [(*line.split(maxsplit=1), "", "")[:2] for line in lines]
+            listings[listing] = {name: text.strip() for name, text in pairs}
         if path.stem not in listings[listing]:
             raise InputError(f"{listing}: has no line for {path.stem}; unpack the archive again")
         texts.append(listings[listing][path.stem])
