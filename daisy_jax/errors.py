@@ -32,7 +32,8 @@ def said_of(item: str | os.PathLike[str], error: Exception) -> str:
         return f"{name}: not enough memory to read it; split it into shorter files"
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
-        return f"{name}: {error.strerror or text}"
+        file = name if error.filename is None else os.fsdecode(error.filename)
+        return f"{file}: {error.strerror or text}"
     return f"{name}: cannot be read ({type(error).__name__}: {text})"
 
 

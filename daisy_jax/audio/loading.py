@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from daisy_jax.audio.sound_file import opened
+from daisy_jax.audio.sound_file import Sound, opened
 from daisy_jax.audio.units import FRAME_WINDOW, SAMPLE_RATE
 from daisy_jax.errors import InputError
 
@@ -50,14 +50,19 @@ def load_clip(path: str | os.PathLike, max_seconds: float = math.inf) -> Clip:
     """
     path = pathlib.Path(path)
     with opened(path) as sound:
-        rate, subtype, several = sound.rate, sound.subtype, sound.channels > 1
-        parts, samples = [], 0
-        _refuse_longer(path, sound.frames or 0, rate, max_seconds)
-        for block in sound.blocks():
-            samples += len(block)
-            _refuse_longer(path, samples, rate, max_seconds)
-            parts.append(block.mean(axis=1))
-        sound.refuse_joined()
+        return _clip(path, sound, max_seconds)
+
+
+def _clip(path: pathlib.Path, sound: Sound, max_seconds: float = math.inf) -> Clip:
+    """What `load_clip` returns, of an open file."""
+    rate, subtype, several = sound.rate, sound.subtype, sound.channels > 1
+    parts, samples = [], 0
+    _refuse_longer(path, sound.frames or 0, rate, max_seconds)
+    for block in sound.blocks():
+        samples += len(block)
+        _refuse_longer(path, samples, rate, max_seconds)
+        parts.append(block.mean(axis=1))
+    sound.refuse_joined()
     waveform = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     _refuse_no_numbers(path, waveform)
     notes = []
@@ -91,13 +96,12 @@ def load_part(
     Raises as `load` does.
     """
     path = pathlib.Path(path)
-    if rate == SAMPLE_RATE:
-        with opened(path, seeking=True) as sound:
-            if sound.seeks:
-                waveform = sound.part(start, samples).mean(axis=1)
-                _refuse_no_numbers(path, waveform)
-                return waveform
-    return load(path)[start : start + samples]
+    with opened(path) as sound:
+        if rate == SAMPLE_RATE and sound.seeks:
+            waveform = sound.part(start, samples).mean(axis=1)
+            _refuse_no_numbers(path, waveform)
+            return waveform
+        return _clip(path, sound).waveform[start : start + samples]
 
 
 def measured(path: str | os.PathLike) -> tuple[int, int]:

@@ -68,9 +68,9 @@ LARGER = re.compile(
 class Sound:
     """An open sound file."""
 
-    def __init__(self, path: pathlib.Path, file: "soundfile.SoundFile"):
+    def __init__(self, path: pathlib.Path, file: "soundfile.SoundFile", seekable: bool):
         """Raises InputError where the header already shows that the file is cut off."""
-        self._path, self._file = path, file
+        self._path, self._file, self._seekable = path, file, seekable
         self.rate, self.channels, self.subtype = file.samplerate, file.channels, file.subtype
         self._promised = promised_frames(path, file)
         if cut_off(file.extra_info) or (self._promised or 0) > file.frames:
@@ -82,7 +82,7 @@ class Sound:
     @property
     def seeks(self) -> bool:
         """Whether `part` can be asked for."""
-        return self._file.seekable() and self._file.format in EXACT_SEEKS and bool(self.frames)
+        return self._seekable and self._file.format in EXACT_SEEKS and bool(self.frames)
 
     def blocks(self) -> Iterator[Float[np.ndarray, "frames channels"]]:
         """The samples, float32, full scale 1, from the beginning to the end.
@@ -132,7 +132,7 @@ class Sound:
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path, seeking: bool = False) -> Iterator[Sound]:
+def opened(path: pathlib.Path) -> Iterator[Sound]:
     """A sound file, open to be decoded once from the beginning, or for `Sound.part`.
 
     Raises:
@@ -145,18 +145,19 @@ def opened(path: pathlib.Path, seeking: bool = False) -> Iterator[Sound]:
         """soundfile seeks after each block, which not all formats can do."""
 
         def seekable(self) -> bool:
-            return seeking and super().seekable()
+            return False
 
     _refuse_others(path)
-    if ogg.is_cut_off(path):
+    with open(path, "rb") as stream:
+        head = stream.read(4)
+    if head == b"OggS" and ogg.is_cut_off(path):
         raise _cut_off(path)
+    frames = mp3.frames_of(path) if head.startswith((b"ID3", b"\xff")) else None
     name: Any = os.fsencode(path) if os.name == "posix" else path  # it cannot encode any name
     try:
-        with Forward(mp3.frames_of(path) or name) as file:
-            yield Sound(path, file)
+        with Forward(frames or name) as file:
+            yield Sound(path, file, soundfile.SoundFile.seekable(file))
     except soundfile.LibsndfileError as error:
-        with open(path, "rb") as stream:
-            head = stream.read(4)
         if head in REFUSES_JOINED:
             _refuse_joined(path)
         raise InputError(
@@ -171,11 +172,12 @@ def _cut_off(path: pathlib.Path) -> InputError:
 
 def _refuse_others(path: pathlib.Path) -> None:
     """Raises an InputError for what is no sound file at first sight."""
-    if path.is_dir():
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{path}: is a folder, not a sound file; give sound files")
-    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
         raise InputError(f"{path}: is a pipe or a device; give sound files")
-    if not path.stat().st_size:
+    if not status.st_size:
         raise InputError(f"{path}: the file is empty; record or copy it again")
     if path.suffix.lower() == ".raw":
         raise InputError(f"{path}: raw samples without a header; convert it to WAV or FLAC")
