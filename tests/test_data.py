@@ -145,7 +145,7 @@ def test_what_is_no_corpus_is_refused_in_one_line(speech, tmp_path):
         ("[]", "format is None"),
         ('{"format": "other/1"}', "format is 'other/1'"),
         ('{"format": "daisy_jax_audio/1", "names": [], "lengths": []}', "no utterance"),
-        ('{"format": "daisy_jax_audio/1", "names": ["a"], "lengths": [900]}', "promises 900"),
+        ('{"format": "daisy_jax_audio/1", "names": ["a"], "lengths": [900]}', "promises 1800"),
     ],
 )
 def test_a_broken_prepared_folder_is_refused_in_one_line(tmp_path, index, said):
@@ -547,7 +547,7 @@ def test_more_clusters_than_frames_are_refused():
 def test_the_index_of_a_prepared_folder_is_plain_json(prepared):
     index = json.loads((prepared / "index.json").read_text())
     assert index["format"] == "daisy_jax_audio/1"
-    assert sum(index["lengths"]) * 2 == (prepared / "samples.int16").stat().st_size
+    assert sum(index["lengths"]) * 2 == (prepared / index["samples"]).stat().st_size
 
 
 def test_librispeech_is_trained_on_its_960_hours(tmp_path):

@@ -1,6 +1,7 @@
 """Files that are written as a whole: what stays after a fault, a kill, or another process."""
 
 import ast
+import errno
 import json
 import os
 import pathlib
@@ -116,18 +117,71 @@ def test_a_digest_is_of_all_bytes_in_turn(tmp_path):
     assert files_digest([tmp_path / "a", tmp_path / "c"]) is None
 
 
-def test_a_prepared_folder_is_kept_when_preparing_again_stops(tmp_path, monkeypatch):
-    speech = pathlib.Path(daisy_jax.__file__).parent / "samples"
-    made, left_out = prepared.prepare([speech], tmp_path / "out")
-    assert not left_out
+SPEECH = pathlib.Path(daisy_jax.__file__).parent / "samples"
+
+
+def fails(*args):
+    return 1 / 0
+
+
+def stops(*args):
+    raise KeyboardInterrupt
+
+
+def full(*args):
+    raise OSError(errno.ENOSPC, "no space left on device")
+
+
+STOPS = {
+    "no file can be read": (prepared.audio, "load", fails),
+    "a person stops it": (prepared.audio, "load", stops),
+    "the disk is full": (prepared.audio, "as_int16", full),
+    "killed before the index is replaced": (pathlib.Path, "replace", None),
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_a_prepared_folder_is_kept_when_preparing_again_stops(tmp_path, monkeypatch, name):
+    place, function, played = STOPS[name]
+    prepared.prepare([SPEECH], tmp_path / "out")
     before = prepared.PreparedCorpus(tmp_path / "out")
-    monkeypatch.setattr(prepared.audio, "load", lambda file: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        prepared.prepare([speech], tmp_path / "out")
+    for path in SPEECH.glob("*-0dB.flac"):
+        (tmp_path / "some").mkdir(exist_ok=True)
+        (tmp_path / "some" / path.name).write_bytes(path.read_bytes())
+    with monkeypatch.context() as context:
+        real = pathlib.Path.replace
+
+        def last_fails(partial, target):
+            if target.name == prepared.INDEX:
+                raise KeyboardInterrupt
+            return real(partial, target)
+
+        context.setattr(place, function, played or last_fails)
+        with pytest.raises((InputError, KeyboardInterrupt, OSError)):
+            prepared.prepare([tmp_path / "some"], tmp_path / "out")
     again = prepared.PreparedCorpus(tmp_path / "out")
     assert again.names == before.names
-    assert len(again.names) == made
+    again.verify()
     np.testing.assert_array_equal(again.read(0, 0, 1000), before.read(0, 0, 1000))
+    # And what the stop left behind is gone when the next one is whole.
+    prepared.prepare([tmp_path / "some"], tmp_path / "out")
+    assert len(prepared.PreparedCorpus(tmp_path / "out").names) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_changed_samples_are_noticed(tmp_path):
+    prepared.prepare([SPEECH], tmp_path / "out")
+    corpus = prepared.PreparedCorpus(tmp_path / "out")
+    corpus.verify()
+    (samples,) = (tmp_path / "out").glob("samples-*")
+    content = bytearray(samples.read_bytes())
+    content[12_345] ^= 1
+    samples.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{samples.name}: has changed"):
+        corpus.verify()
+    samples.write_bytes(content[:-1])
+    with pytest.raises(InputError, match=f"{len(content) - 1} bytes, the index promises"):
+        prepared.PreparedCorpus(tmp_path / "out")
 
 
 WRITERS = {"write_bytes", "to_csv", "to_parquet", "savefig", "savez", "write_table", "tofile"}

@@ -1,12 +1,18 @@
 """Prepared folders: decoded audio in one file that is memory-mapped.
 
-A prepared folder holds `samples.int16`, all utterances one after the other as 16-bit little-endian
-integers at 16 kHz, and `index.json` with their names and lengths. It feeds an accelerator without
-decoding, and is read without any audio library.
+A prepared folder holds `samples-*.int16`, all utterances one after the other as 16-bit
+little-endian integers at 16 kHz, and `index.json` with the name and SHA-256 of that file, and the
+utterances' names and lengths. It feeds an accelerator without decoding, and is read without any
+audio library.
+
+Samples are never written over: those of another preparation get a file of their own, and the index,
+which is replaced as a whole, says which file it speaks of.
 """
 
+import hashlib
 import json
 import pathlib
+import secrets
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,10 +22,11 @@ from daisy_jax import audio
 from daisy_jax.data.file_list import sound_files
 from daisy_jax.errors import InputError, said_of
 from daisy_jax.reporting import followed, leave_out
-from daisy_jax.whole_files import read_json, whole_files
+from daisy_jax.whole_files import files_digest, read_json, whole_files
 
 FORMAT = "daisy_jax_audio/1"
-SAMPLES, INDEX = "samples.int16", "index.json"
+INDEX = "index.json"
+EARLIER = "samples-" + 8 * "[0-9a-f]" + ".int16", "samples.int16"
 
 
 class PreparedCorpus:
@@ -32,13 +39,26 @@ class PreparedCorpus:
         if not self.names:
             raise InputError(f"{folder}: holds no utterance; prepare it again from readable files")
         self.lengths: Int[np.ndarray, " utterances"] = np.asarray(index["lengths"], np.int64)
-        self._samples = np.memmap(folder / SAMPLES, "<i2", "r")
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        if self._starts[-1] != len(self._samples):
+        # Earlier versions wrote samples.int16, without a digest.
+        self._file = folder / index.get("samples", "samples.int16")
+        self._sha256 = index.get("sha256")
+        size, promised = self._file.stat().st_size, 2 * int(self._starts[-1])
+        if size != promised:
             raise InputError(
-                f"{folder / SAMPLES}: {len(self._samples)} samples, the index promises "
-                f"{self._starts[-1]}; prepare the folder again"
+                f"{self._file}: {size} bytes, the index promises {promised}; prepare the folder "
+                "again"
             )
+        self._samples = np.memmap(self._file, "<i2", "r")
+
+    def verify(self) -> None:
+        """Reads all samples once.
+
+        Raises:
+          InputError: they are not those that were written.
+        """
+        if self._sha256 is not None and files_digest([self._file]) != self._sha256:
+            raise InputError(f"{self._file}: has changed since it was written; prepare it again")
 
     def __reduce__(self) -> tuple[type["PreparedCorpus"], tuple[pathlib.Path]]:
         # To another process goes the folder and not the samples.
@@ -56,13 +76,15 @@ def prepare(folders: Iterable[str | pathlib.Path], output: str | pathlib.Path) -
 
     Args:
       folders: where to look, recursively. Names in the index start with the folder's own name.
-      output: the prepared folder, made if absent.
+      output: the prepared folder, made if absent. What another preparation left there stays whole
+        until this one is.
 
     Returns:
       How many utterances were written, and how many files were left out.
 
     Raises:
-      InputError: one of `folders` is not a folder.
+      InputError: one of `folders` is not a folder, or nothing in them can be read.
+      OSError: `output` cannot be written.
     """
     folders = [pathlib.Path(folder) for folder in folders]
     for folder in folders:
@@ -70,18 +92,35 @@ def prepare(folders: Iterable[str | pathlib.Path], output: str | pathlib.Path) -
             raise InputError(f"{folder}: no such folder; give folders of sound files")
     files = [(folder, file) for folder in folders for file in sound_files(folder)]
     output = pathlib.Path(output)
-    names, lengths = [], []
-    with whole_files(output / SAMPLES, output / INDEX) as (samples, index):
-        with open(samples, "wb") as stream:
+    samples = output / f"samples-{secrets.token_hex(4)}.int16"
+    names, lengths, digest = [], [], hashlib.sha256()
+    with whole_files(samples, output / INDEX) as (partial, index):
+        with open(partial, "wb") as stream:
             for folder, file in followed(files, "decoding"):
                 try:
                     waveform = audio.load(file)
                 except Exception as error:
                     leave_out(said_of(file, error))
                     continue
-                stream.write(audio.as_int16(waveform).astype("<i2").tobytes())
+                content = audio.as_int16(waveform).astype("<i2").tobytes()
+                stream.write(content)
+                digest.update(content)
                 names.append(str(pathlib.Path(folder.name) / file.relative_to(folder)))
                 lengths.append(len(waveform))
-        content = {"format": FORMAT, "names": names, "lengths": lengths}
+        if not names:
+            raise InputError(
+                f"{', '.join(map(str, folders))}: none of {len(files)} sound files can be read, so "
+                "that nothing is prepared; give folders of readable ones"
+            )
+        content = {
+            "format": FORMAT,
+            "samples": samples.name,
+            "sha256": digest.hexdigest(),
+            "names": names,
+            "lengths": lengths,
+        }
         index.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    for earlier in [path for pattern in EARLIER for path in output.glob(pattern)]:
+        if earlier != samples:
+            earlier.unlink(missing_ok=True)
     return len(names), len(files) - len(names)
