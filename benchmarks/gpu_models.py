@@ -64,7 +64,7 @@ def forced_batch(
     shapes: Sizes,
 ) -> tuple[Forced, Float[Array, "batch samples"], Callable[[], Array]]:
     """A model that leaves where it is told to, waveforms, and a call of the front end alone."""
-    forced = Forced(shapes.name, "bfloat16")
+    forced = Forced(shapes.config, "bfloat16")
     waveform, lengths = drawn(0, shapes.rows, shapes.samples), jnp.full(shapes.rows, shapes.samples)
     front = jax.jit(lambda model, waveform, lengths: embed(model, waveform, lengths).hidden)
     return forced, waveform, functools.partial(front, forced.model, waveform, lengths)
@@ -142,7 +142,7 @@ def rows_computed(exits: list[int], sizes: tuple[int, ...], layers: int) -> int:
 
 def measure_encode_files(shapes: Sizes) -> Iterator[Line]:
     """A folder of sound files through `encode_files`, with batches of two sizes."""
-    model = Forced(shapes.name, "bfloat16").model
+    model = Forced(shapes.config, "bfloat16").model
     # Of two lengths, so that two programs are compiled for each size of a batch.
     lengths = np.random.default_rng(0).choice([shapes.samples // 2, shapes.samples], shapes.files)
     seconds = lengths.sum() / daisy_jax.audio.SAMPLE_RATE

@@ -16,7 +16,7 @@ class Sizes(NamedTuple):
     config: daisy_jax.HubertConfig
     """The architecture, with a prediction head and branches."""
     name: str
-    """Of the architecture, as `Forced` knows it."""
+    """Of the architecture."""
     rows: int
     """Utterances in a batch."""
     seconds: float

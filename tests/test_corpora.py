@@ -254,8 +254,8 @@ def workers_of(process):
     return found
 
 
-def start_ray(there, output, name):
-    options = ["--output", output, "--shard-files", 2, "--ray", "--workers", 2]
+def start_ray(there, output, name, workers):
+    options = ["--output", output, "--shard-files", 2, "--ray", "--workers", workers]
     return subprocess.Popen(
         words_of(COMMAND, *given(there, *options)),
         stdout=subprocess.PIPE,
@@ -282,7 +282,7 @@ def parts(folder):
 def test_ray_recovers_from_a_killed_driver_and_a_killed_worker(there, tmp_path):
     pytest.importorskip("ray")
     # The driver dies, and its workers with it.
-    first = start_ray(there, tmp_path, "first")
+    first = start_ray(there, tmp_path, "first", workers=1)
     wait_for(lambda: len(parts(tmp_path)) >= 2 or first.poll() is not None)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
@@ -291,7 +291,7 @@ def test_ray_recovers_from_a_killed_driver_and_a_killed_worker(there, tmp_path):
     assert 2 <= len(kept) < SHARDS
 
     # Started again, it does what is missing. A worker dies: its shard is handed out again.
-    second = start_ray(there, tmp_path, "second")
+    second = start_ray(there, tmp_path, "second", workers=2)
     try:
         wait_for(lambda: len(parts(tmp_path)) > len(kept) or second.poll() is not None)
         victims = workers_of("second")

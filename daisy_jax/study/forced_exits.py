@@ -15,10 +15,17 @@ EXITS = (2, 3, 3, 4, 4, 5, 5, 6, 6, 6, 7, 7, 8, 8, 10, 12)  # 6 on average, of 1
 
 
 class Forced:
-    """A model with random weights whose utterances leave wherever they are told to."""
+    """A model with random weights whose utterances leave wherever they are told to.
 
-    def __init__(self, size: Literal["tiny", "base", "large"], dtype: str):
-        if size == "tiny":
+    Args:
+      size: of the architecture, or one with branches.
+      dtype: of the trunk's weights.
+    """
+
+    def __init__(self, size: Literal["tiny", "base", "large"] | daisy_jax.HubertConfig, dtype: str):
+        if isinstance(size, daisy_jax.HubertConfig):
+            config = size
+        elif size == "tiny":
             config = daisy_jax.load().config
         else:
             config = getattr(daisy_jax.HubertConfig, size)(num_classes=504)
