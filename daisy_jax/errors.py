@@ -1,6 +1,7 @@
 """What ends a program: the error that a user can mend, and signals, which may have to wait."""
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -12,6 +13,10 @@ class InputError(ValueError):
 
     It says what came, what was wanted and what to do. Command lines print it without a traceback.
     """
+
+
+NO_ROOM = errno.ENOSPC, errno.EDQUOT
+"""What the system says when a disk is full, or a person's share of it."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -30,11 +35,25 @@ def said_of(item: str | os.PathLike[str], error: Exception) -> str:
     name = os.fspath(item)
     if is_out_of_memory(error):
         return f"{name}: not enough memory to read it; split it into shorter files"
-    text = " ".join(str(error).split())
     if isinstance(error, OSError):
-        file = name if error.filename is None else os.fsdecode(error.filename)
-        return f"{file}: {error.strerror or text}"
+        return said_of_system(error, name)
+    text = " ".join(str(error).split())
     return f"{name}: cannot be read ({type(error).__name__}: {text})"
+
+
+def said_of_system(error: OSError, name: str | None = None) -> str:
+    """One line about a file that the system could not read or write.
+
+    Args:
+      error: what the system said.
+      name: of the file, where the error names none.
+    """
+    text = error.strerror or " ".join(str(error).split())
+    file = name if error.filename is None else os.fsdecode(error.filename)
+    line = text if file is None else f"{file}: {text}"
+    if error.errno in NO_ROOM:
+        line += "; make room and start again (what was finished before is kept)"
+    return line
 
 
 class Terminated(BaseException):

@@ -2,7 +2,7 @@
 
 A file is written beside its place and renamed when it is complete. Readers therefore never see half
 a file, a full disk or a kill leaves what was there before, and several processes may write the same
-file at once: each writes beside it under a name of its own, and the last one to finish wins.
+file at once: each writes in a folder of its own beside it, and the last one to finish wins.
 """
 
 import contextlib
@@ -13,12 +13,19 @@ import math
 import os
 import pathlib
 import platform
+import re
+import shutil
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from safetensors import SafetensorError
 
 from daisy_jax.errors import InputError, delayed_signals
+
+ABANDONED = 7 * 86_400
+"""Seconds without a change after which what is being written is taken for left over."""
 
 
 @contextlib.contextmanager
@@ -29,16 +36,20 @@ def whole_files(*paths: pathlib.Path) -> Iterator[tuple[pathlib.Path, ...]]:
     nothing takes any place, and what was written is removed.
 
     Raises:
-      OSError: a path cannot be written, or is a folder.
+      OSError: a path cannot be written, or is a folder; it names the path.
     """
-    partials = tuple(map(_partial, paths))
-    for folder in {path.parent for path in paths}:
-        folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
     for path in paths:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    # Beside each file, a folder of this process alone, in which nobody can have put anything.
+    beside: dict[pathlib.Path, pathlib.Path] = {}
     try:
+        for folder in {path.parent for path in paths}:
+            folder.mkdir(parents=True, exist_ok=True)
+            _sweep(folder)
+            prefix = f".{platform.node()}-{os.getpid()}-"
+            beside[folder] = pathlib.Path(tempfile.mkdtemp(".partial", prefix, folder))
+        partials = tuple(beside[path.parent] / path.name for path in paths)
         partials[0].touch()
         mode = partials[0].stat().st_mode  # as this process makes files
         partials[0].unlink()
@@ -50,26 +61,45 @@ def whole_files(*paths: pathlib.Path) -> Iterator[tuple[pathlib.Path, ...]]:
                     partial.replace(path)
     except SafetensorError as error:  # which is what safetensors raises when a disk is full
         raise OSError(f"{paths[0]}: cannot be written ({error})") from error
+    except OSError as error:
+        raise _of_target(error, paths[0], beside) from error
     finally:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
+        for partial in beside.values():
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def _partial(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
+def _of_target(
+    error: OSError, path: pathlib.Path, beside: Mapping[pathlib.Path, pathlib.Path]
+) -> OSError:
+    """The same error about the file that was to be there: `path`, if the error names none."""
+    if error.errno is None:
+        return error
+    name = path if error.filename is None else pathlib.Path(os.fsdecode(error.filename))
+    for folder, partial in beside.items():
+        if partial in name.parents:
+            name = folder / name.name
+    return OSError(error.errno, error.strerror or os.strerror(error.errno), str(name))
 
 
 def _sweep(folder: pathlib.Path) -> None:
-    """Removes what processes of this machine left that were killed while they wrote there."""
-    if os.name != "posix":  # elsewhere signal 0 is not a question
-        return
-    for left in folder.glob(f".*.{platform.node()}-*.partial"):
-        try:
-            os.kill(int(left.name.removesuffix(".partial").rpartition("-")[2]), 0)
-        except ProcessLookupError:
-            left.unlink(missing_ok=True)
-        except (ValueError, OSError):
-            pass
+    """Removes what processes left there that were killed while they wrote."""
+    for left in folder.glob(".*-*.partial"):
+        named = re.fullmatch(r"\.(?P<host>.+)-(?P<process>\d+)-\w{8}\.partial", left.name)
+        if named and not _is_written(left, named["host"], int(named["process"])):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_written(partial: pathlib.Path, host: str, process: int) -> bool:
+    """Whether somebody may still be writing there."""
+    try:
+        if os.name == "posix" and host == platform.node():  # elsewhere 0 is not a question
+            os.kill(process, 0)
+        changes = [path.stat().st_mtime for path in (partial, *partial.iterdir())]
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return max(changes) > time.time() - ABANDONED
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

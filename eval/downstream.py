@@ -26,7 +26,7 @@ from daisy_jax.console.pages import table
 from daisy_jax.console.terminal import run_command
 from daisy_jax.data.corpus import corpus_name
 from daisy_jax.exits import fixed_layer
-from daisy_jax.features.extract import model_digest
+from daisy_jax.features.extractor import model_digest
 from daisy_jax.reporting import followed
 from daisy_jax.study.evaluated_runs import Result, input_cells, rule_cells, rule_header
 from daisy_jax.tasks.evaluation import (

@@ -15,7 +15,7 @@ from programs import COMMAND, run, run_here, words_of
 
 import daisy_jax
 from daisy_jax.exits import ExitRule
-from daisy_jax.features.extract import model_digest
+from daisy_jax.features.extractor import model_digest
 from daisy_jax.features.store import FeatureStore
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.trained_heads import EXITS_FORMAT, TrainedHead, count_exits, save_head

@@ -20,7 +20,9 @@ from daisy_jax.data.corpus import Selection, open_corpus
 from daisy_jax.encode import encode_taps
 from daisy_jax.errors import InputError
 from daisy_jax.features import contents, extract
-from daisy_jax.features.extract import Extractor, extract_corpus, model_digest, plan_shards
+from daisy_jax.features import extractor as extractor_room
+from daisy_jax.features.extract import Extractor, extract_corpus, plan_shards
+from daisy_jax.features.extractor import model_digest
 from daisy_jax.features.shard_format import part_file, shard_file
 from daisy_jax.features.store import FeatureStore
 from daisy_jax.reporting import strictly
@@ -181,20 +183,20 @@ def test_the_size_is_announced_and_a_finished_store_says_nothing(
 
 
 def test_it_goes_on_behind_the_last_whole_shard(extractor, corpus, finished, tmp_path, monkeypatch):
-    write = extract.write_shard
+    write = extractor_room.write_shard
 
     def stop_at_the_second(folder, number, *rest):
         if number:
             raise KeyboardInterrupt
         write(folder, number, *rest)
 
-    monkeypatch.setattr(extract, "write_shard", stop_at_the_second)
+    monkeypatch.setattr(extractor_room, "write_shard", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path, extractor, corpus)
     with pytest.raises(InputError, match="1 of 2 shards are there"):
         FeatureStore(tmp_path)
     before = shard_file(tmp_path, 0).stat().st_mtime_ns
-    monkeypatch.setattr(extract, "write_shard", write)
+    monkeypatch.setattr(extractor_room, "write_shard", write)
     store = made(tmp_path, extractor, corpus)
     assert shard_file(tmp_path, 0).stat().st_mtime_ns == before
     assert store.verify() == []

@@ -19,6 +19,7 @@ from daisy_jax.data.prepared import prepare
 from daisy_jax.errors import said_of
 from daisy_jax.features import contents, files
 from daisy_jax.features.extract import Extractor, encode_shard
+from daisy_jax.features.store import FeatureStore
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,44 @@ def test_what_does_not_fit_into_memory_is_tried_in_smaller_batches(
             )
 
 
+@pytest.mark.parametrize("fits", [0, 1])
+def test_a_shard_is_finished_without_what_does_not_fit_into_memory(
+    model, folder, tmp_path, monkeypatch, fits
+):
+    """A device that holds one utterance at a time; with 0, only those of less than a second."""
+    sounds.write(folder / "long.wav", sounds.syllables(3.0))
+    manifest = tmp_path / "list.tsv"
+    names = sorted(path.name for path in folder.iterdir())
+    manifest.write_text("\n".join([str(folder), *names]) + "\n")
+    extractor = Extractor(model, contents.layers((1,)))
+    wanted = encode_shard(extractor, read_list(manifest), 0, 1, tmp_path / "wanted")
+    original = extractor._run
+
+    def run(model, waveform, lengths):
+        rows, width = np.count_nonzero(lengths), waveform.shape[1]
+        if rows > 1 or (not fits and width > audio.SAMPLE_RATE):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating bytes")
+        return original(model, waveform, lengths)
+
+    monkeypatch.setattr(extractor, "_run", run)
+    rows = encode_shard(extractor, read_list(manifest), 0, 1, tmp_path / "store")
+    for row, before in zip(rows, wanted, strict=True):
+        if fits or row.id != "long.wav":
+            np.testing.assert_allclose(row.entropy, before.entropy, rtol=0, atol=1e-5)
+            assert row._replace(entropy=[], path="") == before._replace(entropy=[], path="")
+        else:
+            assert row.error == "long.wav: not enough memory for 3 s at once; split it"
+            assert row.frames == 0
+    store, before = FeatureStore(tmp_path / "store"), FeatureStore(tmp_path / "wanted")
+    for index, row in enumerate(store.rows):
+        if row.frames:
+            np.testing.assert_array_equal(store.read(index), before.read(index))
+    # With memory enough, the same command with --retry makes it whole.
+    monkeypatch.setattr(extractor, "_run", original)
+    again = encode_shard(extractor, read_list(manifest), 0, 1, tmp_path / "store", retry=True)
+    assert not any(row.error for row in again)
+
+
 def test_other_faults_of_the_device_are_not_hidden(model, folder, monkeypatch):
     def encode(*arguments, **options):
         raise jax.errors.JaxRuntimeError("INTERNAL: a fault of ours")
@@ -163,3 +202,16 @@ def test_a_name_that_a_file_system_cannot_take_costs_that_file(model, folder, tm
     if name not in written:
         assert done.returncode == 1
         assert f"{name}.npz: File name too long; rename the sound file" in done.stderr
+
+
+def test_a_name_that_takes_no_ending_costs_that_file_in_a_shard(model, folder, tmp_path):
+    name = 250 * "n" + ".wav"
+    sounds.write(folder / name, sounds.syllables(0.5))
+    (tmp_path / "list.tsv").write_text("\n".join([str(folder), "a.wav", name]) + "\n")
+    extractor = Extractor(model, contents.layers((1,)))
+    files = read_list(tmp_path / "list.tsv")
+    rows = encode_shard(extractor, files, 0, 1, tmp_path / "npy", npy=True)
+    assert [row.error is None for row in rows] == [True, False]
+    assert "a name of 258 bytes; rename it, or leave --npy out" in rows[1].error
+    rows = encode_shard(extractor, files, 0, 1, tmp_path / "together")
+    assert [row.error for row in rows] == [None, None]

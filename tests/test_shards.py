@@ -1,10 +1,5 @@
 """Whole corpora: every file exactly once, whatever is killed, cut off, repeated or full."""
 
-import os
-import platform
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -286,18 +281,6 @@ def test_files_are_readable_for_whom_the_mask_says(extractor, listed, tmp_path):
     encode_shard(extractor, read_list(listed), 0, 3, tmp_path)
     modes = {path.stat().st_mode for path in (shard_file(tmp_path, 0), part_file(tmp_path, 0))}
     assert len(modes) == 1
-
-
-def test_what_dead_processes_left_is_removed(extractor, listed, tmp_path):
-    dead = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
-    )
-    names = [int(dead.stdout), os.getppid()]
-    for pid in names:
-        (tmp_path / f".features-00000.safetensors.{platform.node()}-{pid}.partial").touch()
-    encode_shard(extractor, read_list(listed), 0, 3, tmp_path)
-    left = [path.name for path in tmp_path.glob(".*.partial")]
-    assert left == [f".features-00000.safetensors.{platform.node()}-{os.getppid()}.partial"]
 
 
 def test_a_finished_shard_is_left_alone(extractor, listed, tmp_path):

@@ -5,7 +5,11 @@ import errno
 import json
 import os
 import pathlib
+import platform
 import stat
+import subprocess
+import sys
+import time
 
 import hypothesis
 import hypothesis.strategies as st
@@ -16,6 +20,7 @@ from safetensors.numpy import save_file
 import daisy_jax
 from daisy_jax import InputError
 from daisy_jax.data import prepared
+from daisy_jax.errors import said_of_system
 from daisy_jax.whole_files import files_digest, read_json, whole_files, write_json, write_text
 
 PROJECT = pathlib.Path(__file__).parents[1]
@@ -71,6 +76,68 @@ def test_a_full_disk_of_safetensors_is_an_os_error_with_the_path(tmp_path):
         whole_files(tmp_path / "a") as (partial,),
     ):
         save_file(tensors, partial / "in a folder that is not there")
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
+    path = tmp_path / (250 * "n" + ".json")
+    write_json(path, {})
+    assert path.read_text() == "{}\n"
+
+
+def test_what_is_planted_beside_a_file_is_not_followed(tmp_path):
+    """Whoever knows host, process and name of the file cannot know where it is written."""
+    (tmp_path / "secret").write_text("before")
+    seen = []
+    for _ in range(2):
+        with whole_files(tmp_path / "a") as (partial,):
+            assert partial.parent.stat().st_mode & 0o777 == 0o700
+            seen.append(partial.parent)
+    assert seen[0] != seen[1]
+    for name in (f".a.{platform.node()}-{os.getpid()}.partial", seen[0].name, seen[1].name):
+        (tmp_path / name).symlink_to(tmp_path / "secret")
+    write_text(tmp_path / "a", "after")
+    assert (tmp_path / "secret").read_text() == "before"
+
+
+def test_what_dead_processes_left_is_removed(tmp_path):
+    asked = [sys.executable, "-c", "import os; print(os.getpid())"]
+    dead = int(subprocess.run(asked, capture_output=True).stdout)
+    here, elsewhere, week = platform.node(), "another-machine", 7 * 86_400
+    cases = {
+        f".{here}-{dead}-aaaaaaaa.partial": (0, False),
+        f".{here}-{os.getppid()}-aaaaaaaa.partial": (0, True),
+        f".{here}-{os.getppid()}-bbbbbbbb.partial": (week + 60, False),
+        f".{elsewhere}-{dead}-aaaaaaaa.partial": (week - 60, True),
+        f".{elsewhere}-{dead}-bbbbbbbb.partial": (week + 60, False),
+        ".of-another-program.partial": (2 * week, True),
+    }
+    for name, (age, _) in cases.items():
+        (tmp_path / name).mkdir()
+        for path in (tmp_path / name / "a", tmp_path / name):
+            path.touch()
+            os.utime(path, (time.time() - age,) * 2)
+    write_text(tmp_path / "b", "")
+    left = {path.name for path in tmp_path.glob(".*")}
+    assert left == {name for name, (_, stays) in cases.items() if stays}
+
+
+def test_a_full_disk_is_said_of_the_file_that_was_to_be_there(tmp_path):
+    def write(**where):
+        with whole_files(tmp_path / "a", tmp_path / "b") as partials:
+            names = {"first": partials[0], "second": partials[1], "input": "some/input.wav"}
+            name = [str(names[key]) for key in where]
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *name)
+
+    for where, said in {"": "a", "first": "a", "second": "b"}.items():
+        with pytest.raises(OSError, match="No space left") as error:
+            write(**({where: True} if where else {}))
+        assert error.value.filename == str(tmp_path / said)
+        line = said_of_system(error.value)
+        assert line.startswith(f"{tmp_path / said}: No space left on device; make room and start")
+    with pytest.raises(OSError, match="No space left") as error:
+        write(input=True)
+    assert error.value.filename == "some/input.wav"
+    assert list(tmp_path.iterdir()) == []
 
 
 @hypothesis.given(

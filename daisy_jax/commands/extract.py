@@ -22,9 +22,9 @@ from daisy_jax.features.extract import (
     encode_shard,
     finished_shard,
     list_source,
-    model_digest,
     shard_size,
 )
+from daisy_jax.features.extractor import model_digest
 from daisy_jax.features.ray import Job, encode_with_ray, join_ray
 from daisy_jax.features.shard_format import Row, finished_part
 from daisy_jax.reporting import followed, printable

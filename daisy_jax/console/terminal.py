@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar, cast
 
 from daisy_jax.console.reports import shown_reports
-from daisy_jax.errors import InputError, Terminated
+from daisy_jax.errors import InputError, Terminated, said_of_system
 from daisy_jax.reporting import printable
 
 Config = TypeVar("Config")
@@ -51,9 +51,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error.name} is needed and not installed; {install}", file=sys.stderr)
         sys.exit(1)
     except (InputError, OSError, FloatingPointError) as error:
-        text = str(error)
-        if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            text = f"{os.fsdecode(error.filename)}: {error.strerror}"  # without the number
+        text = said_of_system(error) if isinstance(error, OSError) else str(error)
         print(f"error: {printable(text)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

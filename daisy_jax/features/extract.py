@@ -4,60 +4,35 @@ Slurm arrays, xargs, Ray or a loop call `encode_shard` for the shards of a list.
 """
 
 import concurrent.futures
-import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
 from daisy_jax import audio, parallel
-from daisy_jax.checkpoints import named_leaves
-from daisy_jax.data.batches import WholeBatches
 from daisy_jax.data.corpus import Corpus, FolderCorpus, Selection, fingerprint, sound_fingerprint
 from daisy_jax.data.durations import READERS, Entry, open_file
 from daisy_jax.data.file_list import FileList, deal
-from daisy_jax.data.prefetch import Batch, batches
 from daisy_jax.errors import InputError, said_of
-from daisy_jax.features.contents import Content
+from daisy_jax.features.extractor import Extractor, model_source
 from daisy_jax.features.files import MAX_SECONDS
-from daisy_jax.features.shard_format import INDEX, Row, finished_part, write_shard
+from daisy_jax.features.shard_format import INDEX, Row, finished_part
 from daisy_jax.features.store import FeatureStore
 from daisy_jax.model.hubert import Hubert
-from daisy_jax.reporting import followed, is_strict, logger
+from daisy_jax.reporting import is_strict, logger
 
 SHARD_BYTES = 1_000_000_000
 SHARD_UTTERANCES = 4096
 """Of a corpus: a shard has at most so many bytes, on average, and utterances."""
+LONGEST_NAME = 255
+"""Bytes of a file's name, on the file systems that people use."""
 LIST_SHARD_FILES = 512
 LEAST_LIST_SHARD_FILES = 32
 """Of a list: files of a shard that stores one item, and of one that stores very many."""
-BATCH_SECONDS = 60.0
-"""Audio in a batch: all layers' outputs are held at once."""
-
-
-def model_digest(model: Hubert) -> str:
-    """A digest of trunk and branches, whatever the calibration."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(model.config)).encode())
-    for name, leaf in named_leaves(model.replace(head=None)).items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def model_source(model: Hubert) -> dict[str, str]:
-    """What features of layers depend on, beside the audio."""
-    return {
-        "model": model_digest(model),
-        "tap": model.config.tap,
-        "item0": model.config.item0,
-        "computed": str(jax.tree.leaves(model.layers)[0].dtype),
-    }
 
 
 def corpus_source(corpus: Corpus) -> str:
@@ -69,105 +44,6 @@ def store_digest(model: Hubert, corpus: Corpus) -> str:
     """Of the names of stores: another model, type, selection or version has one of its own."""
     belongs = json.dumps([model_source(model), corpus_source(corpus)])
     return hashlib.sha256(belongs.encode()).hexdigest()[:12]
-
-
-class Extractor:
-    """A model, and what is to be stored of it, ready for any number of shards."""
-
-    def __init__(self, model: Hubert, content: Content, batch_seconds: float = BATCH_SECONDS):
-        """Puts the model on every device; a batch has up to `batch_seconds` of audio.
-
-        Raises:
-          InputError: the model cannot yield this content.
-        """
-        content.check(model)
-        self.config, self.content = model.config, content
-        self._samples = round(batch_seconds * audio.SAMPLE_RATE)
-        self._source = {**model_source(model), **content.settings(model)}
-        self._model = parallel.replicate(model)
-        self._run = jax.jit(
-            parallel.over_rows(content.compute, 2), out_shardings=parallel.replicated()
-        )
-
-    def source(self, corpus: str, shards: int) -> dict[str, str]:
-        """What a store's features belong to; every shard of it carries the same."""
-        return {
-            **self._source,
-            "items": json.dumps(self.content.items),
-            "dim": str(self.config.dim),
-            "corpus": corpus,
-            "shards": str(shards),
-        }
-
-    @property
-    def bytes_per_frame(self) -> int:
-        """What a frame takes in a store."""
-        numbers = self.config.dim if self.content.dtype is np.float16 else 1
-        return len(self.content.items) * numbers * np.dtype(self.content.dtype).itemsize
-
-    def write_shard(
-        self,
-        folder: pathlib.Path,
-        number: int,
-        corpus: Corpus,
-        root: str | pathlib.Path,
-        source: dict[str, str],
-        unusable: Iterable[Row] = (),
-    ) -> list[Row]:
-        """Computes and writes one shard of the store in `folder`.
-
-        The shard holds the utterances of `corpus`, of which there may be none; their folder is
-        `root`. Returns their rows, in this order, and behind them those of `unusable` files.
-
-        Raises:
-          OSError: the shard cannot be written; it does not count then.
-        """
-        batches_of = WholeBatches(corpus.lengths, self._samples, jax.device_count())
-        errors: dict[int, str] = {}
-
-        def read(position: int) -> Batch:
-            crops = batches_of(position)
-            waveforms = []
-            for crop in crops[parallel.local_rows(len(crops))]:
-                try:
-                    waveforms.append(corpus.read(crop.index, 0, crop.samples))
-                except Exception as error:
-                    errors[crop.index] = said_of(corpus.names[crop.index], error)
-                    waveforms.append(np.zeros(0, np.float32))
-            waveform, lengths = audio.pad_batch(waveforms, audio.padded_width(crops[0].samples))
-            return {"waveform": waveform, "lengths": lengths}
-
-        features: dict[str, np.ndarray] = {}
-        rows: dict[int, Row] = {}
-        count, what = len(batches_of), f"shard {number}/{source['shards']}"
-        placed = map(parallel.place, batches(read, 0, count, workers=0))
-        started = (self._run(self._model, at["waveform"], at["lengths"]) for at in placed)
-        finished = parallel.fetched_behind(started)
-        for position, computed in enumerate(followed(finished, what, count)):
-            for row, crop in enumerate(batches_of(position)):
-                if not crop.samples:
-                    continue  # fills the batch
-                name = corpus.names[crop.index]
-                frames = int(computed.num_frames[row])
-                rows[crop.index] = Row(
-                    id=name,
-                    path=str(pathlib.Path(root) / name),
-                    shard=number,
-                    samples=crop.samples,
-                    frames=frames,
-                    exit_layer=int(computed.exit_layer[row]),
-                    forced=bool(frames and computed.forced[row]),
-                    entropy=computed.entropy[row].tolist() if frames else [],
-                    agreement=computed.agreement[row].tolist() if frames else [],
-                    error=None if frames else errors.get(crop.index, "could not be read"),
-                )
-                if frames and self.content.items and parallel.is_first():
-                    # Copied, so that the batch with its padding can go.
-                    features[name] = np.array(computed.values[row, :, :frames])
-        written = [*(rows[index] for index in sorted(rows)), *unusable]
-        if parallel.is_first():
-            write_shard(folder, number, features, written, source)
-        return written
 
 
 def plan_shards(sizes: Int[np.ndarray, " utterances"]) -> list[Int[np.ndarray, " _"]]:
@@ -290,6 +166,8 @@ def encode_shard(
     with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
         listed = map(files.samples.get, names)
         entries = list(readers.map(_measure, paths, listed, [max_seconds] * len(paths)))
+    if npy:
+        entries = [_fits(path, entry) for path, entry in zip(paths, entries, strict=True)]
     usable = {path: entry for path, entry in zip(paths, entries, strict=True) if not entry.error}
     unusable = [
         Row(name, str(path), number, 0, 0, 0, False, [], [], f"{path}: {entry.error}")
@@ -322,3 +200,12 @@ def _measure(path: pathlib.Path, listed: int | None, max_seconds: float) -> Entr
         error = f"{seconds:.1f} s long; split it, or allow more (--max-seconds with --retry)"
         return entry._replace(error=error)
     return entry
+
+
+def _fits(path: pathlib.Path, entry: Entry) -> Entry:
+    """With an error if no file can have the name of these features."""
+    size = len(os.fsencode(f"{path.name}.npy"))
+    if entry.error or size <= LONGEST_NAME:
+        return entry
+    text = f"its features would need a name of {size} bytes; rename it, or leave --npy out"
+    return entry._replace(error=text)

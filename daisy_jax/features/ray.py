@@ -17,7 +17,7 @@ from jaxtyping import Int
 from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
 from daisy_jax.checkpoints import load
 from daisy_jax.data.file_list import read_list
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, said_of_system
 from daisy_jax.features.contents import Content
 from daisy_jax.features.extract import Extractor, encode_shard
 
@@ -65,7 +65,9 @@ class Worker:
         try:
             encode_shard(self._extractor, self._files, number, job.shards, job.output, **options)
             return ""
-        except (InputError, OSError) as error:
+        except OSError as error:
+            return said_of_system(error)
+        except InputError as error:
             return str(error)
 
 

@@ -126,11 +126,8 @@ def write_shard(
             written = pyarrow.Table.from_pylist([row._asdict() for row in rows], _schema())
             metadata = {FORMAT: json.dumps(kept)}
             pyarrow.parquet.write_table(written.replace_schema_metadata(metadata), table)
-    except (pyarrow.ArrowException, OSError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise OSError(
-            f"{(*files, part)[0]}: cannot be written ({why}); make room and start again"
-        ) from error
+    except pyarrow.ArrowException as error:
+        raise OSError(f"{part}: cannot be written ({error})") from error
 
 
 def shard_files(

@@ -10,7 +10,8 @@ from daisy_jax.data.batches import Crop, read_crops
 from daisy_jax.data.corpus import corpus_name
 from daisy_jax.errors import InputError
 from daisy_jax.features import contents
-from daisy_jax.features.extract import Extractor, extract_corpus, model_source, store_digest
+from daisy_jax.features.extract import Extractor, extract_corpus, store_digest
+from daisy_jax.features.extractor import model_source
 from daisy_jax.features.shard_format import INDEX
 from daisy_jax.features.store import FeatureStore
 from daisy_jax.model.hubert import Hubert
