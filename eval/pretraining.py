@@ -15,15 +15,16 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Bool, Float, Int
 
-from daisy_jax import audio, load
+from daisy_jax import InputError, audio, load
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.terminal import run_command
 from daisy_jax.data.corpus import open_corpus
+from daisy_jax.errors import said_of
 from daisy_jax.model.frame_labels import block_features, label_frames
 from daisy_jax.model.hubert import embed
 from daisy_jax.model.layer_loops import last_block
 from daisy_jax.parallel import fetched_behind
-from daisy_jax.reporting import followed
+from daisy_jax.reporting import followed, leave_out
 from daisy_jax.training.cluster_targets import mfcc, nearest_centroid
 from daisy_jax.training.pretraining import span_mask
 
@@ -64,9 +65,13 @@ def main() -> None:
         embedded = embed(model, waveform, lengths, masked)
         return label_frames(model, last_block(model, embedded), embedded.frame_mask)
 
-    def start(index: int) -> tuple[np.ndarray, np.ndarray, jax.Array, jax.Array]:
+    def start(index: int) -> tuple[np.ndarray, np.ndarray, jax.Array, jax.Array] | None:
         """Waveform and mask of an utterance, and what is predicted with and without the mask."""
-        waveform = corpus.read(index, 0, int(corpus.lengths[index]))
+        try:
+            waveform = corpus.read(index, 0, int(corpus.lengths[index]))
+        except Exception as error:
+            leave_out(said_of(corpus.names[index], error))
+            return None
         batch = audio.batch_of_one(waveform)
         frames = np.asarray([audio.frame_count(len(waveform))])
         width = audio.frame_count(batch[0].shape[1])
@@ -76,7 +81,10 @@ def main() -> None:
     count = len(corpus.names)
     hits: dict[str, list[np.ndarray]] = {"masked": [], "unmasked": [], "without mask": []}
     computed = fetched_behind(map(start, range(count)))
-    for waveform, mask, with_mask, without in followed(computed, "predicting", count):
+    for utterance in followed(computed, "predicting", count):
+        if utterance is None:
+            continue
+        waveform, mask, with_mask, without = utterance
         labels = nearest_centroid(features(waveform), centroids)
         right, plain = (
             np.asarray(each[0, : len(labels)] == labels) for each in (with_mask, without)
@@ -85,7 +93,9 @@ def main() -> None:
         hits["masked"].append(right[mask])
         hits["unmasked"].append(right[~mask])
         hits["without mask"].append(plain)
-    print(f"{count} utterances of {config.data}, {len(centroids)} clusters")
+    if not hits["masked"]:
+        raise InputError(f"{config.data}: none of {count} utterances can be read")
+    print(f"{len(hits['masked'])} utterances of {config.data}, {len(centroids)} clusters")
     for name, parts in hits.items():
         frames = np.concatenate(parts)
         print(f"accuracy, {name}: {frames.mean():.3f} of {len(frames)} frames")

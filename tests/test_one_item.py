@@ -1,11 +1,13 @@
 """One bad input costs itself: whatever its reader raises, and whatever it does not fit into."""
 
 import contextlib
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 import sounds
+from made_corpora import libri2mix, voicebank
 from made_models import SMALL, made_model
 from programs import COMMAND, run_here
 
@@ -20,6 +22,8 @@ from daisy_jax.errors import said_of
 from daisy_jax.features import contents, files
 from daisy_jax.features.extract import Extractor, encode_shard
 from daisy_jax.features.store import FeatureStore
+from daisy_jax.tasks.presets import make_task, read_preset
+from daisy_jax.training.cluster_targets import cluster_targets, nearest_centroid
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +219,74 @@ def test_a_name_that_takes_no_ending_costs_that_file_in_a_shard(model, folder, t
     assert "a name of 258 bytes; rename it, or leave --npy out" in rows[1].error
     rows = encode_shard(extractor, files, 0, 1, tmp_path / "together")
     assert [row.error for row in rows] == [None, None]
+
+
+# ---------------------------------------------------------------- downstream tasks and targets
+
+
+@pytest.fixture
+def unreadable(monkeypatch):
+    """Takes a name: the corpora's reader then fails for it in a way that nobody expects."""
+
+    def after(name):
+        original = loading.opened
+
+        @contextlib.contextmanager
+        def opened(path, **options):
+            if name in str(path):
+                raise RuntimeError("of a kind\nthat nobody has seen")
+            with original(path, **options) as sound:
+                yield sound
+
+        monkeypatch.setattr(loading, "opened", opened)
+
+    return after
+
+
+MASKS = {
+    "se": voicebank,
+    "ss": lambda path: libri2mix(path, {"train-100": 2, "dev": 2, "test": 3}),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_are_learned_and_measured_without_it(name, tmp_path, unreadable, left_out):
+    MASKS[name](tmp_path)
+    task = make_task(name, read_preset(name, "daisy-tiny"))
+    examples = task.open(str(tmp_path), "test")
+    victim, other = examples.corpus.names[:2]
+    lengths = examples.corpus.lengths
+    crops = [Crop(index, 0, int(lengths[index])) for index in (0, 1)]
+    whole = task.targets(examples, crops, slice(None), int(lengths[:2].max()))
+    unreadable(pathlib.Path(victim).stem)
+    targets = task.targets(examples, crops, slice(None), int(lengths[:2].max()))
+    assert targets["samples"].tolist() == [0, lengths[1]]
+    assert not targets["mixture"][0].any()
+    np.testing.assert_array_equal(targets["mixture"][1], whole["mixture"][1])
+    np.testing.assert_array_equal(targets["sources"][1], whole["sources"][1])
+    for index, defined in ((0, False), (1, True)):
+        output = whole["sources"][index, :, : lengths[index]]
+        for value, _ in task.measure(examples, index, output).values.values():
+            assert np.isnan(value) != defined
+        plain = task.unprocessed(examples, index)
+        for value, _ in (plain.values if plain else {}).values():
+            assert np.isnan(value) != defined
+    assert all(victim in line and other not in line for line in left_out)
+
+
+def test_clusters_are_made_without_it(folder, odd, left_out):
+    corpus = open_corpus(folder)
+
+    def features(waveform):
+        return np.resize(waveform, (audio.frame_count(len(waveform)), 3))
+
+    odd()
+    labels, centroids = cluster_targets(corpus, features, 4, seed=0)
+    counts = audio.frame_count(corpus.lengths)
+    parts = np.split(labels, np.cumsum(counts)[:-1])
+    assert not parts[1].any()
+    for part, name in ((parts[0], "a.wav"), (parts[2], "z.wav")):
+        wanted = nearest_centroid(features(audio.load(folder / name)).astype(np.float16), centroids)
+        np.testing.assert_array_equal(part, wanted)
+    assert len(left_out) == 1
+    assert "odd.wav" in left_out[0]

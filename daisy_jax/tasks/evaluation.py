@@ -12,11 +12,12 @@ from jaxtyping import Float, Int
 from daisy_jax.audio import SAMPLE_RATE, batch_of_one
 from daisy_jax.cost import multiply_adds, threshold_for_cost
 from daisy_jax.encode import encode
+from daisy_jax.errors import said_of
 from daisy_jax.exits import ExitRule, exit_threshold, fixed_layer, span_rules
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.hubert import Hubert
 from daisy_jax.parallel import medians
-from daisy_jax.reporting import followed
+from daisy_jax.reporting import followed, leave_out
 from daisy_jax.tasks.metrics import bootstrap_interval
 from daisy_jax.tasks.task import Measure
 from daisy_jax.tasks.task_data import Exits, TaskData
@@ -124,8 +125,8 @@ class Timing(NamedTuple):
 
 def time_trunk(
     trunk: Hubert, params: Params, data: TaskData, choices: Sequence[Choice], count: int, runs: int
-) -> Timing:
-    """Times the trunk, warm, all rules in turns.
+) -> Timing | None:
+    """Times the trunk, warm, all rules in turns; None if no utterance's sound can be read.
 
     Args:
       trunk: with its branches.
@@ -141,9 +142,15 @@ def time_trunk(
     rules = {choice.label: choice.rule for choice in choices if choice.exits is None}
     rules[""] = fixed_layer(layers, layers)  # what the others are compared with
     weights = jnp.asarray(params["layer_weights"])
+    timed: list[int] = []
     times: list[list[float]] = []
-    for index in followed(indices, "timing"):
-        waveform = data.examples.corpus.read(int(index), 0, int(data.lengths[index]))
+    corpus = data.examples.corpus
+    for index in followed(indices.tolist(), "timing"):
+        try:
+            waveform = corpus.read(index, 0, int(data.lengths[index]))
+        except Exception as error:
+            leave_out(said_of(corpus.names[index], error))
+            continue
         batch = jax.device_put(batch_of_one(waveform))
 
         def pooled(rule: ExitRule, batch: tuple[jax.Array, jax.Array] = batch) -> object:
@@ -153,10 +160,13 @@ def time_trunk(
             )
 
         tasks = {label: functools.partial(pooled, rule) for label, rule in rules.items()}
+        timed.append(index)
         times.append(list(medians(tasks, runs).values()))
+    if not timed:
+        return None
     seconds = dict(zip(rules, np.asarray(times).T, strict=True))
     full_depth = seconds.pop("")
-    return Timing(indices, seconds, full_depth)
+    return Timing(np.asarray(timed), seconds, full_depth)
 
 
 class MeasuredValue(TypedDict):

@@ -10,10 +10,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from daisy_jax import audio
+from daisy_jax.data.batches import Crop
 from daisy_jax.data.libri2mix import open_libri2mix
 from daisy_jax.data.voicebank import open_voicebank
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, said_of
 from daisy_jax.model.feature_encoder import valid_positions
+from daisy_jax.reporting import leave_out
 from daisy_jax.tasks.losses import Counts, Features, best_permutation, utterance_mean
 from daisy_jax.tasks.lstm import BidirectionalLstm
 from daisy_jax.tasks.metrics import short_time_intelligibility, si_sdr_improvement, wideband_pesq
@@ -181,12 +183,12 @@ class _Masks(Task[MaskHead]):
         crops = crops[rows]
         mixture = np.zeros((len(crops), width), np.float32)
         sources = np.zeros((len(crops), self.sources, width), np.float32)
+        samples = np.zeros(len(crops), np.int32)
         for row, crop in enumerate(crops):
-            if crop.samples:
-                part = (crop.index, crop.start, crop.samples)
-                mixture[row, : crop.samples] = examples.corpus.read(*part)
-                sources[row, :, : crop.samples] = examples.targets.read_sources(*part)
-        samples = np.asarray([crop.samples for crop in crops], np.int32)
+            read = _read(examples, crop) if crop.samples else None
+            if read is not None:
+                mixture[row, : crop.samples], sources[row, :, : crop.samples] = read
+                samples[row] = crop.samples
         return {"mixture": mixture, "sources": sources, "samples": samples}
 
     def loss(self, head, features, num_frames, targets, key):
@@ -201,6 +203,34 @@ class _Masks(Task[MaskHead]):
     def cut(self, output, num_frames, samples):
         """As for every `Task`."""
         return output[:, :samples]
+
+    def measure(self, examples, index, output):
+        """As for every `Task`; nothing is defined for what cannot be read."""
+        read = _read(examples, Crop(index, 0, int(examples.corpus.lengths[index])))
+        if read is None:
+            return Measured(dict.fromkeys(self.measures, (np.nan, np.nan)))
+        return Measured(self.compared(output, *read))
+
+    def compared(
+        self,
+        output: Float[np.ndarray, "sources samples"],
+        mixture: Float[np.ndarray, " samples"],
+        sources: Float[np.ndarray, "sources samples"],
+    ) -> dict[str, tuple[float, float]]:
+        """Totals and weights of the measures, of estimates against the sources of a mixture."""
+        raise NotImplementedError
+
+
+def _read(
+    examples: Examples, crop: Crop
+) -> tuple[Float[np.ndarray, " samples"], Float[np.ndarray, "sources samples"]] | None:
+    """Mixture and sources of a crop; None if they cannot be read, which is said."""
+    part = (crop.index, crop.start, crop.samples)
+    try:
+        return examples.corpus.read(*part), examples.targets.read_sources(*part)
+    except Exception as error:
+        leave_out(said_of(examples.corpus.names[crop.index], error))
+        return None
 
 
 class Enhancement(_Masks):
@@ -224,16 +254,17 @@ class Enhancement(_Masks):
         recordings = open_voicebank(folder, name, chosen, without)
         return Examples(recordings.corpus, recordings)
 
-    def measure(self, examples, index, output):
-        """As for every `Task`."""
-        clean = examples.targets.read_sources(index)[0]
-        return Measured(noisy_measures(clean, output[0]))
+    def compared(self, output, mixture, sources):
+        """As for all masks."""
+        return noisy_measures(sources[0], output[0])
 
     def unprocessed(self, examples, index):
         """As for every `Task`."""
-        samples = int(examples.corpus.lengths[index])
-        noisy = examples.corpus.read(index, 0, samples)
-        return Measured(noisy_measures(examples.targets.read_sources(index)[0], noisy))
+        read = _read(examples, Crop(index, 0, int(examples.corpus.lengths[index])))
+        if read is None:
+            return Measured(dict.fromkeys(self.measures, (np.nan, np.nan)))
+        noisy, sources = read
+        return Measured(noisy_measures(sources[0], noisy))
 
 
 def noisy_measures(
@@ -267,9 +298,7 @@ class Separation(_Masks):
             examples = part_of(examples, np.sort(order[:limit]))
         return examples
 
-    def measure(self, examples, index, output):
-        """As for every `Task`."""
-        mixture = examples.corpus.read(index, 0, int(examples.corpus.lengths[index]))
-        sources = examples.targets.read_sources(index)
+    def compared(self, output, mixture, sources):
+        """As for all masks."""
         improvement, _ = si_sdr_improvement(output, sources, mixture)
-        return Measured({"si_sdri": (improvement, 1.0)})
+        return {"si_sdri": (improvement, 1.0)}

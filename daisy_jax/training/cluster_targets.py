@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus
-from daisy_jax.errors import InputError
-from daisy_jax.reporting import followed
+from daisy_jax.errors import InputError, said_of
+from daisy_jax.reporting import followed, leave_out
 from daisy_jax.whole_files import whole_files
 
 # How much deltas and their deltas count beside the cepstra, which tell phones apart better.
@@ -57,15 +57,23 @@ def cluster_targets(
     Centroids are fitted on about `fit_frames` frames, drawn evenly over the corpus.
 
     Returns:
-      labels int16, utterance after utterance, and centroids float32.
+      labels int16, utterance after utterance, and centroids float32. Frames of an utterance that
+      cannot be read, which training leaves out, have the label 0.
     """
     from sklearn.cluster import MiniBatchKMeans
 
-    rows = [
-        features(corpus.read(i, 0, int(corpus.lengths[i]))).astype(np.float16)
-        for i in followed(range(len(corpus.names)), "clustering")
-    ]
-    stacked = np.concatenate(rows)
+    counts = audio.frame_count(corpus.lengths)
+    rows = []
+    readable = np.ones(len(counts), bool)
+    for index, name in enumerate(followed(corpus.names, "clustering")):
+        try:
+            waveform = corpus.read(index, 0, int(corpus.lengths[index]))
+        except Exception as error:
+            leave_out(said_of(name, error))
+            readable[index] = False
+            continue
+        rows.append(features(waveform).astype(np.float16))
+    stacked = np.concatenate(rows) if rows else np.zeros((0, 1), np.float16)
     if len(stacked) < clusters:
         raise InputError(
             f"{len(stacked)} frames of speech for {clusters} clusters; give more speech or ask for "
@@ -82,7 +90,9 @@ def cluster_targets(
     )
     kmeans.fit(stacked[sample].astype(np.float32))
     centroids = np.asarray(kmeans.cluster_centers_, np.float32)
-    return nearest_centroid(stacked, centroids).astype(np.int16), centroids
+    labels = np.zeros(counts.sum(), np.int16)
+    labels[np.repeat(readable, counts)] = nearest_centroid(stacked, centroids)
+    return labels, centroids
 
 
 def nearest_centroid(
