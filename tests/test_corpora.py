@@ -3,7 +3,9 @@
 import os
 import pathlib
 import signal
+import socket
 import subprocess
+import threading
 import time
 
 import numpy as np
@@ -216,6 +218,26 @@ def test_a_command_refuses_the_options_of_the_other(there, arguments, option):
 
 
 # ---- Ray ----
+
+
+@pytest.mark.parametrize("listens", ["nobody", "somebody who is silent", "another program"])
+def test_a_cluster_that_does_not_answer_is_one_line_soon(there, tmp_path, monkeypatch, listens):
+    monkeypatch.setattr("daisy_jax.features.ray.CONNECT_SECONDS", 1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # so that nobody else listens there
+        if listens != "nobody":
+            taken.listen()
+        if listens == "another program":
+            threading.Thread(target=lambda: [taken.accept()[0].close() for _ in "12"]).start()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for form in (address, f"ray://{address}"):
+            monkeypatch.setenv("RAY_ADDRESS", form)
+            done = run_here(COMMAND, *given(there, "--output", tmp_path / "store", "--ray"))
+            assert done.returncode == 1
+            joining, error = done.stderr.splitlines()
+            assert joining.endswith(f"joining Ray at {form}, which has 1 s to answer")
+            assert error.startswith(f"error: RAY_ADDRESS={form}: nothing answers there within 1 s")
+            assert "unset RAY_ADDRESS" in error
 
 
 def without_rays(errors):

@@ -8,6 +8,7 @@ a killed driver goes on where it was when it is started again.
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,7 +21,11 @@ from daisy_jax.data.file_list import read_list
 from daisy_jax.errors import InputError, said_of_system
 from daisy_jax.features.contents import Content
 from daisy_jax.features.extract import Extractor, encode_shard
+from daisy_jax.reporting import logger
 
+CONNECT_SECONDS = 10
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""What a client of gRPC, and so of Ray, says first: RFC 9113, sections 3.4 and 6.5."""
 START_AGAIN = 10
 """Times in a row that workers may die while they load the model."""
 
@@ -75,17 +80,26 @@ def join_ray(accelerator: Accelerator, workers: int) -> None:
     """Joins the cluster that RAY_ADDRESS names, or starts one on this machine.
 
     Raises:
-      InputError: there are fewer GPUs than workers that need one.
+      InputError: nothing answers at that address, or no cluster does, or there are fewer GPUs than
+        workers that need one.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address:
+        _reach(address)
     import ray
 
     on_terminate = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    try:
+        ray.init(
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        where = f"RAY_ADDRESS={address}" if address else "Ray on this machine"
+        raise InputError(f"{where}: cannot be joined ({reason})") from None
     signal.signal(signal.SIGTERM, on_terminate)  # which Ray takes away
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if accelerator == "gpu" and gpus < workers:
@@ -93,6 +107,27 @@ def join_ray(accelerator: Accelerator, workers: int) -> None:
             f"{workers} workers with a GPU each, and Ray has {gpus} GPUs; lower --workers, or pass "
             "--accelerator=cpu"
         )
+
+
+def _reach(address: str) -> None:
+    """Says where Ray will be looked for; Ray itself would try for minutes without a word."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not host or not port.isdecimal():  # such as "auto", which Ray finds by itself
+        return
+    logger.info("joining Ray at %s, which has %d s to answer", address, CONNECT_SECONDS)
+    try:
+        place = host.strip("[]"), int(port)
+        with socket.create_connection(place, CONNECT_SECONDS) as stream:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                stream.sendall(HTTP2_HELLO)
+                if not stream.recv(1):
+                    raise ConnectionError("what listens there hangs up on gRPC")
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"RAY_ADDRESS={address}: nothing answers there within {CONNECT_SECONDS} s ({reason}); "
+            "start Ray there, correct the address, or unset RAY_ADDRESS to use this machine alone"
+        ) from None
 
 
 def encode_with_ray(job: Job, missing: list[int], workers: int) -> Iterator[int]:
