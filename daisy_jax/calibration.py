@@ -45,7 +45,9 @@ def calibrate(
     started = (start(waveform, lengths) for waveform, lengths in batches)
     rows = [entropy[num_frames > 0] for entropy, num_frames in fetched_behind(started)]
     if not sum(map(len, rows)):
-        raise InputError("no utterance to calibrate on; give at least one of 400 samples or more")
+        raise InputError(
+            "batches hold no utterance to calibrate on; give at least one of 400 samples or more"
+        )
     return Calibration(np.concatenate(rows), dataset)
 
 

@@ -100,7 +100,7 @@ def encode(
     if threshold is not None:
         if model.branches is None:
             raise InputError(
-                "this model has no branches, so a threshold cannot be met; train them with "
+                "threshold cannot be met, as this model has no branches; train them with "
                 "train/branches.py, or pass threshold=None for full depth"
             )
         threshold = _broadcast_threshold(threshold, waveform.shape[0])

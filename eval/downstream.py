@@ -101,7 +101,7 @@ FOLDERS = {"test": "evaluation", "dev": "evaluation-dev", "train": "evaluation-t
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     if not config.runs:
-        raise InputError("no run; give at least one folder of train/downstream.py")
+        raise InputError("RUNS: none is given; give at least one folder of train/downstream.py")
     if config.language_model and not config.lexicon:
         raise InputError("--language-model needs --lexicon, the words to decode with")
     device = use_accelerator(config.accelerator)

@@ -58,7 +58,10 @@ def main() -> None:
         else:
             evaluations.append(evaluated)
     if not evaluations:
-        raise InputError("nothing to report; evaluate runs with eval/downstream.py first")
+        raise InputError(
+            f"{' '.join(config.runs)}: nothing to report; evaluate runs with eval/downstream.py "
+            "first"
+        )
     order = [*TASKS, *(each.result["task"] for each in evaluations)]  # the paper's tasks come first
     by_task = {
         task: [each for each in evaluations if each.result["task"] == task] for task in order

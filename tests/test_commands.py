@@ -211,7 +211,7 @@ def test_a_model_without_calibration_or_branches_says_the_ways_out(command, fold
 def test_no_files_are_an_error(command, folder):
     status, _, errors = command("encode", "--model", folder / "model")
     assert status == 1
-    assert errors == ["error: no files; give at least one sound file"]
+    assert errors == ["error: FILES: none are given; give at least one sound file"]
 
 
 # ---- encode: bad files ----
@@ -444,7 +444,10 @@ def test_calibrate_without_a_good_file_keeps_the_old_calibration(command, fresh,
     assert command("calibrate", fresh, files[0])[0] == 0
     before = daisy_jax.load(fresh).calibration
     assert before.dataset == pathlib.Path(files[0]).parent.name
-    for paths, said in (([tmp_path / "gone.wav"], "no file could be encoded"), ([], "no files")):
+    for paths, said in (
+        ([tmp_path / "gone.wav"], "none of 1 files could be encoded"),
+        ([], "FILES: none"),
+    ):
         status, _, errors = command("calibrate", fresh, *paths)
         assert status == 1
         assert said in errors[-1]

@@ -185,7 +185,7 @@ def test_the_difference_of_two_rules_is_paired():
     for found in (apart.plain, apart.weighted, *apart.levels):
         np.testing.assert_allclose(found, (0.1, 0.1, 0.1))
     fewer = sums_of(*recognised(errors[:39], words[:39], layers[:39]))
-    with pytest.raises(InputError, match="evaluated on different utterances"):
+    with pytest.raises(InputError, match="were evaluated on different utterances"):
         difference(fewer, ours)
 
 

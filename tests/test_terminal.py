@@ -5,6 +5,7 @@ import os
 import signal
 import types
 
+import jax
 import pytest
 
 from daisy_jax import reporting
@@ -52,6 +53,25 @@ def test_other_missing_modules_are_faults_of_ours():
 def test_system_errors_name_the_file_and_no_number(tmp_path, capsys):
     code, error = ended(lambda: (tmp_path / "gone").read_text() and None, capsys)
     assert (code, error) == (1, f"error: {tmp_path / 'gone'}: No such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nMore"),
+    ],
+)
+def test_too_little_memory_is_one_line_with_what_to_do(capsys, error):
+    def command():
+        raise error
+
+    code, said = ended(command, capsys)
+    assert code == 1
+    assert said.startswith("error: ")
+    assert "not enough memory" in said
+    assert "give smaller batches" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

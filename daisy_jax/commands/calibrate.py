@@ -50,7 +50,10 @@ class Calibrate:
             else:
                 rows.append(result.entropy)
         if not rows:
-            raise InputError("no file could be encoded, so that the calibration stays as it was")
+            raise InputError(
+                f"{self.files[0]}: none of {len(files)} files could be encoded, so that the "
+                f"calibration of {self.model} stays as it was"
+            )
         first = pathlib.Path(self.files[0]).absolute()
         name = self.name or (first if first.is_dir() else first.parent).name
         # In the type that is stored, so that the table is that of daisy-jax info.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar, cast
 
 from daisy_jax.console.reports import shown_reports
-from daisy_jax.errors import InputError, Terminated, said_of_system
+from daisy_jax.errors import InputError, Terminated, is_out_of_memory, said_of_system
 from daisy_jax.reporting import printable
 
 Config = TypeVar("Config")
@@ -53,6 +53,16 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     except (InputError, OSError, FloatingPointError) as error:
         text = said_of_system(error) if isinstance(error, OSError) else str(error)
         print(f"error: {printable(text)}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        print(
+            f"error: {sys.argv[0]}: not enough memory ({said}); give smaller batches or shorter "
+            "recordings (what was finished before is kept)",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -45,7 +45,7 @@ def expand_folders(paths: Sequence[str]) -> list[str]:
       InputError: nothing was given.
     """
     if not paths:
-        raise InputError("no files; give at least one sound file")
+        raise InputError("FILES: none are given; give at least one sound file")
     files = []
     for path in paths:
         below = [str(file) for file in sound_files(path)] if os.path.isdir(path) else []

@@ -102,7 +102,9 @@ def at_exit(rule: ExitRule, layer_weights: Float[np.ndarray, " items"] | None = 
 
     def check(model: Hubert) -> None:
         if rule.threshold is not None and model.branches is None:
-            raise InputError("this model has no branches, so no threshold can be met")
+            raise InputError(
+                f"threshold {rule.threshold:g}: this model has no branches, so that none can be met"
+            )
 
     def compute(model: Hubert, waveform: Waveform, lengths: Lengths) -> Computed:
         exits = {"threshold": rule.threshold, "allowed": rule.allowed}

@@ -21,7 +21,8 @@ def as_array(values: Array | npt.ArrayLike) -> AnyArray:
         return jnp.asarray(values) if hasattr(values, "__jax_array__") else np.asarray(values)
     except ValueError:
         raise InputError(
-            "lists of different length are no batch; daisy_jax.audio.pad_batch makes one of them"
+            "values are lists of different length and so no batch; daisy_jax.audio.pad_batch makes "
+            "one of them"
         ) from None
 
 

@@ -110,7 +110,9 @@ def difference(ours: LevelSums, theirs: LevelSums) -> LevelValues:
       InputError: the utterances are others.
     """
     if (ours.clean, ours.snrs) != (theirs.clean, theirs.snrs):
-        raise InputError("two runs were evaluated on different utterances; evaluate both on one")
+        raise InputError(
+            "ours and theirs were evaluated on different utterances; evaluate both on the same"
+        )
     return _by_level(
         ours,
         lambda drawn: (

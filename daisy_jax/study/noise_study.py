@@ -88,7 +88,7 @@ def measure(
       InputError: the model has no branches, or no utterance can be read.
     """
     if model.branches is None:
-        raise InputError("this model has no branches; train them with train/branches.py")
+        raise InputError("model has no branches; train them with train/branches.py")
     store = extract_corpus(
         stores / f"{corpus_name(root)}-{store_digest(model, corpus)}",
         Extractor(model, contents.layers(())),

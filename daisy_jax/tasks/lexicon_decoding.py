@@ -126,8 +126,8 @@ def _language_model(path: str | pathlib.Path, names: list[str]) -> tuple["KenLM"
         raise InputError(f"{path}: no such language model; give a KenLM file")
     if importlib.util.find_spec("kenlm") is None:
         raise InputError(
-            "a language model needs the package kenlm, which pip builds with a C++ compiler and "
-            "CMake: pip install kenlm"
+            f"{path}: a language model needs the package kenlm, which pip builds with a C++ "
+            "compiler and CMake: pip install kenlm"
         )
     dictionary = Dictionary([*names, "<unk>"])
     dictionary.set_default_index(dictionary.get_index("<unk>"))

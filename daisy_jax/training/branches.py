@@ -151,7 +151,9 @@ class Validation:
         scores = BranchScores(*map(np.concatenate, fields))
         valid = scores.frames > 0
         if not np.any(valid):
-            raise InputError("no utterance of the validation set could be read; repair its files")
+            raise InputError(
+                "--data: no utterance of the validation set could be read; repair its files"
+            )
         return BranchScores(*(part[valid] for part in scores))
 
     def summary(self, branches: Branches) -> dict[str, float | list[float]]:
