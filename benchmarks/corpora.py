@@ -5,7 +5,7 @@
 Writes so many WAV files of 1 to 20 s with drawn samples. The ways take turns; each is timed as a
 whole command, start included, with compiled programs in a cache that a first run has filled. Then
 `--stream` files of half a second go through `encode_shard`, and resident memory is printed on the
-way. The model is daisy-tiny at ratio 0.7.
+way. The model is daisy-tiny.
 """
 
 import dataclasses
@@ -99,7 +99,6 @@ def memory(config: Config, folder: pathlib.Path) -> None:
     use_accelerator(config.accelerator)
 
     from daisy_jax.data.file_list import FileList
-    from daisy_jax.exits import ExitRule
     from daisy_jax.features import contents
     from daisy_jax.features.extract import Extractor, encode_shard
 
@@ -110,10 +109,7 @@ def memory(config: Config, folder: pathlib.Path) -> None:
     for name in names[1:]:
         (folder / "short" / name).hardlink_to(first)
     model = daisy_jax.load()
-    assert model.calibration is not None
-    threshold = float(daisy_jax.exit_threshold(model.calibration.mean_entropy, 0.7))
-    everywhere = np.ones(model.config.num_layers, bool)
-    extractor = Extractor(model, contents.at_exit(ExitRule("", threshold, everywhere)))
+    extractor = Extractor(model, contents.layers((model.config.num_layers,)))
     files = FileList(folder / "short", names, {}, 0)
     shards = -(-config.stream // 500)
     print(f"\n{config.stream} files of 0.5 s in {shards} shards: files, resident memory in MB")

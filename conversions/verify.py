@@ -17,7 +17,6 @@ import dataclasses
 import importlib
 import math
 import pathlib
-import zipfile
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -31,7 +30,7 @@ from daisy_jax import InputError
 from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command
 from daisy_jax.conversions.rules import Source
-from daisy_jax.conversions.sources import open_source
+from daisy_jax.conversions.sources import open_source, saved_features
 
 SAMPLE = pathlib.Path(daisy_jax.__file__).parent / "samples" / "reading-3.flac"
 Frames = Float64[np.ndarray, "frames dim"]
@@ -95,10 +94,7 @@ def main() -> None:
         layers = model.config.num_layers
         if not 1 <= config.features_layer <= layers:
             raise InputError(f"--features-layer is {config.features_layer}; give 1 to {layers}")
-        try:
-            reference = np.asarray(np.load(config.features), np.float64)
-        except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{config.features}: not a .npy file of numbers ({error})") from None
+        reference = saved_features(config.features)
         name = f"{config.features}, layer {config.features_layer}"
         differences.add_array(
             name, reference, ours[config.features_layer], config.features_tolerance

@@ -3,15 +3,20 @@
 The config file says how to build the model; the tensor file holds every parameter under its path
 (`layers.ffn.up.kernel`) and, if there is one, the calibration's entropies. Tensors may be stored as
 float32, bfloat16 or float16.
+
+The tensor file is what counts: its metadata hold what was written into the JSON files beside it,
+too, and one digest of all. Where a process died between replacing the one and the other, the
+metadata are read in the place of a JSON file with another digest.
 """
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +26,16 @@ from jaxtyping import Array, PyTree, Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, require_file
 from daisy_jax.exits import Calibration
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.hubert import Hubert
-from daisy_jax.whole_files import read_json, whole_files
+from daisy_jax.whole_files import parse_json, read_text, whole_files
 
 FORMAT = "daisy_jax/1"
 PACKAGED = pathlib.Path(__file__).parent / "models" / "daisy-tiny"
+DIGEST = "sha256"
+"""Under which metadata and JSON files hold the digest of tensors and JSON together."""
 TENSORS, CONFIG = "model.safetensors", "config.json"
 CALIBRATION_TENSOR = "calibration.entropy"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -101,8 +108,9 @@ def save_calibration(path: str | os.PathLike, calibration: Calibration) -> None:
       OSError: the folder cannot be written. The calibration that was there before is kept then.
     """
     folder = pathlib.Path(path)
-    config, _ = _read_config(folder / CONFIG)
-    _write(folder, read_tensors(folder / TENSORS), config, calibration)
+    config, _, tensors = _read_folder(folder)
+    tensors.pop(CALIBRATION_TENSOR, None)
+    _write(folder, tensors, config, calibration)
 
 
 def _write(
@@ -125,7 +133,6 @@ def write_folder(
     folder: pathlib.Path,
     tensors: dict[str, Shaped[np.ndarray, "..."]],
     contents: Mapping[str, Mapping[str, object]],
-    metadata: dict[str, str] | None = None,
 ) -> None:
     """Writes `model.safetensors` and JSON files into a folder, all of them or none.
 
@@ -133,17 +140,60 @@ def write_folder(
       folder: made if absent.
       tensors: arrays by name.
       contents: what the JSON files hold, by file name.
-      metadata: of the tensor file.
 
     Raises:
       OSError: the folder cannot be written; files that were there before are kept then.
     """
+    texts = {name: json.dumps(content, indent=2) for name, content in contents.items()}
+    digest = _digest(tensors, texts)
+    with whole_files(*(folder / name for name in (TENSORS, *contents))) as (weights, *partials):
+        write_tensors(weights, tensors, {DIGEST: digest, **texts})
+        for partial, content in zip(partials, contents.values(), strict=True):
+            text = json.dumps({**content, DIGEST: digest}, indent=2) + "\n"
+            partial.write_text(text, encoding="utf-8")
+
+
+def write_tensors(
+    path: pathlib.Path, tensors: dict[str, Shaped[np.ndarray, "..."]], metadata: dict[str, str]
+) -> None:
+    """Writes a safetensors file."""
     # safetensors writes arrays that are not C-contiguous wrongly, without an error (its #825).
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    with whole_files(*(folder / name for name in (TENSORS, *contents))) as (weights, *texts):
-        save_file(tensors, weights, metadata)
-        for partial, content in zip(texts, contents.values(), strict=True):
-            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, path, metadata)
+
+
+class Stored(NamedTuple):
+    """What `write_folder` wrote."""
+
+    tensors: dict[str, Shaped[np.ndarray, "..."]]
+    texts: dict[str, str]
+    """Of the JSON files."""
+
+
+def read_folder(folder: pathlib.Path, names: tuple[str, ...]) -> Stored:
+    """Tensors and JSON files of a folder, as they belong together.
+
+    Raises:
+      InputError: a file is none of its kind, or not what was written.
+      OSError: a file is missing or unreadable.
+    """
+    texts = {name: read_text(folder / name) for name in names}
+    tensors, metadata = _read(folder / TENSORS)
+    digest = metadata.pop(DIGEST, None)
+    if digest is not None:
+        if _digest(tensors, metadata) != digest:
+            raise InputError(f"{folder / TENSORS}: has changed since it was written; copy it again")
+        # A file of another saving: whoever wrote died between replacing the one and the other.
+        texts |= {name: text for name, text in metadata.items() if digest not in texts[name]}
+    return Stored(tensors, texts)
+
+
+def _digest(tensors: dict[str, Shaped[np.ndarray, "..."]], texts: Mapping[str, str]) -> str:
+    """SHA-256 of everything in a folder."""
+    digest = hashlib.sha256(json.dumps(dict(sorted(texts.items()))).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(np.ascontiguousarray(tensor).data.cast("B") if tensor.size else b"")
+    return digest.hexdigest()
 
 
 def refuse_to_overwrite(folder: pathlib.Path, names: tuple[str, ...] = (CONFIG, TENSORS)) -> None:
@@ -174,13 +224,7 @@ def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hub
     """
     folder = PACKAGED if path is None else pathlib.Path(path)
     trunk_dtype = _checked_dtype(dtype or "float32")
-    for name in (CONFIG, TENSORS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder}: no {name} there; give a folder written by daisy-jax convert or training"
-            )
-    config, dataset = _read_config(folder / CONFIG)
-    tensors = read_tensors(folder / TENSORS)
+    config, dataset, tensors = _read_folder(folder)
     entropy = tensors.pop(CALIBRATION_TENSOR, None)
     if (entropy is None) != (dataset is None):
         raise InputError(f"{folder}: {CONFIG} and {TENSORS} disagree about the calibration")
@@ -208,22 +252,54 @@ def _checked_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def _read_config(path: pathlib.Path) -> tuple[HubertConfig, str | None]:
-    content = read_json(path, FORMAT, "convert the model again")
+class _Dataset(TypedDict):
+    dataset: str
+
+
+class _Config(TypedDict):
+    """The content of config.json."""
+
+    model: dict[str, Any]
+    """Fields of `HubertConfig`, which checks them."""
+    calibration: _Dataset | None
+
+
+def _read_folder(
+    folder: pathlib.Path,
+) -> tuple[HubertConfig, str | None, dict[str, Shaped[np.ndarray, "..."]]]:
+    """Config, the calibration's data set, and all tensors of a model folder."""
+    for name in (CONFIG, TENSORS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder}: no {name} there; give a folder written by daisy-jax convert or training"
+            )
+    tensors, texts = read_folder(folder, (CONFIG,))
+    remedy = "convert the model again"
+    content = parse_json(str(folder / CONFIG), texts[CONFIG], _Config, remedy, FORMAT)
     try:
         config = HubertConfig.from_dict(content["model"])
-        calibration = content["calibration"]
-        return config, None if calibration is None else str(calibration["dataset"])
-    except (InputError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: {error}") from None
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+    calibration = content["calibration"]
+    dataset = None if calibration is None else calibration["dataset"]
+    return config, dataset, tensors
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The arrays of a safetensors file by name; an InputError if it is not a whole one."""
+    return _read(path)[0]
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, Shaped[np.ndarray, "..."]], dict[str, str]]:
+    """Arrays and metadata of a safetensors file."""
+    require_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except SafetensorError as error:
         raise InputError(
             f"{path}: not a whole safetensors file ({error}); copy or convert it again"
         ) from None
+    except (AttributeError, TypeError) as error:  # of types that numpy does not have
+        raise InputError(f"{path}: holds tensors of a type that is not read ({error})") from None

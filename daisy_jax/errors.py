@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,19 @@ class InputError(ValueError):
 
     It says what came, what was wanted and what to do. Command lines print it without a traceback.
     """
+
+
+def require_file(path: str | os.PathLike[str]) -> None:
+    """Raises an InputError for what is no regular file: reading a pipe or a device may never end.
+
+    What is not there is left to whoever opens it.
+    """
+    with contextlib.suppress(OSError):
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise InputError(f"{os.fspath(path)}: is a folder; give a file")
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{os.fspath(path)}: is a pipe or a device; give a file")
 
 
 NO_ROOM = errno.ENOSPC, errno.EDQUOT

@@ -7,11 +7,12 @@ notes and progress bars, too (`daisy_jax.console`). A program of one's own can d
 import contextlib
 import contextvars
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import NamedTuple, TypeVar
 
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, said_of
 
 logger = logging.getLogger("daisy_jax")
 Item = TypeVar("Item")
@@ -89,6 +90,11 @@ def leave_out(line: str) -> None:
     if _strict.get():
         raise InputError(line)
     logger.warning("%s", line, extra={"left_out": True})
+
+
+def leave_out_item(item: str | os.PathLike[str], error: Exception) -> None:
+    """Leaves out an item whose reader has raised `error`, whatever that is."""
+    leave_out(said_of(item, error))
 
 
 def printable(text: str) -> str:

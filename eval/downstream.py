@@ -12,9 +12,8 @@ rule, into RUN/evaluation; eval/report.py collects them.
 """
 
 import dataclasses
-import json
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import tyro
@@ -26,7 +25,6 @@ from daisy_jax.console.pages import table
 from daisy_jax.console.terminal import run_command
 from daisy_jax.data.corpus import corpus_name
 from daisy_jax.exits import fixed_layer
-from daisy_jax.features.extractor import model_digest
 from daisy_jax.reporting import followed
 from daisy_jax.study.evaluated_runs import Result, input_cells, rule_cells, rule_header
 from daisy_jax.tasks.evaluation import (
@@ -41,9 +39,9 @@ from daisy_jax.tasks.evaluation import (
     utterance_rows,
 )
 from daisy_jax.tasks.task_data import TaskData, open_examples, with_features
-from daisy_jax.tasks.trained_heads import TrainedHead, load_head
+from daisy_jax.tasks.trained_heads import TrainedHead, load_head, require_trunk
 from daisy_jax.tasks.training import Evaluator
-from daisy_jax.whole_files import write_json, write_rows
+from daisy_jax.whole_files import checked, read_json, write_json, write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +92,17 @@ class Config:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {value}")
 
 
+class Trained(TypedDict):
+    """What is read of a run's config.json."""
+
+    model: str
+    dtype: str
+    data: str
+    cache: str
+    features: str
+    preset: str
+
+
 LABEL_SHARES = (1.0, 0.9)  # of the frames, for the oracles by labels
 FOLDERS = {"test": "evaluation", "dev": "evaluation-dev", "train": "evaluation-train"}
 
@@ -116,16 +125,13 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         raise InputError(f"{run}: no run of train/downstream.py there (no config.json)")
     if not (run / "head").is_dir():
         raise InputError(f"{run}: the run has not ended; train/downstream.py --resume goes on")
-    try:
-        trained = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{run / 'config.json'}: not JSON ({error}); train again") from None
+    place, remedy = run / "config.json", "give a run of train/downstream.py"
+    trained = read_json(place, dict[str, Any], remedy)
+    checked(str(place), trained, Trained, remedy)
     head = load_head(run / "head")
     model_path = config.model or trained["model"]
     trunk = load(model_path, trained["dtype"])
-    digest = model_digest(trunk)
-    if digest != head.trunk:
-        raise InputError(f"{model_path}: is not the model that {run} was trained on; give --model")
+    require_trunk(head, trunk, f"{model_path}: is not the model of {run}; give --model")
 
     # ---- what it is evaluated on ----
     folder, task = config.data or trained["data"], head.task
@@ -179,7 +185,7 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "hours": float(data.lengths.sum() / SAMPLE_RATE / 3600),
         "upstream": {
             "path": model_path,
-            "digest": digest,
+            "digest": head.trunk,
             "layers": trunk.config.num_layers,
             "dim": trunk.config.dim,
         },

@@ -7,8 +7,8 @@ the prediction head gets right: masked frames, unmasked frames beside them, and 
 """
 
 import dataclasses
-import json
 import pathlib
+from typing import TypedDict
 
 import jax
 import numpy as np
@@ -19,14 +19,14 @@ from daisy_jax import InputError, audio, load
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.terminal import run_command
 from daisy_jax.data.corpus import open_corpus
-from daisy_jax.errors import said_of
 from daisy_jax.model.frame_labels import block_features, label_frames
 from daisy_jax.model.hubert import embed
 from daisy_jax.model.layer_loops import last_block
 from daisy_jax.parallel import fetched_behind
-from daisy_jax.reporting import followed, leave_out
-from daisy_jax.training.cluster_targets import mfcc, nearest_centroid
+from daisy_jax.reporting import followed, leave_out_item
+from daisy_jax.training.cluster_targets import load_targets, mfcc, nearest_centroid
 from daisy_jax.training.pretraining import span_mask
+from daisy_jax.whole_files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +43,21 @@ class Config:
     """Where to compute."""
 
 
+class Trained(TypedDict):
+    """What is read of the run's config.json."""
+
+    targets_from: str
+    targets_layer: int
+
+
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     use_accelerator(config.accelerator)
     folder = pathlib.Path(config.run)
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    remedy = "give a run of train/pretrain.py"
+    settings = read_json(folder / "config.json", Trained, remedy)
     model = load(folder / "model")
-    centroids = np.load(folder / "targets.npz")["centroids"]
+    _, centroids = load_targets(folder / "targets.npz")
     if settings["targets_from"]:
         features = block_features(load(settings["targets_from"]), settings["targets_layer"])
     else:
@@ -70,7 +78,7 @@ def main() -> None:
         try:
             waveform = corpus.read(index, 0, int(corpus.lengths[index]))
         except Exception as error:
-            leave_out(said_of(corpus.names[index], error))
+            leave_out_item(corpus.names[index], error)
             return None
         batch = audio.batch_of_one(waveform)
         frames = np.asarray([audio.frame_count(len(waveform))])

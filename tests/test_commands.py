@@ -174,11 +174,11 @@ def test_options_that_contradict_end_in_one_line(command, folder, files, options
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "not an exits file"),
-        ("[1, 2, 3]", "not an exits file"),
-        ('{"counts": [1, 2, 3]}', "not an exits file"),
+        ("{", "give an exits file"),
+        ("[1, 2, 3]", "give an exits file"),
+        ('{"counts": [1, 2, 3]}', "give an exits file"),
         ('{"exit_counts": [1, 2]}', "2 counts for a model of 3 layers"),
-        ('{"exit_counts": [[1], [2, 3]]}', "not an exits file"),
+        ('{"exit_counts": [[1], [2, 3]]}', "give an exits file"),
         ('{"exit_counts": [1, 2.5, 3]}', "whole, non-negative numbers"),
         ('{"exit_counts": [1, -2, 3]}', "whole, non-negative numbers"),
         ('{"exit_counts": [0, 0, 0]}', "all zero"),

@@ -15,6 +15,7 @@ import pathlib
 import tyro
 
 from daisy_jax.console.terminal import run_command
+from daisy_jax.training.cluster_targets import load_targets
 from daisy_jax.training.settings import SpeechOptions, own_options_first
 
 
@@ -111,7 +112,7 @@ def train(config: Config, device: str) -> None:
         else:
             features = mfcc
         save_targets(target_file, *cluster_targets(corpus, features, config.clusters, config.seed))
-    targets = LabelsInOrder(corpus, np.load(target_file)["labels"])
+    targets = LabelsInOrder(corpus, load_targets(target_file)[0])
 
     # ---- model and optimizer ----
     if config.start_from:

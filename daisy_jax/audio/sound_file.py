@@ -11,7 +11,6 @@ import mmap
 import os
 import pathlib
 import re
-import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from daisy_jax.audio import mp3, ogg
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, require_file
 
 if TYPE_CHECKING:
     import soundfile
@@ -172,12 +171,8 @@ def _cut_off(path: pathlib.Path) -> InputError:
 
 def _refuse_others(path: pathlib.Path) -> None:
     """Raises an InputError for what is no sound file at first sight."""
-    status = path.stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{path}: is a folder, not a sound file; give sound files")
-    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
-        raise InputError(f"{path}: is a pipe or a device; give sound files")
-    if not status.st_size:
+    require_file(path)
+    if not path.stat().st_size:
         raise InputError(f"{path}: the file is empty; record or copy it again")
     if path.suffix.lower() == ".raw":
         raise InputError(f"{path}: raw samples without a header; convert it to WAV or FLAC")

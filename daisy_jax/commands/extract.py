@@ -24,10 +24,11 @@ from daisy_jax.features.extract import (
     list_source,
     shard_size,
 )
-from daisy_jax.features.extractor import model_digest
 from daisy_jax.features.ray import Job, encode_with_ray, join_ray
 from daisy_jax.features.shard_format import Row, finished_part
 from daisy_jax.reporting import followed, printable
+from daisy_jax.tasks.trained_heads import require_trunk
+from daisy_jax.whole_files import read_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,10 +147,8 @@ class Extract(ModelOptions):
         from daisy_jax.tasks.trained_heads import load_head
 
         head = load_head(self.head)
-        if head.trunk != model_digest(model):
-            raise InputError(
-                f"{self.head}: was trained on another model; give that one with --model"
-            )
+        wrong = f"{self.head}: was trained on another model; give that one with --model"
+        require_trunk(head, model, wrong)
         return contents.at_exit(rule, np.asarray(head.params["layer_weights"]))
 
     def _in_this_process(
@@ -211,13 +210,7 @@ def _in_words(counts: Int[np.ndarray, "4"]) -> str:
 
 def read_centroids(path: str) -> Float32[np.ndarray, "..."]:
     """[clusters, dim], which `contents.units` checks."""
-    try:
-        return np.asarray(np.load(path, allow_pickle=False), np.float32)
-    except (ValueError, EOFError, TypeError) as error:
-        raise InputError(
-            f"{path}: not an array of numpy.save ({error}); save the centroids, "
-            "float [clusters, dim], with it"
-        ) from None
+    return read_numbers(path)
 
 
 def absolute(path: str) -> str:

@@ -1,10 +1,8 @@
 """Options that `encode` and `extract` share: the model, and where utterances leave it."""
 
 import dataclasses
-import json
 import math
-import pathlib
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 import numpy as np
 import tyro
@@ -14,6 +12,14 @@ import daisy_jax
 from daisy_jax import Hubert, InputError
 from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
 from daisy_jax.exits import ExitRule, fixed_layer
+from daisy_jax.whole_files import read_json
+
+
+class _Counts(TypedDict):
+    """What is read of an exits file."""
+
+    exit_counts: list[float]
+
 
 SPANS = {
     "mean": daisy_jax.span_mean,
@@ -119,12 +125,8 @@ class ModelOptions:
             return np.ones(num_layers, bool), ""
         if ways in (["--layer"], ["--full"]):
             raise InputError(f"--span and {ways[0]} exclude each other; give one of them")
-        try:
-            counts = np.asarray(json.loads(pathlib.Path(self.exits).read_text())["exit_counts"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f'{self.exits}: not an exits file ({error}); it must hold {{"exit_counts": [...]}}'
-            ) from None
+        remedy = 'give an exits file, {"exit_counts": [...]}, such as exits.json of a task head'
+        counts = np.asarray(read_json(self.exits, _Counts, remedy)["exit_counts"])
         if counts.shape != (num_layers,):
             raise InputError(
                 f"{self.exits}: {counts.size} counts for a model of {num_layers} layers"

@@ -1,6 +1,7 @@
 """A model folder of ours in, a folder for `transformers.HubertModel.from_pretrained` out."""
 
 import dataclasses
+import json
 import os
 import pathlib
 
@@ -19,6 +20,7 @@ from daisy_jax.conversions.transformers_folder import (
 )
 from daisy_jax.conversions.trunk import TRANSFORMERS, trunk_rules
 from daisy_jax.reporting import as_table
+from daisy_jax.whole_files import whole_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,10 @@ def export(source: str | os.PathLike, destination: str | os.PathLike) -> ExportR
         "return_attention_mask": config.conv_norm == "layer",
     }
     contents = {CONFIG: fields, PREPROCESSORS[0][0]: preprocessor}
-    checkpoints.write_folder(target, tensors, contents, metadata={"format": "pt"})
+    paths = [target / name for name in (checkpoints.TENSORS, *contents)]
+    with whole_files(*paths) as (weights, *partials):
+        checkpoints.write_tensors(weights, tensors, {"format": "pt"})
+        for partial, content in zip(partials, contents.values(), strict=True):
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     left_out = [name for name in ("head", "branches", "calibration") if getattr(model, name)]
     return ExportReport(str(source), str(target), len(tensors), tuple(left_out))

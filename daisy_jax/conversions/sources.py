@@ -4,10 +4,14 @@ import os
 import pathlib
 import re
 
+import numpy as np
+from jaxtyping import Float32
+
 from daisy_jax.conversions import bare_file, fairseq_file, transformers_folder
 from daisy_jax.conversions.rules import Source
 from daisy_jax.conversions.weight_files import read_file
 from daisy_jax.errors import InputError
+from daisy_jax.whole_files import read_numbers
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
@@ -39,6 +43,16 @@ def open_source(path: str | os.PathLike, num_heads: int = 0) -> Source:
             f"not {num_heads}; give that number or none"
         )
     return source
+
+
+def saved_features(path: str | os.PathLike[str]) -> Float32[np.ndarray, "..."]:
+    """What somebody saved of another program's features, in a .npy file.
+
+    Raises:
+      InputError: the file holds something else, or NaN.
+      OSError: it cannot be opened.
+    """
+    return read_numbers(path)
 
 
 def _read(checkpoint: pathlib.Path, num_heads: int) -> Source:

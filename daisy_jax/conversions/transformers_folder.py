@@ -16,9 +16,10 @@ from daisy_jax.conversions.trunk import (
     refuse_other_models,
     trunk_rules,
 )
-from daisy_jax.conversions.weight_files import read_json, read_weights
+from daisy_jax.conversions.weight_files import read_weights
 from daisy_jax.errors import InputError
 from daisy_jax.model.config import HubertConfig
+from daisy_jax.whole_files import read_json
 
 CONFIG = "config.json"
 PREFIX = "hubert."  # of the trunk inside models with a downstream head
@@ -56,7 +57,11 @@ ONLY = {
 
 def describes(folder: pathlib.Path) -> bool:
     """Whether a folder holds the config of a transformers model."""
-    return (folder / CONFIG).is_file() and "model_type" in read_json(folder / CONFIG)
+    return (folder / CONFIG).is_file() and "model_type" in _fields(folder / CONFIG)
+
+
+def _fields(path: pathlib.Path) -> dict[str, object]:
+    return read_json(path, dict[str, object], "copy it again")
 
 
 def read(folder: pathlib.Path) -> Source:
@@ -96,7 +101,7 @@ def make_source(
 
 def read_config(folder: pathlib.Path) -> tuple[HubertConfig, tuple[str, ...]]:
     """The config that a folder's JSON files describe, and notes on it; raises as `read`."""
-    fields = read_json(folder / CONFIG)
+    fields = _fields(folder / CONFIG)
     normalize, notes = _input_normalization(folder, fields.get("feat_extract_norm") == "layer")
     try:
         return _config(fields, normalize), tuple(notes)
@@ -143,7 +148,7 @@ def _input_normalization(folder: pathlib.Path, layer_norm: bool) -> tuple[bool, 
     """Whether waveforms are to be normalised, and what to say about that."""
     for name, part in PREPROCESSORS:
         if (folder / name).is_file():
-            fields = read_json(folder / name)
+            fields = _fields(folder / name)
             fields = fields.get(part) if part else fields
             if not isinstance(fields, dict):
                 continue

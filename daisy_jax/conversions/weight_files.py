@@ -1,32 +1,16 @@
 """Tensors out of safetensors and torch files, whole or in shards. No code in a file is ever run."""
 
-import json
 import pathlib
 
 import numpy as np
 
 from daisy_jax.checkpoints import read_tensors
 from daisy_jax.conversions.torch_files import read_torch_file
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, require_file
+from daisy_jax.whole_files import read_json
 
 NAMES = ("model.safetensors", "pytorch_model.bin")  # the first is preferred
 INDEX = ".index.json"
-
-
-def read_json(path: pathlib.Path) -> dict[str, object]:
-    """A JSON object from a file.
-
-    Raises:
-      InputError: the file holds something else.
-      OSError: the file cannot be read.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({error}); copy it again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not a JSON object")
-    return content
 
 
 def read_weights(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pathlib.Path, ...]]:
@@ -53,6 +37,7 @@ def read_weights(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pat
 
 def read_file(path: pathlib.Path) -> object:
     """What a file holds: tensors by name, for torch files anything; raises as `read_weights`."""
+    require_file(path)
     with path.open("rb") as file:
         beginning = file.read(19)
     if beginning == b"version https://git":
@@ -60,10 +45,7 @@ def read_file(path: pathlib.Path) -> object:
     # safetensors begin with the length of a header in JSON, torch's files never so.
     if path.suffix != ".safetensors" and beginning[7:9] != b"\0{":
         return read_torch_file(path)
-    try:
-        return read_tensors(path)
-    except (AttributeError, TypeError) as error:  # of types that numpy does not have
-        raise InputError(f"{path}: holds tensors of a type that is not read ({error})") from None
+    return read_tensors(path)
 
 
 def check_tensors(path: pathlib.Path, content: object) -> dict[str, np.ndarray]:
@@ -84,7 +66,7 @@ def check_tensors(path: pathlib.Path, content: object) -> dict[str, np.ndarray]:
 
 
 def _read_shards(index: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pathlib.Path, ...]]:
-    file_of = read_json(index).get("weight_map")
+    file_of = read_json(index, dict[str, object], "copy it again").get("weight_map")
     if not isinstance(file_of, dict) or not file_of or set(map(type, file_of.values())) != {str}:
         raise InputError(f"{index}: no weight_map of tensor names to files; copy it again")
     files = tuple(index.parent / name for name in sorted(set(file_of.values())))

@@ -9,8 +9,7 @@ from jaxtyping import Float, Int
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus, Lengths, Waveform
 from daisy_jax.data.mixing import draw_noise, mix
-from daisy_jax.errors import said_of
-from daisy_jax.reporting import leave_out
+from daisy_jax.reporting import leave_out_item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +160,7 @@ def read_crops(
             waveform = corpus.read(crop.index, crop.start, crop.samples)
             waveform = augmentation(waveform, row_rng)
         except Exception as error:
-            leave_out(said_of(corpus.names[crop.index], error))
+            leave_out_item(corpus.names[crop.index], error)
             waveform = np.zeros(0, np.float32)
         waveforms.append(waveform)
     return audio.pad_batch(waveforms, width)

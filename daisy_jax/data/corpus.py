@@ -11,11 +11,12 @@ from jaxtyping import Float, Int
 
 from daisy_jax import audio
 from daisy_jax.data.durations import Entry, measure
-from daisy_jax.data.file_list import SUFFIXES, is_inside, sound_files
+from daisy_jax.data.file_list import SUFFIXES, sound_files
 from daisy_jax.data.prepared import INDEX, PreparedCorpus
 from daisy_jax.data.tfds import TfdsCorpus, dataset_name, is_tfds_folder
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import leave_out
+from daisy_jax.whole_files import is_inside
 
 Waveform: TypeAlias = Float[np.ndarray, " samples"]
 """16 kHz, full scale is 1."""

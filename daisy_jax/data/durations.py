@@ -8,17 +8,19 @@ the file had then, and is used again while both are the same.
 import concurrent.futures
 import contextlib
 import hashlib
-import json
 import os
 import pathlib
-from typing import Any, NamedTuple, TypedDict
+import time
+from typing import NamedTuple, TypedDict
 
 from daisy_jax import audio
-from daisy_jax.errors import said_of
+from daisy_jax.errors import InputError, said_of
 from daisy_jax.reporting import followed
-from daisy_jax.whole_files import write_json
+from daisy_jax.whole_files import read_json, write_json
 
 FORMAT = "daisy_jax_durations/1"
+FORGOTTEN = 180 * 86_400
+"""Seconds after which the durations of a folder that nobody opens are forgotten."""
 READERS = 8
 """Threads that open files: they wait for the disk, not for the processor."""
 
@@ -51,14 +53,13 @@ class Records(TypedDict):
 class Memory(TypedDict, total=False):
     """What is remembered of a folder, by file name."""
 
-    entries: dict[str, list[Any]]
-    """Fields of an `Entry`."""
+    entries: dict[str, Entry]
     shards: dict[str, Records]
 
 
 def measure(folder: pathlib.Path, files: list[pathlib.Path]) -> list[Entry]:
     """An entry for each of `files` below `folder`; only new and changed ones are opened."""
-    remembered = {name: Entry(*row) for name, row in recall(folder).get("entries", {}).items()}
+    remembered = recall(folder).get("entries", {})
     entries: dict[str, Entry] = {}
     changed: dict[str, pathlib.Path] = {}
     names = [str(file.relative_to(folder)) for file in files]
@@ -73,8 +74,9 @@ def measure(folder: pathlib.Path, files: list[pathlib.Path]) -> list[Entry]:
             opened = readers.map(open_file, changed.values())
             entries |= zip(followed(changed, "measuring"), opened, strict=True)
         # A file that could not be read may be readable next time, though it is the same.
-        usable = {name: list(e) for name, e in (remembered | entries).items() if not e.error}
-        keep(folder, {"entries": usable})
+        usable = {name: e for name, e in (remembered | entries).items() if not e.error}
+        gone = [name for name in usable.keys() - entries.keys() if not (folder / name).exists()]
+        keep(folder, {"entries": {name: e for name, e in usable.items() if name not in gone}})
     return [entries[name] for name in names]
 
 
@@ -96,17 +98,30 @@ def open_file(file: pathlib.Path) -> Entry:
 
 def recall(folder: pathlib.Path) -> Memory:
     """What `keep` was given for a folder; nothing if it was not, or by another version."""
+    path = _cache_file(folder)
     try:
-        content = json.loads(_cache_file(folder).read_text(encoding="utf-8"))
-        return content if content["format"] == FORMAT else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        memory = read_json(path, Memory, "measure again", FORMAT)
+        lengths = [entry.samples for entry in memory.get("entries", {}).values()]
+        for records in memory.get("shards", {}).values():
+            lengths += records["lengths"]
+            if not records["status"][:1] == [len(records["names"])] == [len(records["lengths"])]:
+                return {}
+        if min(lengths, default=0) < 0:
+            return {}
+        path.touch()  # what is used is not forgotten
+        return memory
+    except (OSError, InputError):
         return {}
 
 
 def keep(folder: pathlib.Path, memory: Memory) -> None:
     """Remembers what was found in a folder; where that is not possible, it is found again."""
+    path = _cache_file(folder)
     with contextlib.suppress(OSError):
-        write_json(_cache_file(folder), {"format": FORMAT, **memory})
+        write_json(path, {"format": FORMAT, **memory})
+        for other in path.parent.glob("*-" + 16 * "[0-9a-f]" + ".json"):
+            if other.stat().st_mtime < time.time() - FORGOTTEN:
+                other.unlink(missing_ok=True)
 
 
 def _cache_file(folder: pathlib.Path) -> pathlib.Path:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from daisy_jax.errors import InputError
+from daisy_jax.whole_files import is_inside, read_text
 
 SUFFIXES = (
     *(".flac", ".wav", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".snd"),
@@ -28,12 +29,6 @@ def sound_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
     """All sound files below a folder, by name."""
     paths = pathlib.Path(folder).rglob("*")
     return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def is_inside(path: str) -> bool:
-    """Whether a path, joined to a folder's, leads to something below that folder."""
-    parts = pathlib.PurePath(path).parts
-    return bool(parts) and not pathlib.PurePath(path).is_absolute() and ".." not in parts
 
 
 def expand_folders(paths: Sequence[str]) -> list[str]:
@@ -80,11 +75,7 @@ def read_list(path: str | pathlib.Path) -> FileList:
     Raises:
       InputError: it is no list, or a path leads out of its folder, or there is no such folder.
     """
-    try:
-        text = pathlib.Path(path).read_text(encoding="utf-8", errors="surrogateescape")
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; give a list of files") from None
-    head, *lines = text.split("\n")
+    head, *lines = read_text(path, errors="surrogateescape").split("\n")
     folder = pathlib.Path(head)
     if not head or head != _nameable(head) or not folder.is_dir():
         raise InputError(

@@ -6,9 +6,9 @@ Source: Panayotov et al., 2015; Kahn et al., 2020; the folders are those of the 
 import pathlib
 
 from daisy_jax.data.corpus import Corpus
-from daisy_jax.data.file_list import is_inside
 from daisy_jax.data.tfds import is_tfds_folder, spelt, split_names
 from daisy_jax.errors import InputError
+from daisy_jax.whole_files import is_inside, read_text
 
 TRAINING = ("train-clean-100", "train-clean-360", "train-other-500")
 """The 960 hours that HuBERT Base and the paper's branches were trained on."""
@@ -50,10 +50,7 @@ def transcripts(folder: str | pathlib.Path, corpus: Corpus) -> list[str]:
         if listing not in listings:
             if not listing.is_file():
                 raise InputError(f"{path}: no transcript; expected in {listing}")
-            try:
-                lines = listing.read_text(encoding="utf-8-sig").splitlines()
-            except UnicodeDecodeError as error:
-                raise InputError(f"{listing}: not UTF-8 ({error}); unpack it again") from None
+            lines = read_text(listing).splitlines()
             # Between name and text, any white space; a line may have a name alone.
             pairs = [(*line.split(maxsplit=1), "", "")[:2] for line in lines]
             listings[listing] = {name: text.strip() for name, text in pairs}

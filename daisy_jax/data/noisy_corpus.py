@@ -18,8 +18,9 @@ from jaxtyping import Float
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus, Waveform
 from daisy_jax.data.mixing import SpeechLevel, cut_noise, last_offset, mix
-from daisy_jax.errors import InputError, said_of
-from daisy_jax.reporting import leave_out
+from daisy_jax.errors import InputError
+from daisy_jax.reporting import leave_out_item
+from daisy_jax.whole_files import read_text
 
 CLEAN = float("inf")
 """The signal-to-noise ratio of clean speech."""
@@ -93,11 +94,7 @@ def read_speakers(path: str | pathlib.Path) -> dict[str, str]:
     Raises:
       InputError: it is no such table.
     """
-    try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error}); give NAME SPEAKER lines") from None
-    rows = [line.split() for line in lines if line.strip()]
+    rows = [line.split() for line in read_text(path).splitlines() if line.strip()]
     bad = next((row for row in rows if len(row) != 2), None)
     if bad is not None:
         raise InputError(f"{path}: {' '.join(bad)!r} is not a name and a speaker")
@@ -141,7 +138,7 @@ def _draw_noise(name: str, samples: int, noises: Corpus, allowed: list[int], see
             if np.any(cut_noise(noises, index, offset, samples)):
                 return Draw(index, offset)
         except Exception as error:
-            leave_out(said_of(noises.names[index], error))
+            leave_out_item(noises.names[index], error)
     raise InputError(
         f"{name}: {ATTEMPTS} cuts of noise were all silent or unreadable; give other noise"
     )

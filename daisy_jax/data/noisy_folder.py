@@ -7,14 +7,21 @@ folder is whole.
 
 import pathlib
 import shutil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from daisy_jax import audio
 from daisy_jax.data.corpus import Waveform
 from daisy_jax.data.noisy_corpus import CLEAN, NoisyCorpus
-from daisy_jax.errors import InputError, said_of
-from daisy_jax.reporting import followed, leave_out
-from daisy_jax.whole_files import differences, read_json, whole_files, write_json, write_text
+from daisy_jax.errors import InputError
+from daisy_jax.reporting import followed, leave_out_item
+from daisy_jax.whole_files import (
+    differences,
+    read_json,
+    read_text,
+    whole_files,
+    write_json,
+    write_text,
+)
 
 LOG, SETTINGS, FORMAT = "mixtures.tsv", "mixtures.json", "daisy_jax_mixtures/1"
 
@@ -67,7 +74,9 @@ def write_noisy(
         raise InputError(f"{unprintable!r}: the log cannot hold this name; rename the file")
     settings = {"format": FORMAT, **settings}
     if (folder / SETTINGS).is_file():
-        changed = differences(read_json(folder / SETTINGS, FORMAT, "give another folder"), settings)
+        changed = differences(
+            read_json(folder / SETTINGS, dict[str, Any], "give another folder", FORMAT), settings
+        )
         if changed:
             raise InputError(
                 f"{folder}: holds mixtures of other settings ({', '.join(changed)}); give another "
@@ -86,7 +95,7 @@ def write_noisy(
         try:
             waveform, scale = corpus.mixed(index)
         except Exception as error:
-            leave_out(said_of(corpus.clean.names[index], error))
+            leave_out_item(corpus.clean.names[index], error)
             continue
         _write(folder / name, waveform)
         row = _row(corpus, index, name, scale)
@@ -140,7 +149,7 @@ def read_log(folder: str | pathlib.Path) -> list[NoisyFile]:
     path = pathlib.Path(folder, LOG)
     if not path.is_file():
         raise InputError(f"{folder}: no {LOG} there; make it with train/noisy.py")
-    head, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    head, *lines = read_text(path).splitlines() or [""]
     if head.split("\t") != list(NoisyFile._fields):
         raise InputError(f"{path}: not a log of mixtures; make the folder again")
     rows = []

@@ -9,6 +9,7 @@ Samples are never written over: those of another preparation get a file of their
 which is replaced as a whole, says which file it speaks of.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -20,8 +21,8 @@ from jaxtyping import Float, Int
 
 from daisy_jax import audio
 from daisy_jax.data.file_list import sound_files
-from daisy_jax.errors import InputError, said_of
-from daisy_jax.reporting import followed, leave_out
+from daisy_jax.errors import InputError, require_file
+from daisy_jax.reporting import followed, leave_out_item
 from daisy_jax.whole_files import files_digest, read_json, whole_files
 
 FORMAT = "daisy_jax_audio/1"
@@ -29,20 +30,39 @@ INDEX = "index.json"
 EARLIER = "samples-" + 8 * "[0-9a-f]" + ".int16", "samples.int16"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Index:
+    """The content of index.json."""
+
+    names: list[str]
+    lengths: list[int]
+    """Samples."""
+    samples: str = "samples.int16"
+    """The file of samples, which earlier versions did not name."""
+    sha256: str | None = None
+    """Of that file."""
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.lengths) or min(self.lengths, default=0) < 0:
+            raise ValueError("names and lengths do not belong together")
+        if pathlib.PurePath(self.samples).name != self.samples:
+            raise ValueError(f"its samples {self.samples!r} do not lie beside it")
+
+
 class PreparedCorpus:
     """A folder made by `prepare`."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        index = read_json(folder / INDEX, FORMAT, "prepare the folder again")
-        self.names: list[str] = index["names"]
+        index = read_json(folder / INDEX, _Index, "prepare the folder again", FORMAT)
+        self.names = index.names
         if not self.names:
             raise InputError(f"{folder}: holds no utterance; prepare it again from readable files")
-        self.lengths: Int[np.ndarray, " utterances"] = np.asarray(index["lengths"], np.int64)
+        self.lengths: Int[np.ndarray, " utterances"] = np.asarray(index.lengths, np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        # Earlier versions wrote samples.int16, without a digest.
-        self._file = folder / index.get("samples", "samples.int16")
-        self._sha256 = index.get("sha256")
+        self._file = folder / index.samples
+        self._sha256 = index.sha256
+        require_file(self._file)
         size, promised = self._file.stat().st_size, 2 * int(self._starts[-1])
         if size != promised:
             raise InputError(
@@ -100,7 +120,7 @@ def prepare(folders: Iterable[str | pathlib.Path], output: str | pathlib.Path) -
                 try:
                     waveform = audio.load(file)
                 except Exception as error:
-                    leave_out(said_of(file, error))
+                    leave_out_item(file, error)
                     continue
                 content = audio.as_int16(waveform).astype("<i2").tobytes()
                 stream.write(content)

@@ -4,10 +4,9 @@ Such a folder holds `dataset_info.json`, `features.json` and ArrayRecord files o
 TensorFlow is needed where `librispeech` is made, not where it is read.
 """
 
-import json
 import pathlib
 from collections.abc import Sequence
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,6 +15,7 @@ from daisy_jax import audio
 from daisy_jax.data.durations import Records, keep, recall
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import followed
+from daisy_jax.whole_files import read_json
 
 INFO = "dataset_info.json"
 
@@ -29,7 +29,7 @@ class _Info(TypedDict):
     """What is of use here in `dataset_info.json`."""
 
     name: str
-    fileFormat: str
+    fileFormat: NotRequired[str]
     splits: list[_Split]
 
 
@@ -62,7 +62,7 @@ def split_names(folder: pathlib.Path) -> list[str]:
 
 
 def _read_info(folder: pathlib.Path) -> _Info:
-    return json.loads((folder / INFO).read_text(encoding="utf-8"))
+    return read_json(folder / INFO, _Info, "prepare the data set with tensorflow-datasets again")
 
 
 class TfdsCorpus:

@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from daisy_jax.data.corpus import Corpus, measured_files
 from daisy_jax.errors import InputError
+from daisy_jax.whole_files import read_text
 
 AUDIO = ("wav", "dev/wav", "test/wav")
 """Where the archives are unpacked to: in one place, or each in its own."""
@@ -46,7 +47,7 @@ def open_voxceleb(
     if not listing.is_file():
         raise InputError(f"{listing}: no such file; VoxCeleb1's page offers iden_split.txt")
     pairs = []
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(listing).splitlines(), 1):
         if not line.strip():
             continue
         part, _, path = line.strip().partition(" ")

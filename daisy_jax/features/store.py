@@ -21,6 +21,7 @@ from daisy_jax.features.shard_format import (
     shard_files,
 )
 from daisy_jax.reporting import leave_out
+from daisy_jax.whole_files import read_array
 
 OPEN_SHARDS = 64
 """That one reader keeps mapped."""
@@ -97,7 +98,7 @@ class FeatureStore:
         chosen = slice(*items.indices(len(self.items))), slice(*frames.indices(row.frames))
         try:
             if self._npy:
-                stored = np.load(npy_file(self.folder, row.id), mmap_mode="r")
+                stored = read_array(npy_file(self.folder, row.id), mmap=True)
                 return np.array((stored[None] if len(self.items) == 1 else stored)[chosen])
             return self._shard(row.shard).get_slice(row.id)[chosen]
         except (SafetensorError, OSError, ValueError) as error:

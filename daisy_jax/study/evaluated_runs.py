@@ -1,6 +1,5 @@
 """What eval/downstream.py leaves in RUN/evaluation, and rows of tables made of it."""
 
-import json
 import pathlib
 from typing import Any, NamedTuple, TypedDict
 
@@ -12,6 +11,7 @@ from daisy_jax.tasks.evaluation import Row
 from daisy_jax.tasks.metrics import Sums, paired_interval, quotient
 from daisy_jax.tasks.task import Measure
 from daisy_jax.tasks.trained_heads import ExitCounts
+from daisy_jax.whole_files import read_json
 
 
 class Result(TypedDict):
@@ -65,18 +65,17 @@ def read_evaluation(run: pathlib.Path) -> Evaluated | None:
     Raises:
       InputError: it is cut off, or of an older version.
     """
+    import pyarrow
     import pyarrow.parquet
 
     path = run / "evaluation" / "results.json"
     if not path.is_file():
         return None
     try:
-        result: Result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path, Result, f"evaluate {run} again")
         table = pyarrow.parquet.read_table(path.with_name("utterances.parquet"))
-    except (ValueError, OSError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path.parent}: not whole ({error}); evaluate {run} again") from None
-    if "data" not in result or any("kind" not in row for row in result["rows"]):
-        raise InputError(f"{path}: from an older version of daisy_jax; evaluate {run} again")
     columns = {name: table[name].to_numpy() for name in table.column_names}
     utterances = {}
     for row in result["rows"]:

@@ -12,12 +12,11 @@ from jaxtyping import Float, Int
 from daisy_jax.audio import SAMPLE_RATE, batch_of_one
 from daisy_jax.cost import multiply_adds, threshold_for_cost
 from daisy_jax.encode import encode
-from daisy_jax.errors import said_of
 from daisy_jax.exits import ExitRule, exit_threshold, fixed_layer, span_rules
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.hubert import Hubert
 from daisy_jax.parallel import medians
-from daisy_jax.reporting import followed, leave_out
+from daisy_jax.reporting import followed, leave_out_item
 from daisy_jax.tasks.metrics import bootstrap_interval
 from daisy_jax.tasks.task import Measure
 from daisy_jax.tasks.task_data import Exits, TaskData
@@ -149,7 +148,7 @@ def time_trunk(
         try:
             waveform = corpus.read(index, 0, int(data.lengths[index]))
         except Exception as error:
-            leave_out(said_of(corpus.names[index], error))
+            leave_out_item(corpus.names[index], error)
             continue
         batch = jax.device_put(batch_of_one(waveform))
 

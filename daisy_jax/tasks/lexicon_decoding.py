@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from daisy_jax.errors import InputError
 from daisy_jax.tasks.asr import CHARACTERS, NUMBERS
+from daisy_jax.whole_files import read_text
 
 if TYPE_CHECKING:
     from flashlight.lib.text.decoder.kenlm import KenLM
@@ -30,7 +31,7 @@ def read_lexicon(path: str | pathlib.Path) -> dict[str, list[int]]:
     if not path.is_file():
         raise InputError(f"{path}: no such lexicon; give a file with a word a line")
     words: dict[str, list[int]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         word, *spelling = line.upper().split() or [""]
         if not word:
             continue

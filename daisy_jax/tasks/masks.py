@@ -13,9 +13,9 @@ from daisy_jax import audio
 from daisy_jax.data.batches import Crop
 from daisy_jax.data.libri2mix import open_libri2mix
 from daisy_jax.data.voicebank import open_voicebank
-from daisy_jax.errors import InputError, said_of
+from daisy_jax.errors import InputError
 from daisy_jax.model.feature_encoder import valid_positions
-from daisy_jax.reporting import leave_out
+from daisy_jax.reporting import leave_out_item
 from daisy_jax.tasks.losses import Counts, Features, best_permutation, utterance_mean
 from daisy_jax.tasks.lstm import BidirectionalLstm
 from daisy_jax.tasks.metrics import short_time_intelligibility, si_sdr_improvement, wideband_pesq
@@ -229,7 +229,7 @@ def _read(
     try:
         return examples.corpus.read(*part), examples.targets.read_sources(*part)
     except Exception as error:
-        leave_out(said_of(examples.corpus.names[crop.index], error))
+        leave_out_item(examples.corpus.names[crop.index], error)
         return None
 
 

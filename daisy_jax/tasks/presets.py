@@ -5,13 +5,14 @@ import importlib
 import json
 import pathlib
 import tomllib
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 from daisy_jax.errors import InputError
 from daisy_jax.tasks.asr import Asr
 from daisy_jax.tasks.masks import Enhancement, Separation
 from daisy_jax.tasks.sid import Sid
 from daisy_jax.tasks.task import Task, TaskSettings
+from daisy_jax.whole_files import checked, read_text
 
 TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Asr, Sid, Enhancement, Separation)}
 PRESETS = pathlib.Path(__file__).with_name("presets.toml")
@@ -32,8 +33,8 @@ def read_preset(task: str, preset: str) -> TaskSettings:
     own = preset.endswith(".toml")
     path = pathlib.Path(preset) if own else PRESETS
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = tomllib.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error})") from None
     tables = content.get(task, {})
     names = list(tables) if own else [preset]
@@ -53,13 +54,7 @@ def settings_of(table: dict[str, object], where: str) -> TaskSettings:
     unknown = sorted(set(table) - names)
     if unknown:
         raise InputError(f"{where}: unknown settings {', '.join(unknown)}")
-    values: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in table.items()
-    }
-    try:
-        return TaskSettings(**values)
-    except TypeError as error:
-        raise InputError(f"{where}: {error}") from None
+    return checked(where, table, TaskSettings, "give settings as in presets.toml")
 
 
 def task_class(task: str) -> type[Task]:

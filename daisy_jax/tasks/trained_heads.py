@@ -2,33 +2,55 @@
 
 import dataclasses
 import pathlib
-from typing import NamedTuple, NotRequired, TypedDict, cast
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from daisy_jax.checkpoints import CONFIG, TENSORS, fill, named_leaves, read_tensors, write_folder
+from daisy_jax.checkpoints import CONFIG, TENSORS, fill, named_leaves, read_folder, write_folder
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
+from daisy_jax.features.extractor import model_digest
+from daisy_jax.model.config import MOST
+from daisy_jax.model.hubert import Hubert
 from daisy_jax.tasks.presets import make_task, settings_of, task_reference
 from daisy_jax.tasks.task import Task
 from daisy_jax.tasks.training import Params, new_params
-from daisy_jax.whole_files import read_json
+from daisy_jax.whole_files import parse_json
 
 FORMAT = "daisy_jax_head/1"
-KEYS = (
-    "task",
-    "preset",
-    "settings",
-    "classes",
-    "dim",
-    "upstream",
-    "dataset",
-    "mean_entropy",
-    "rule",
-)
 EXITS, EXITS_FORMAT = "exits.json", "daisy_jax_exits/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """How config.json says where utterances leave."""
+
+    name: str
+    threshold: float | None
+    allowed: list[bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    """The content of config.json; its fields are those of `TrainedHead`."""
+
+    task: str
+    preset: str
+    settings: dict[str, Any]
+    classes: tuple[str, ...]
+    dim: int
+    upstream: str
+    dataset: str
+    mean_entropy: list[float]
+    rule: _Rule
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.dim <= MOST:
+            raise ValueError(f"dim is {self.dim}; wanted 1 to {MOST}")
+        if not self.rule.allowed or len(self.mean_entropy) not in (0, len(self.rule.allowed)):
+            raise ValueError("rule.allowed and mean_entropy are of different models")
 
 
 class ExitCounts(TypedDict):
@@ -120,6 +142,12 @@ def save_head(folder: pathlib.Path, head: TrainedHead) -> None:
     write_folder(folder, tensors, {CONFIG: config, EXITS: head.exits})
 
 
+def require_trunk(head: TrainedHead, trunk: Hubert, wrong: str) -> None:
+    """Raises an InputError, with the text `wrong`, if a head was trained on another trunk."""
+    if head.trunk != model_digest(trunk):
+        raise InputError(wrong)
+
+
 def load_head(path: str | pathlib.Path) -> TrainedHead:
     """Reads a task head's folder.
 
@@ -133,29 +161,27 @@ def load_head(path: str | pathlib.Path) -> TrainedHead:
                 f"{folder}: no {name} there; give the head of a train/downstream.py run"
             )
     remedy = "train the head again"
-    config = read_json(folder / CONFIG, FORMAT, remedy)
-    exits = cast(ExitCounts, read_json(folder / EXITS, EXITS_FORMAT, remedy))
-    missing = [key for key in KEYS if key not in config]
-    if missing:
-        raise InputError(f"{folder / CONFIG}: has no {', '.join(missing)}; {remedy}")
-    settings = settings_of(config["settings"], str(folder / CONFIG))
-    task = make_task(config["task"], settings)
-    classes, rule = tuple(config["classes"]), config["rule"]
-    allowed = np.asarray(rule["allowed"], bool)
-    shapes = jax.eval_shape(lambda: new_params(task, config["dim"], len(allowed), classes, 0))
+    tensors, texts = read_folder(folder, (CONFIG, EXITS))
+    config = parse_json(str(folder / CONFIG), texts[CONFIG], _Config, remedy, FORMAT)
+    exits = parse_json(str(folder / EXITS), texts[EXITS], ExitCounts, remedy, EXITS_FORMAT)
+    task = make_task(config.task, settings_of(config.settings, str(folder / CONFIG)))
+    layers = len(config.rule.allowed)
+    if {len(exits["exit_counts"]), len(exits["forced_counts"])} != {layers}:
+        raise InputError(f"{folder / EXITS}: counts other layers than {CONFIG} has; {remedy}")
+    shapes = jax.eval_shape(lambda: new_params(task, config.dim, layers, config.classes, 0))
     try:
-        params = fill(shapes, read_tensors(folder / TENSORS))
+        params = fill(shapes, tensors)
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}") from None
     return TrainedHead(
         task,
         params,
-        config["dim"],
-        config["preset"],
-        classes,
-        config["upstream"],
-        config["dataset"],
-        np.asarray(config["mean_entropy"], np.float32),
-        ExitRule(rule["name"], rule["threshold"], allowed),
+        config.dim,
+        config.preset,
+        config.classes,
+        config.upstream,
+        config.dataset,
+        np.asarray(config.mean_entropy, np.float32),
+        ExitRule(config.rule.name, config.rule.threshold, np.asarray(config.rule.allowed)),
         exits,
     )

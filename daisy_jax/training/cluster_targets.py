@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus
-from daisy_jax.errors import InputError, said_of
-from daisy_jax.reporting import followed, leave_out
-from daisy_jax.whole_files import whole_files
+from daisy_jax.errors import InputError
+from daisy_jax.reporting import followed, leave_out_item
+from daisy_jax.whole_files import numbers_of, read_arrays, whole_files
 
 # How much deltas and their deltas count beside the cepstra, which tell phones apart better.
 DELTA_WEIGHTS = (1.0, 0.6, 0.4)
@@ -69,7 +69,7 @@ def cluster_targets(
         try:
             waveform = corpus.read(index, 0, int(corpus.lengths[index]))
         except Exception as error:
-            leave_out(said_of(name, error))
+            leave_out_item(name, error)
             readable[index] = False
             continue
         rows.append(features(waveform).astype(np.float16))
@@ -116,6 +116,14 @@ def save_targets(
     """Writes what `cluster_targets` returned into one .npz, under these names, or nothing."""
     with whole_files(path) as (partial,), open(partial, "wb") as stream:
         np.savez(stream, labels=labels, centroids=centroids)
+
+
+def load_targets(
+    path: pathlib.Path,
+) -> tuple[Int[np.ndarray, " all_frames"], Float[np.ndarray, "clusters features"]]:
+    """Labels and centroids that `save_targets` wrote; an InputError if the file is damaged."""
+    labels, centroids = read_arrays(path, "labels", "centroids")
+    return labels, numbers_of(path, centroids)
 
 
 class LabelsInOrder:

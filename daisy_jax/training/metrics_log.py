@@ -13,12 +13,13 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from daisy_jax.whole_files import write_text
+from daisy_jax.whole_files import parse_json, read_text, write_text
 
 METRICS, TENSORBOARD = "metrics.jsonl", "events"
 
 Values: TypeAlias = Mapping[str, float | list[float]]
 """A line: numbers, and lists of numbers such as those of each layer."""
+_Line: TypeAlias = dict[str, int | float | list[float]]
 Metrics: TypeAlias = Mapping[str, Array | np.ndarray | np.generic | float | list[float]]
 """What a step returns, still on the device, or what a checkpoint has kept of it."""
 
@@ -70,8 +71,11 @@ def read_metrics(folder: pathlib.Path) -> list[Values]:
     path = folder / METRICS
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [
+        parse_json(f"{path}:{number}", line, _Line, "remove this line")
+        for number, line in enumerate(read_text(path).splitlines(keepends=True), 1)
+        if line.endswith("\n")
+    ]
 
 
 def one_number(value: float | list[float]) -> float:

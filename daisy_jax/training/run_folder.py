@@ -29,7 +29,7 @@ from daisy_jax.checkpoints import fill, named_leaves
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import logger
 from daisy_jax.training.metrics_log import Metrics, MetricsLog, Values, as_numbers
-from daisy_jax.whole_files import differences, write_text
+from daisy_jax.whole_files import differences, read_json, write_text
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 # These may differ between a run and its continuation.
@@ -138,11 +138,8 @@ class Run:
         path = self.folder / CONFIG
         if not path.exists():
             return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path}: not JSON ({error}); give another --output") from None
-        if not isinstance(content, dict) or "versions" not in content:
+        content = read_json(path, dict[str, object], "give another --output")
+        if "versions" not in content:
             raise InputError(
                 f"{self.folder} holds no run but something else; give another --output"
             )

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, and our JSON files, which name their format.
+"""Files that are there as a whole or not at all.
 
 A file is written beside its place and renamed when it is complete. Readers therefore never see half
 a file, a full disk or a kill leaves what was there before, and several processes may write the same
@@ -7,7 +7,6 @@ file at once: each writes in a folder of its own beside it, and the last one to 
 
 import contextlib
 import errno
-import hashlib
 import json
 import math
 import os
@@ -17,12 +16,11 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from safetensors import SafetensorError
 
-from daisy_jax.errors import InputError, delayed_signals
+from daisy_jax.errors import delayed_signals
 
 ABANDONED = 7 * 86_400
 """Seconds without a change after which what is being written is taken for left over."""
@@ -131,49 +129,3 @@ def _finite(content: object) -> object:
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content
-
-
-def read_json(path: pathlib.Path, wanted: str, remedy: str) -> dict[str, Any]:
-    """The content of a file whose "format" is `wanted`.
-
-    Args:
-      path: the file.
-      wanted: name and version.
-      remedy: what to do about another file, such as "make it again".
-
-    Raises:
-      InputError: it is not JSON, or of another format. One line that names the file.
-      OSError: it cannot be opened.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); {remedy}") from None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != wanted:
-        raise InputError(
-            f"{path}: format is {found!r}, this version reads {wanted!r}; {remedy}, or install the "
-            "daisy_jax that wrote it"
-        )
-    return content
-
-
-def differences(
-    before: Mapping[str, object], now: Mapping[str, object]
-) -> dict[str, tuple[object, object]]:
-    """By name, what differs between two sets of settings: both values, None for what is not set."""
-    pairs = {name: (before.get(name), now.get(name)) for name in before.keys() | now.keys()}
-    return {name: pairs[name] for name in sorted(pairs) if pairs[name][0] != pairs[name][1]}
-
-
-def files_digest(paths: Iterable[pathlib.Path]) -> str | None:
-    """SHA-256 of the bytes of some files, one after the other; None if one is missing."""
-    digest = hashlib.sha256()
-    try:
-        for path in paths:
-            with open(path, "rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-    except FileNotFoundError:
-        return None
-    return digest.hexdigest()

@@ -1,0 +1,38 @@
+"""Files that are there as a whole or not at all, and that are read only if they are what they say.
+
+Every file that the program writes is written here, and every file of text, JSON or arrays that it
+gets from elsewhere is read here, so that each fault is one line that names the file.
+"""
+
+from daisy_jax.whole_files.reading import (
+    checked,
+    differences,
+    files_digest,
+    is_inside,
+    numbers_of,
+    parse_json,
+    read_array,
+    read_arrays,
+    read_json,
+    read_numbers,
+    read_text,
+)
+from daisy_jax.whole_files.writing import whole_files, write_json, write_rows, write_text
+
+__all__ = [
+    "checked",
+    "differences",
+    "files_digest",
+    "is_inside",
+    "numbers_of",
+    "parse_json",
+    "read_array",
+    "read_arrays",
+    "read_json",
+    "read_numbers",
+    "read_text",
+    "whole_files",
+    "write_json",
+    "write_rows",
+    "write_text",
+]
