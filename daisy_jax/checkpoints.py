@@ -147,18 +147,17 @@ def write_folder(
     texts = {name: json.dumps(content, indent=2) for name, content in contents.items()}
     digest = _digest(tensors, texts)
     with whole_files(*(folder / name for name in (TENSORS, *contents))) as (weights, *partials):
-        write_tensors(weights, tensors, {DIGEST: digest, **texts})
+        save_file(contiguous(tensors), weights, {DIGEST: digest, **texts})
         for partial, content in zip(partials, contents.values(), strict=True):
             text = json.dumps({**content, DIGEST: digest}, indent=2) + "\n"
             partial.write_text(text, encoding="utf-8")
 
 
-def write_tensors(
-    path: pathlib.Path, tensors: dict[str, Shaped[np.ndarray, "..."]], metadata: dict[str, str]
-) -> None:
-    """Writes a safetensors file."""
-    # safetensors writes arrays that are not C-contiguous wrongly, without an error (its #825).
-    save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, path, metadata)
+def contiguous(
+    tensors: dict[str, Shaped[np.ndarray, "..."]],
+) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """As safetensors needs them: it writes others wrongly, without an error (its #825)."""
+    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
 class Stored(NamedTuple):
@@ -182,8 +181,11 @@ def read_folder(folder: pathlib.Path, names: tuple[str, ...]) -> Stored:
     if digest is not None:
         if _digest(tensors, metadata) != digest:
             raise InputError(f"{folder / TENSORS}: has changed since it was written; copy it again")
-        # A file of another saving: whoever wrote died between replacing the one and the other.
-        texts |= {name: text for name, text in metadata.items() if digest not in texts[name]}
+        for name, text in metadata.items():
+            beside = parse_json(str(folder / name), texts[name], dict, "copy it again")
+            if beside.get(DIGEST) != digest:
+                # Of another saving: who wrote died between replacing the one and the other.
+                texts[name] = text
     return Stored(tensors, texts)
 
 
@@ -192,7 +194,7 @@ def _digest(tensors: dict[str, Shaped[np.ndarray, "..."]], texts: Mapping[str, s
     digest = hashlib.sha256(json.dumps(dict(sorted(texts.items()))).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(np.ascontiguousarray(tensor).data.cast("B") if tensor.size else b"")
+        digest.update(tensor.tobytes())
     return digest.hexdigest()
 
 

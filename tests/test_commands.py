@@ -179,7 +179,7 @@ def test_options_that_contradict_end_in_one_line(command, folder, files, options
         ('{"counts": [1, 2, 3]}', "give an exits file"),
         ('{"exit_counts": [1, 2]}', "2 counts for a model of 3 layers"),
         ('{"exit_counts": [[1], [2, 3]]}', "give an exits file"),
-        ('{"exit_counts": [1, 2.5, 3]}', "whole, non-negative numbers"),
+        ('{"exit_counts": [1, 2.5, 3]}', "Expected `int`, got `float`"),
         ('{"exit_counts": [1, -2, 3]}', "whole, non-negative numbers"),
         ('{"exit_counts": [0, 0, 0]}', "all zero"),
         (None, "No such file or directory"),

@@ -191,7 +191,7 @@ FLAWS = {
         lambda f: (f / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"),
         "run git lfs pull",
     ),
-    "no JSON": (lambda f: _cut(f, "config.json"), "not a JSON file"),
+    "no JSON": (lambda f: _cut(f, "config.json"), "not JSON"),
     "rate": (
         lambda f: change_json(f / "preprocessor_config.json", sampling_rate=8000),
         "sampling_rate is 8000; HuBERT needs 16000",

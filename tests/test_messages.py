@@ -11,7 +11,7 @@ PLACES = sorted(
     for pattern in ("daisy_jax/**/*.py", "train/*.py", "eval/*.py", "conversions/*.py")
     for path in PROJECT.glob(pattern)
 )
-ERRORS = {"InputError", "OSError", "FileNotFoundError", "ValueError"}
+ERRORS = {"InputError", "OSError", "FileNotFoundError"}
 NAMED_BY_THE_CALLER = {"daisy_jax/conversions": "`read_source` puts the checkpoint in front"}
 """Rooms whose errors get the name of what they are about on their way out."""
 

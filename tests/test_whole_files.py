@@ -151,7 +151,7 @@ def test_json_comes_back_but_for_numbers_that_it_does_not_have(tmp_path, content
     write_json(path, {"format": "x/1", "content": content})
     text = path.read_text(encoding="utf-8")
     standard = json.loads(text, parse_constant=pytest.fail)
-    assert read_json(path, "x/1", "make it again") == standard
+    assert read_json(path, dict, "make it again", "x/1") == standard
 
     def same(ours, theirs) -> bool:
         if isinstance(ours, float) and not np.isfinite(ours):
@@ -170,7 +170,7 @@ def test_other_json_is_refused_in_one_line(tmp_path):
     for text, said in (("{", "not JSON"), ("[]", "format is None"), ('{"format": 3}', "is 3")):
         write_text(path, text)
         with pytest.raises(InputError, match=said) as error:
-            read_json(path, "x/1", "make it again")
+            read_json(path, dict, "make it again", "x/1")
         assert "make it again" in str(error.value)
         assert "\n" not in str(error.value)
 

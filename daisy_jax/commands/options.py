@@ -18,7 +18,7 @@ from daisy_jax.whole_files import read_json
 class _Counts(TypedDict):
     """What is read of an exits file."""
 
-    exit_counts: list[float]
+    exit_counts: list[int]
 
 
 SPANS = {

@@ -6,6 +6,7 @@ import os
 import pathlib
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from daisy_jax import checkpoints
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, SAMPLE_RATE
@@ -91,7 +92,7 @@ def export(source: str | os.PathLike, destination: str | os.PathLike) -> ExportR
     contents = {CONFIG: fields, PREPROCESSORS[0][0]: preprocessor}
     paths = [target / name for name in (checkpoints.TENSORS, *contents)]
     with whole_files(*paths) as (weights, *partials):
-        checkpoints.write_tensors(weights, tensors, {"format": "pt"})
+        save_file(checkpoints.contiguous(tensors), weights, {"format": "pt"})
         for partial, content in zip(partials, contents.values(), strict=True):
             partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     left_out = [name for name in ("head", "branches", "calibration") if getattr(model, name)]

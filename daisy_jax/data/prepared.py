@@ -27,6 +27,8 @@ from daisy_jax.whole_files import files_digest, read_json, whole_files
 
 FORMAT = "daisy_jax_audio/1"
 INDEX = "index.json"
+MOST = 2**40
+"""Samples, which is two years, that an utterance may have."""
 EARLIER = "samples-" + 8 * "[0-9a-f]" + ".int16", "samples.int16"
 
 
@@ -43,8 +45,10 @@ class _Index:
     """Of that file."""
 
     def __post_init__(self) -> None:
-        if len(self.names) != len(self.lengths) or min(self.lengths, default=0) < 0:
+        if len(self.names) != len(self.lengths):
             raise ValueError("names and lengths do not belong together")
+        if not all(0 <= length < MOST for length in self.lengths):
+            raise ValueError(f"lengths must be 0 to {MOST} samples")
         if pathlib.PurePath(self.samples).name != self.samples:
             raise ValueError(f"its samples {self.samples!r} do not lie beside it")
 

@@ -78,7 +78,12 @@ def extract_corpus(
     sizes = audio.frame_count(corpus.lengths) * extractor.bytes_per_frame
     members = plan_shards(sizes)
     source = extractor.source(corpus_source(corpus), len(members))
-    missing = [n for n in range(len(members)) if finished_part(folder, n, source) is None]
+    parts = [finished_part(folder, number, source) for number in range(len(members))]
+    missing = [
+        number
+        for number, rows in enumerate(parts)
+        if rows is None or any(row.is_changed for row in rows)
+    ]
     if missing:
         chosen = np.concatenate([members[number] for number in missing])
         _require_room(folder, int(corpus.lengths[chosen].sum()), int(sizes[chosen].sum()))
@@ -132,7 +137,8 @@ def encode_shard(
 ) -> list[Row]:
     """Encodes one shard of a list into one shard of a feature store, all of it or nothing.
 
-    A shard that is there, and has the bytes that were written, is left as it is. So this may be
+    A shard that is there, has the bytes that were written, and whose files have the size and the
+    time that they had, is left as it is. So this may be
     called for any shards in any order, again, and by several processes or machines at once, and in
     the end each file is there exactly once. (Where two machines of different kinds write one shard
     at once, bytes and checksum may disagree; the next call sees it and makes the shard again.) When
@@ -181,9 +187,19 @@ def encode_shard(
 def finished_shard(
     folder: pathlib.Path, number: int, source: dict[str, str], retry: bool
 ) -> list[Row] | None:
-    """The rows of a shard that need not be made; with `retry`, one in which files failed must."""
+    """The rows of a shard that need not be made.
+
+    One whose files have changed since must be made again; with `retry`, one in which files failed,
+    too.
+    """
     rows = finished_part(folder, number, source, verify=True)
-    return None if rows and retry and any(row.error for row in rows) else rows
+    if rows is not None:
+        changed = sum(row.is_changed for row in rows)
+        if changed:
+            logger.info("shard %d: %d files are others now; it is made again", number, changed)
+        if changed or (retry and any(row.error for row in rows)):
+            return None
+    return rows
 
 
 def _measure(path: pathlib.Path, listed: int | None, max_seconds: float) -> Entry:

@@ -109,6 +109,8 @@ class Extractor:
             waveform, lengths = audio.pad_batch(waveforms, audio.padded_width(crops[0].samples))
             return {"waveform": waveform, "lengths": lengths}
 
+        paths = [pathlib.Path(root) / name for name in corpus.names]
+        files = [_file(path) for path in paths]  # as they are now, before anything is read
         features: dict[str, np.ndarray] = {}
         rows: dict[int, Row] = {}
         count, what = len(batches_of), f"shard {number}/{source['shards']}"
@@ -121,7 +123,8 @@ class Extractor:
                     seconds = crop.samples / audio.SAMPLE_RATE
                     text = f"{name}: not enough memory for {seconds:.0f} s at once; split it"
                     errors.setdefault(crop.index, text)
-                row = _row(name, str(pathlib.Path(root) / name), number, crop.samples, utterance)
+                row = _row(name, str(paths[crop.index]), number, crop.samples, utterance)
+                row = row._replace(**files[crop.index])
                 if not row.frames:
                     row = row._replace(error=errors.get(crop.index, "could not be read"))
                 elif utterance is not None and self.content.items and parallel.is_first():
@@ -170,6 +173,15 @@ class Extractor:
                     raise
                 computed.append(None)
         return computed
+
+
+def _file(path: pathlib.Path) -> dict[str, int]:
+    """What a row says of its file, if it has one."""
+    try:
+        status = path.stat()
+    except OSError:
+        return {}
+    return {"size": status.st_size, "modified": status.st_mtime_ns}
 
 
 def _utterance(batch: Computed, row: int) -> Computed:

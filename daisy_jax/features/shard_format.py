@@ -6,10 +6,13 @@ as many parts: a row an utterance with its path, shard, frames, where it left, i
 every layer, and how well each layer's labels agree with the last one's. In the place of a shard's
 one file there may be `npy/ID.npy`, one for each utterance. A part is written behind its shard, so
 that its presence says that the shard is whole. What they belong to (model, tap, items, corpus) and
-the shard's digest stand in the part's metadata.
+the digests of the shard and of the rows stand in the part's metadata.
 """
 
+import hashlib
 import json
+import math
+import os
 import pathlib
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +21,7 @@ from jaxtyping import Shaped
 from safetensors.numpy import save_file
 
 from daisy_jax.errors import InputError
-from daisy_jax.whole_files import differences, files_digest, whole_files
+from daisy_jax.whole_files import differences, files_digest, is_inside, parse_json, whole_files
 
 if TYPE_CHECKING:
     import pyarrow
@@ -47,6 +50,20 @@ class Row(NamedTuple):
     layers behind the exit were not run."""
     error: str | None
     """Why it could not be read; None if it could."""
+    size: int = 0
+    """Bytes of its file when it was encoded; 0 where it was no file of its own."""
+    modified: int = 0
+    """When that file was last written to then, in nanoseconds since the epoch."""
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether its file is there and is another one now."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False
+        now = status.st_size, status.st_mtime_ns
+        return bool(self.size) and now != (self.size, self.modified)
 
 
 class Part(NamedTuple):
@@ -124,6 +141,7 @@ def write_shard(
             if features:
                 kept["sha256"] = str(files_digest(partials))
             written = pyarrow.Table.from_pylist([row._asdict() for row in rows], _schema())
+            kept["rows"] = _rows_digest(written, kept)
             metadata = {FORMAT: json.dumps(kept)}
             pyarrow.parquet.write_table(written.replace_schema_metadata(metadata), table)
     except pyarrow.ArrowException as error:
@@ -176,7 +194,14 @@ def _schema() -> "pyarrow.Schema":
     types = {"id": pa.string(), "path": pa.string(), "shard": pa.int32(), "samples": pa.int64()}
     types |= {"frames": pa.int32(), "exit_layer": pa.int32(), "forced": pa.bool_()}
     types |= {"entropy": vector, "agreement": vector, "error": pa.string()}
+    types |= {"size": pa.int64(), "modified": pa.int64()}
     return pa.schema(list(types.items()))
+
+
+def _rows_digest(table: "pyarrow.Table", source: dict[str, str]) -> str:
+    """SHA-256 of what a part holds, beside this."""
+    content = [table.to_pylist(), {key: source[key] for key in sorted(source)}]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def read_part(path: pathlib.Path) -> Part:
@@ -190,11 +215,35 @@ def read_part(path: pathlib.Path) -> Part:
 
     try:
         table = pyarrow.parquet.read_table(path)
-        source = json.loads(table.schema.metadata[FORMAT.encode()])
+        text = (table.schema.metadata or {})[FORMAT.encode()].decode()
+        source = parse_json(str(path), text, dict[str, str], "remove it")
+        rows = source.pop("rows", None)
+        if rows is not None and rows != _rows_digest(table, source):
+            raise ValueError("its rows are not those that were written")
         digest = source.pop("sha256", None)
-        return Part([Row(**row) for row in table.to_pylist()], source, digest)
+        # Parts of earlier versions have no size and no time.
+        types = [field for field in _schema() if field.name in table.column_names]
+        held = table.cast(pyarrow.schema(types)).to_pylist()
+        part = Part([Row(**row) for row in held], source, digest)
+        _check(part.rows, int(path.stem))
+        return part
     except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:120]
         raise InputError(
-            f"{path}: not a whole part of an index ({str(error)[:80]}); remove it, and its shard "
-            "is made again"
+            f"{path}: not a whole part of an index ({reason}); remove it, and its shard is made "
+            "again"
         ) from None
+
+
+def _check(rows: list[Row], number: int) -> None:
+    """Raises a ValueError for rows that no part of this number can have."""
+    for row in rows:
+        whole = (row.id, row.path, row.shard, row.samples, row.frames)
+        if None in whole or row.entropy is None or row.agreement is None:
+            raise ValueError("a row lacks a value")
+        if not is_inside(row.id):
+            raise ValueError(f"{row.id!r} leads out of the store")
+        if row.shard != number or min(row.samples, row.frames, row.exit_layer) < 0:
+            raise ValueError(f"the row of {row.id!r} belongs elsewhere or has negative numbers")
+        if any(math.isnan(value) for value in (*row.entropy, *row.agreement)):
+            raise ValueError(f"the row of {row.id!r} holds NaN")

@@ -1,6 +1,6 @@
 """Feature stores: features by utterance, read at random. The format is in `shard_format`."""
 
-import json
+import collections
 import os
 import pathlib
 import threading
@@ -21,7 +21,7 @@ from daisy_jax.features.shard_format import (
     shard_files,
 )
 from daisy_jax.reporting import leave_out
-from daisy_jax.whole_files import read_array
+from daisy_jax.whole_files import parse_json, read_array
 
 OPEN_SHARDS = 64
 """That one reader keeps mapped."""
@@ -44,13 +44,25 @@ class FeatureStore:
         self.source = parts[0].source
         """What the features belong to: model, items, corpus and more."""
         self.rows = [row for part in parts for row in part.rows]
+        lacking = [key for key in ("shards", "dim") if not self.source.get(key, "").isdecimal()]
+        if lacking or "items" not in self.source:
+            raise InputError(f"{paths[0]}: does not say {lacking or 'items'}; make the store again")
         count = int(self.source["shards"])
         if any(part.source != self.source for part in parts) or len(parts) != count:
             raise InputError(
                 f"{folder}: {len(parts)} of {count} shards are there, or they are of different "
                 "runs; start again what made it, or remove it"
             )
-        self.items: list[int | str] = json.loads(self.source["items"])
+        numbers = [int(path.stem) for path in paths]
+        ids = collections.Counter(row.id for row in self.rows)
+        if numbers != list(range(count)) or (ids and max(ids.values()) > 1):
+            raise InputError(
+                f"{folder}: its parts are not 0 to {count - 1}, or an utterance is there twice; "
+                "remove the stray parts"
+            )
+        self.items = parse_json(
+            f"{folder}, items", self.source["items"], list[int | str], "make it again"
+        )
         """What is stored: of 0 to L, none if there are only entropies; or one of "exit", "pooled",
         "labels" and "units"."""
         self._npy = self.source.get("layout") == "npy"
@@ -122,7 +134,11 @@ class FeatureStore:
         """A line for each shard whose bytes are not those that were written."""
         problems = []
         for path in part_files(self.folder):
-            part, number = read_part(path), int(path.stem)
+            try:
+                part, number = read_part(path), int(path.stem)
+            except InputError as error:
+                problems.append(str(error))
+                continue
             if not part.is_whole(self.folder, number):
                 file = shard_files(self.folder, number, part.rows, part.source)[0]
                 problems.append(f"{file}: its bytes have changed; remove it and {path}")

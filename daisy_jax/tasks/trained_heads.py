@@ -164,11 +164,21 @@ def load_head(path: str | pathlib.Path) -> TrainedHead:
     tensors, texts = read_folder(folder, (CONFIG, EXITS))
     config = parse_json(str(folder / CONFIG), texts[CONFIG], _Config, remedy, FORMAT)
     exits = parse_json(str(folder / EXITS), texts[EXITS], ExitCounts, remedy, EXITS_FORMAT)
-    task = make_task(config.task, settings_of(config.settings, str(folder / CONFIG)))
+    settings = settings_of(config.settings, str(folder / CONFIG))
+    try:
+        task = make_task(config.task, settings)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
     layers = len(config.rule.allowed)
     if {len(exits["exit_counts"]), len(exits["forced_counts"])} != {layers}:
         raise InputError(f"{folder / EXITS}: counts other layers than {CONFIG} has; {remedy}")
-    shapes = jax.eval_shape(lambda: new_params(task, config.dim, layers, config.classes, 0))
+    try:
+        shapes = jax.eval_shape(lambda: new_params(task, config.dim, layers, config.classes, 0))
+    except Exception as error:  # of flax, of JAX, or of a task of somebody's own
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{folder / CONFIG}: no task head has these settings ({reason}); {remedy}"
+        ) from None
     try:
         params = fill(shapes, tensors)
     except InputError as error:

@@ -8,7 +8,7 @@ import pathlib
 import types
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Shaped
