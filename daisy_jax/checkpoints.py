@@ -38,6 +38,8 @@ DIGEST = "sha256"
 """Under which metadata and JSON files hold the digest of tensors and JSON together."""
 TENSORS, CONFIG = "model.safetensors", "config.json"
 CALIBRATION_TENSOR = "calibration.entropy"
+ENTROPY_ROUNDING = 1e-3
+"""Nats that an entropy may lie below 0, where it was computed in few digits."""
 DTYPES = ("float32", "bfloat16", "float16")
 FLOAT32_PARTS = ("branches.", "head.")  # what decides stays exact, whatever the trunk computes in
 
@@ -76,6 +78,18 @@ def fill(tree: Tree, tensors: Mapping[str, Array | np.ndarray]) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(tree), [tensors[name] for name in wanted])
 
 
+def check_numbers(tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises an InputError if a tensor holds something else than finite floating-point numbers."""
+    problems = []
+    for name, tensor in tensors.items():
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            problems.append(f"{name} holds {tensor.dtype}, not floating-point numbers")
+        elif not np.all(np.isfinite(tensor)):
+            problems.append(f"{name} holds NaN or infinite numbers")
+    if problems:
+        raise InputError("; ".join(problems))
+
+
 @functools.lru_cache(maxsize=8)  # tracing takes as long as reading a large model
 def abstract_model(config: HubertConfig) -> Hubert:
     """The model of a config with shapes in the place of arrays."""
@@ -97,7 +111,12 @@ def save(model: Hubert, path: str | os.PathLike, *, dtype: str | None = None) ->
     tensors = {name: np.asarray(leaf) for name, leaf in named_leaves(model).items()}
     if dtype is not None:
         storage = _checked_dtype(dtype)
-        tensors = {name: tensor.astype(storage) for name, tensor in tensors.items()}
+        with np.errstate(over="ignore"):
+            stored = {name: tensor.astype(storage) for name, tensor in tensors.items()}
+        for name, tensor in stored.items():
+            if not np.all(np.isfinite(tensor)) and np.all(np.isfinite(tensors[name])):
+                raise InputError(f"dtype {dtype} cannot hold {name}; give bfloat16 or float32")
+        tensors = stored
     _write(folder, tensors, model.config, model.calibration)
 
 
@@ -230,22 +249,33 @@ def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hub
     entropy = tensors.pop(CALIBRATION_TENSOR, None)
     if (entropy is None) != (dataset is None):
         raise InputError(f"{folder}: {CONFIG} and {TENSORS} disagree about the calibration")
+    try:
+        check_numbers(tensors if entropy is None else {**tensors, CALIBRATION_TENSOR: entropy})
+    except InputError as error:
+        raise InputError(f"{folder / TENSORS}: {error}") from None
     arrays = {
         name: jnp.asarray(tensor, jnp.float32 if name.startswith(FLOAT32_PARTS) else trunk_dtype)
         for name, tensor in tensors.items()
     }
     try:
         model = fill(abstract_model(config), arrays)
-        if entropy is not None and (entropy.ndim != 2 or entropy.shape[1] != config.num_layers):
-            raise InputError(
-                f"{CALIBRATION_TENSOR} has the shape {entropy.shape} instead of (utterances, "
-                f"{config.num_layers})"
-            )
+        if entropy is not None:
+            _check_calibration(entropy, config.num_layers)
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}") from None
     if entropy is None or dataset is None:
         return model
     return model.replace(calibration=Calibration(entropy, dataset))
+
+
+def _check_calibration(entropy: Shaped[np.ndarray, "..."], layers: int) -> None:
+    if entropy.ndim != 2 or not len(entropy) or entropy.shape[1] != layers:
+        raise InputError(
+            f"{CALIBRATION_TENSOR} has the shape {entropy.shape} instead of (utterances, {layers})"
+            "; calibrate the model again"
+        )
+    if np.min(entropy) < -ENTROPY_ROUNDING:
+        raise InputError(f"{CALIBRATION_TENSOR} is negative somewhere; calibrate the model again")
 
 
 def _checked_dtype(name: str) -> jnp.dtype:

@@ -5,10 +5,12 @@ import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pyarrow.parquet
 import pytest
 import sounds
+from flax import nnx
 from made_models import SMALL, made_model
 from safetensors.numpy import load_file, save_file
 
@@ -329,3 +331,57 @@ def test_a_recording_that_was_replaced_is_encoded_again(model, speech, tmp_path)
     assert not np.array_equal(after, before)
     path.unlink()  # what is gone has not changed
     assert stored()[1] == again
+
+
+# ---------------------------------------------------------------- numbers that are none
+
+
+def no_digest(folder, edit):
+    """The tensors changed by somebody who writes no digest, as other programs do not."""
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def with_value(name, value):
+    return lambda tensors: tensors[name].__setitem__((0,) * tensors[name].ndim, value)
+
+
+def with_type(name, kind):
+    return lambda tensors: tensors.update({name: np.ones(tensors[name].shape, kind)})
+
+
+KERNEL, ENTROPY = "layers.ffn.up.kernel", "calibration.entropy"
+NO_NUMBERS = {
+    "NaN": (with_value(KERNEL, np.nan), f"{KERNEL} holds NaN or infinite"),
+    "infinite": (with_value(KERNEL, -np.inf), f"{KERNEL} holds NaN or infinite"),
+    "int8": (with_type(KERNEL, np.int8), f"{KERNEL} holds int8, not floating"),
+    "complex": (with_type(KERNEL, np.complex64), f"{KERNEL} holds complex64|not read"),
+    "entropy of NaN": (with_value(ENTROPY, np.nan), f"{ENTROPY} holds NaN"),
+    "negative entropy": (with_value(ENTROPY, -1), f"{ENTROPY} is negative"),
+    "no entropies": (
+        lambda tensors: tensors.update({ENTROPY: tensors[ENTROPY][:0]}),
+        "instead of",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_NUMBERS)
+def test_numbers_that_are_none_are_refused_where_the_file_is_read(model, tmp_path, name):
+    edit, said = NO_NUMBERS[name]
+    layers = model.config.num_layers
+    entropy = np.full((2, layers), 0.5, np.float16)
+    daisy_jax.save(model.replace(calibration=Calibration(entropy, "here")), tmp_path / "model")
+    no_digest(tmp_path / "model", edit)
+    with pytest.raises(InputError, match=said) as error:
+        daisy_jax.load(tmp_path / "model")
+    assert str(tmp_path / "model" / "model.safetensors") in str(error.value)
+
+
+def test_a_type_that_cannot_hold_a_weight_is_refused(model, tmp_path):
+    kernel = model.layers.ffn.up.kernel[...].at[0, 0, 0].set(1e6)
+    changed = jax.tree.map(lambda leaf: leaf, model)
+    changed.layers.ffn.up.kernel = nnx.Param(kernel)
+    with pytest.raises(InputError, match=f"float16 cannot hold {KERNEL}"):
+        daisy_jax.save(changed, tmp_path / "model", dtype="float16")
+    daisy_jax.save(changed, tmp_path / "model", dtype="bfloat16")

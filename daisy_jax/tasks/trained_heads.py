@@ -8,7 +8,15 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from daisy_jax.checkpoints import CONFIG, TENSORS, fill, named_leaves, read_folder, write_folder
+from daisy_jax.checkpoints import (
+    CONFIG,
+    TENSORS,
+    check_numbers,
+    fill,
+    named_leaves,
+    read_folder,
+    write_folder,
+)
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
 from daisy_jax.features.extractor import model_digest
@@ -180,6 +188,7 @@ def load_head(path: str | pathlib.Path) -> TrainedHead:
             f"{folder / CONFIG}: no task head has these settings ({reason}); {remedy}"
         ) from None
     try:
+        check_numbers(tensors)
         params = fill(shapes, tensors)
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}") from None
