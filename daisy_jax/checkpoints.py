@@ -35,7 +35,9 @@ from daisy_jax.whole_files import parse_json, read_text, whole_files
 FORMAT = "daisy_jax/1"
 PACKAGED = pathlib.Path(__file__).parent / "models" / "daisy-tiny"
 DIGEST = "sha256"
-"""Under which metadata and JSON files hold the digest of tensors and JSON together."""
+"""Under which JSON files, and what is WRITTEN, hold the digest of tensors and JSON together."""
+WRITTEN = "written"
+"""Under which the metadata hold the JSON files' texts, in JSON."""
 TENSORS, CONFIG = "model.safetensors", "config.json"
 CALIBRATION_TENSOR = "calibration.entropy"
 ENTROPY_ROUNDING = 1e-3
@@ -166,7 +168,7 @@ def write_folder(
     texts = {name: json.dumps(content, indent=2) for name, content in contents.items()}
     digest = _digest(tensors, texts)
     with whole_files(*(folder / name for name in (TENSORS, *contents))) as (weights, *partials):
-        save_file(contiguous(tensors), weights, {DIGEST: digest, **texts})
+        save_file(contiguous(tensors), weights, {WRITTEN: json.dumps({DIGEST: digest, **texts})})
         for partial, content in zip(partials, contents.values(), strict=True):
             text = json.dumps({**content, DIGEST: digest}, indent=2) + "\n"
             partial.write_text(text, encoding="utf-8")
@@ -196,15 +198,17 @@ def read_folder(folder: pathlib.Path, names: tuple[str, ...]) -> Stored:
     """
     texts = {name: read_text(folder / name) for name in names}
     tensors, metadata = _read(folder / TENSORS)
-    digest = metadata.pop(DIGEST, None)
-    if digest is not None:
-        if _digest(tensors, metadata) != digest:
+    if WRITTEN in metadata:
+        place, remedy = f"{folder / TENSORS}, {WRITTEN}", "copy it again"
+        written = parse_json(place, metadata[WRITTEN], dict[str, str], remedy)
+        digest = written.pop(DIGEST, "")
+        if _digest(tensors, written) != digest:
             raise InputError(f"{folder / TENSORS}: has changed since it was written; copy it again")
-        for name, text in metadata.items():
-            beside = parse_json(str(folder / name), texts[name], dict, "copy it again")
+        for name in texts.keys() & written.keys():
+            beside = parse_json(str(folder / name), texts[name], dict, remedy)
             if beside.get(DIGEST) != digest:
                 # Of another saving: who wrote died between replacing the one and the other.
-                texts[name] = text
+                texts[name] = written[name]
     return Stored(tensors, texts)
 
 

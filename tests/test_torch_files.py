@@ -7,6 +7,7 @@ import pathlib
 import re
 import sys
 import types
+import zipfile
 
 import formats
 import numpy as np
@@ -295,6 +296,23 @@ def test_shared_objects_are_read_once(case, tmp_path):
     convert(tmp_path / "plain.pt", tmp_path / "same")
     files = [tmp_path / name / "model.safetensors" for name in ("ours", "same")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_keys_that_take_for_ever_to_hash_are_refused(case, tmp_path):
+    """A pickle of few bytes, in which a tuple holds another one twice, sixty times over."""
+    twice = b"".join(b"h\x00h\x00\x86q\x00" for _ in range(60))
+    pickled = b"\x80\x02}q\x01X\x01\x00\x00\x00a\x85q\x00" + twice + b"h\x01h\x00K\x01s."
+    torch.save(formats.to_tensors(formats.fairseq(case)), tmp_path / "good.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "good.pt") as good,
+        zipfile.ZipFile(tmp_path / "bad.pt", "w") as bad,
+    ):
+        for name in good.namelist():
+            bad.writestr(name, pickled if name.endswith("data.pkl") else good.read(name))
+    (tmp_path / "old.pt").write_bytes(pickled)
+    for name in ("bad.pt", "old.pt"):
+        with pytest.raises(InputError, match="nested too deeply"):
+            convert(tmp_path / name, tmp_path / "ours")
 
 
 @pytest.mark.parametrize("content", [torch.ones(3), {"model": torch.ones(3), "cfg": {"model": {}}}])

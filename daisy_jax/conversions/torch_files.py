@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
+from daisy_jax.conversions.pickled_tuples import refuse_large_tuples
 from daisy_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def read_torch_file(path: pathlib.Path) -> object:
             f"{path}: needs torch to be read; pip install 'daisy-jax[convert]', or get the model "
             "as safetensors, which does not"
         ) from None
+    refuse_large_tuples(path)
     stand_ins: list[Callable | tuple[Callable, str]] = [(StandIn, name) for name in STAND_INS]
     try:
         with torch.serialization.safe_globals(stand_ins):
