@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -126,6 +128,38 @@ def test_prepare_clips_what_16_bits_cannot_hold(tmp_path):
 def test_prepare_of_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="gone: no such folder"):
         prepare([tmp_path / "gone"], tmp_path / "out")
+
+
+def test_folders_may_be_nested_more_deeply_than_calls(tmp_path):
+    where = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(1_200):
+            os.mkdir("d")
+            os.chdir("d")
+    finally:
+        os.chdir(where)
+    sounds.write(tmp_path / "d" / "d" / "a.wav", sounds.syllables(0.5))
+    sounds.write(tmp_path / "z.WAV", sounds.syllables(0.5))
+    names = open_corpus(tmp_path).names
+    for depth in range(1_200, 2, -1):  # whoever sweeps up recurses
+        os.rmdir(tmp_path.joinpath(*depth * ["d"]))
+    assert names == ["d/d/a.wav", "z.WAV"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, left_out):
+    sounds.write(tmp_path / "good" / "a.wav", sounds.syllables(0.5))
+    sounds.write(tmp_path / "closed" / "b.wav", sounds.syllables(0.5))
+    real = os.scandir
+
+    def scandir(path):
+        if path.name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert [path.name for path in sound_files(tmp_path)] == ["a.wav"]
+    assert left_out == [f"{tmp_path / 'closed'}: Permission denied"]
 
 
 def test_what_is_no_corpus_is_refused_in_one_line(speech, tmp_path):

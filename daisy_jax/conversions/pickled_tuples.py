@@ -9,7 +9,6 @@ import io
 import pathlib
 import pickletools
 import zipfile
-from typing import IO
 
 from daisy_jax.errors import InputError
 
@@ -44,7 +43,7 @@ def _refuse(path: pathlib.Path, largest: int) -> None:
         raise InputError(f"{path}: its content is nested too deeply for a checkpoint")
 
 
-def _largest_tuple(stream: IO[bytes], pickles: int) -> int:
+def _largest_tuple(stream: io.BytesIO | io.BufferedReader, pickles: int) -> int:
     """Parts of the largest tuple in the pickles that a stream begins with; stops above MOST."""
     largest = 0
     for _ in range(pickles):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from daisy_jax.errors import InputError
+from daisy_jax.reporting import leave_out_item
 from daisy_jax.whole_files import is_inside, read_text
 
 SUFFIXES = (
@@ -26,9 +27,23 @@ SUFFIXES = (
 
 
 def sound_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
-    """All sound files below a folder, by name."""
-    paths = pathlib.Path(folder).rglob("*")
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
+    """All sound files below a folder, by name; links to folders are not followed.
+
+    A folder that cannot be listed is left out.
+    """
+    found, folders = [], [pathlib.Path(folder)]
+    while folders:  # no recursion, for folders may be nested more deeply than calls
+        here = folders.pop()
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(here / entry.name)
+                    elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+                        found.append(here / entry.name)
+        except OSError as error:
+            leave_out_item(here, error)
+    return sorted(found)
 
 
 def expand_folders(paths: Sequence[str]) -> list[str]:
