@@ -17,11 +17,13 @@ from typing import Literal
 
 import tyro
 
+from daisy_jax.console.terminal import say
+
 CONVERT = """
 import resource, sys
 from daisy_jax.conversions.convert import convert
 report = convert(sys.argv[1], sys.argv[2])
-print(report.parameters, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+say(report.parameters, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
@@ -51,7 +53,7 @@ def main() -> None:
         command = [sys.executable, "-c", CONVERT, str(source), str(folder / "model")]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     parameters, peak = map(int, done.stdout.split())
-    print(
+    say(
         f"{config.size}, {config.format}, {config.dtype}: {parameters / 1e6:.0f} M parameters, "
         f"peak {peak / 1e9:.2f} GB, {peak / (4 * parameters):.2f} of the float32 size"
     )

@@ -22,7 +22,7 @@ from timing import TimingOptions, resident_bytes, write_noise
 
 import daisy_jax
 from daisy_jax.accelerator import use_accelerator
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.parallel import medians
 
 PROGRAM = [sys.executable, "-c", "from daisy_jax.commands.main import main; main()"]
@@ -87,11 +87,11 @@ def times(config: Config, folder: pathlib.Path) -> None:
         ways[f"Ray, {workers} workers"] = way(ray)
     seconds = medians(ways, config.runs)  # whose warm-up fills the cache
     audio, alone = lengths.sum() / 16_000, seconds["one process"]
-    print(f"{config.count} files, {audio / 3600:.2f} h; medians of {config.runs}\n")
-    print("| way | seconds | times real time | throughput / one process |")
-    print("| --- | ---: | ---: | ---: |")
+    say(f"{config.count} files, {audio / 3600:.2f} h; medians of {config.runs}\n")
+    say("| way | seconds | times real time | throughput / one process |")
+    say("| --- | ---: | ---: | ---: |")
     for name, median in seconds.items():
-        print(f"| {name} | {median:.1f} | {audio / median:.0f} | {alone / median:.2f} |")
+        say(f"| {name} | {median:.1f} | {audio / median:.0f} | {alone / median:.2f} |")
 
 
 def memory(config: Config, folder: pathlib.Path) -> None:
@@ -112,12 +112,12 @@ def memory(config: Config, folder: pathlib.Path) -> None:
     extractor = Extractor(model, contents.layers((model.config.num_layers,)))
     files = FileList(folder / "short", names, {}, 0)
     shards = -(-config.stream // 500)
-    print(f"\n{config.stream} files of 0.5 s in {shards} shards: files, resident memory in MB")
+    say(f"\n{config.stream} files of 0.5 s in {shards} shards: files, resident memory in MB")
     for number in range(shards):
         encode_shard(extractor, files, number, shards, folder / "stream")
         if (number + 1) % max(1, shards // 8) == 0 or number == 0:
             done = min((number + 1) * 500, config.stream)
-            print(f"{done:7d} {resident_bytes() / 1e6:8.0f}", flush=True)
+            say(f"{done:7d} {resident_bytes() / 1e6:8.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from timing import TimingOptions, resident_bytes, write_noise
 
 import daisy_jax
 from daisy_jax.accelerator import use_accelerator
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.parallel import medians
 
 
@@ -58,18 +58,18 @@ def main() -> None:
                 jax.device_get(daisy_jax.encode(model, *batch, threshold=threshold))
 
         seconds = medians({"together": together, "alone": alone}, config.runs)
-        print("stream of files of 0.5 s: file, resident memory in MB")
+        say("stream of files of 0.5 s: file, resident memory in MB")
         (short,) = write_noise(pathlib.Path(folder, "short"), [8_000])
         stream = itertools.repeat(short, config.stream)
         results = daisy_jax.encode_files(model, stream, threshold=threshold)
         for number, _ in enumerate(results, start=1):
             if number % max(1, config.stream // 5) == 0:
-                print(f"{number:7d} {resident_bytes() / 1e6:8.0f}")
+                say(f"{number:7d} {resident_bytes() / 1e6:8.0f}")
     audio_seconds = lengths.sum() / 16_000
-    print(f"{config.count} files, {audio_seconds:.0f} s of audio, on {device}")
+    say(f"{config.count} files, {audio_seconds:.0f} s of audio, on {device}")
     for name, value in seconds.items():
-        print(f"{name}: {value:.1f} s, {audio_seconds / value:.0f} times real time")
-    print(f"encode_files / calls alone: {seconds['together'] / seconds['alone']:.2f}")
+        say(f"{name}: {value:.1f} s, {audio_seconds / value:.0f} times real time")
+    say(f"encode_files / calls alone: {seconds['together'] / seconds['alone']:.2f}")
 
 
 if __name__ == "__main__":

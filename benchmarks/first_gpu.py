@@ -29,7 +29,7 @@ from timing import TimingOptions
 
 from daisy_jax import InputError
 from daisy_jax.accelerator import use_accelerator, use_compilation_cache
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 
 COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer=+CONDITIONAL,+WHILE"
 """XLA's flag for conditions and loops that a GPU decides without asking its host."""
@@ -71,7 +71,7 @@ def main() -> None:
             streams.append(stack.enter_context(open(config.output, "w", encoding="utf-8")))
         for line in all_lines(config, device, measurements):
             for stream in streams:
-                print(json.dumps(line), file=stream, flush=True)
+                say(json.dumps(line), file=stream, flush=True)
 
 
 def all_lines(config: Config, device: str, measurements: Mapping[str, Measure]) -> Iterator[Line]:

@@ -19,7 +19,7 @@ from timing import TimingOptions, milliseconds
 
 from daisy_jax import InputError
 from daisy_jax.accelerator import use_accelerator
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.model.forms import ELSEWHERE, FORMS
 from daisy_jax.parallel import platform_of
 from daisy_jax.study.forced_exits import Forced
@@ -60,8 +60,8 @@ def main() -> None:
     }
     platform = platform_of(None)
     platform = "cuda" if platform == "gpu" else platform
-    print(f"{config.rows} x {config.seconds:g} s, float32, on {device}\n")
-    print("| step | form | ms | of today's |\n| --- | --- | ---: | ---: |", flush=True)
+    say(f"{config.rows} x {config.seconds:g} s, float32, on {device}\n")
+    say("| step | form | ms | of today's |\n| --- | --- | ---: | ---: |", flush=True)
     for step, make in steps.items():
         function, arguments = make(shapes)
         now = FORMS[step].get(platform, FORMS[step][ELSEWHERE])
@@ -73,7 +73,7 @@ def main() -> None:
         times = milliseconds(tasks, config.runs)
         for form, taken in times.items():
             name = f"{form} (now)" if form == now else form
-            print(f"| {step} | {name} | {taken:.1f} | {taken / times[now]:.2f} |", flush=True)
+            say(f"| {step} | {name} | {taken:.1f} | {taken / times[now]:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from gpu_steps import torch_lstm
 from timing import TimingOptions, milliseconds
 
 from daisy_jax.accelerator import use_accelerator
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.tasks.lstm import BidirectionalLstm
 
 
@@ -69,11 +69,11 @@ def main() -> None:
         tasks |= {f"torch, {kind}": run for kind, run in zip(kinds, runs, strict=True)}
         beside = f", torch on {place}"
     times = milliseconds(tasks, config.runs)
-    print(f"{config.layers} x {config.units}, batch {list(x.shape)}, on {device}{beside}")
+    say(f"{config.layers} x {config.units}, batch {list(x.shape)}, on {device}{beside}")
     for name, taken in times.items():
-        print(f"{name}: {taken:.0f} ms")
+        say(f"{name}: {taken:.0f} ms")
     for kind in kinds if theirs else ():
-        print(f"ours / torch, {kind}: {times[f'ours, {kind}'] / times[f'torch, {kind}']:.2f}")
+        say(f"ours / torch, {kind}: {times[f'ours, {kind}'] / times[f'torch, {kind}']:.2f}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from timing import StepOptions
 import daisy_jax
 from daisy_jax import Hubert, parallel
 from daisy_jax.accelerator import use_accelerator
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.data import prefetch
 from daisy_jax.data.batches import Augmentation, EpochBatches, read_crops
 from daisy_jax.data.corpus import open_corpus
@@ -76,9 +76,9 @@ def main() -> None:
         "large": lambda: daisy_jax.HubertConfig.large(num_clusters=504),
     }
     trunk, step, new_state = set_up(configs[config.size](), config.dtype)
-    print(f"HuBERT {config.size}, {config.dtype}, {jax.device_count()} x {device}\n")
-    print("| batch | forward, s | step, s | / forward | reading / step | audio s / s | hours |")
-    print("| --- |" + " ---: |" * 6, flush=True)
+    say(f"HuBERT {config.size}, {config.dtype}, {jax.device_count()} x {device}\n")
+    say("| batch | forward, s | step, s | / forward | reading / step | audio s / s | hours |")
+    say("| --- |" + " ---: |" * 6, flush=True)
     batches: list[dict[str, object]] = []
     samples = round(config.seconds * daisy_jax.audio.SAMPLE_RATE)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,7 @@ def main() -> None:
             speed = rows * config.seconds / times["with reading"]
             hours = PAPER_STEPS * PAPER_BATCH * MEAN_SECONDS / speed / 3600
             batches.append({"batch": rows, "times": times, "hours": hours})
-            print(
+            say(
                 f"| {rows} x {config.seconds:g} s | {times['forward']:.3f} | {times['step']:.3f} "
                 f"| {times['step'] / times['forward']:.2f} "
                 f"| {times['with reading'] / times['step']:.2f} | {speed:.1f} | {hours:.1f} |",
@@ -100,7 +100,7 @@ def main() -> None:
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
     where = "the device" if stats else "this process"
-    print(f"peak memory of {where} in all of this: {peak / 2**30:.2f} GiB")
+    say(f"peak memory of {where} in all of this: {peak / 2**30:.2f} GiB")
     versions = {"device": device, "jax": jax.__version__, "devices": jax.device_count()}
     config.write({**versions, "batches": batches, **memory, "peak_bytes": peak})
 
@@ -157,8 +157,8 @@ def step_times(
 def measure_memory(config: Config, step: Step, state: State, trunk: Hubert) -> dict[str, object]:
     """What steps of 15 s take by plan, and the largest batch; `--run-largest` runs it."""
     samples = 15 * daisy_jax.audio.SAMPLE_RATE
-    print("\n| batch | planned memory of a step on each device, GiB |")
-    print("| --- | ---: |")
+    say("\n| batch | planned memory of a step on each device, GiB |")
+    say("| --- | ---: |")
     planned = {}
     for rows in config.memory_batches:
         one = functools.partial(jax.ShapeDtypeStruct, sharding=parallel.by_row())
@@ -166,7 +166,7 @@ def measure_memory(config: Config, step: Step, state: State, trunk: Hubert) -> d
         plan = step.lower(state, trunk, batch).compile().memory_analysis()
         size = plan.argument_size_in_bytes + plan.temp_size_in_bytes
         planned[rows] = size + plan.output_size_in_bytes - plan.alias_size_in_bytes
-        print(f"| {rows} x 15 s | {planned[rows] / 2**30:.2f} |", flush=True)
+        say(f"| {rows} x 15 s | {planned[rows] / 2**30:.2f} |", flush=True)
     memory: dict[str, object] = {
         "memory": [{"batch": rows, "bytes": size} for rows, size in planned.items()]
     }
@@ -174,7 +174,7 @@ def measure_memory(config: Config, step: Step, state: State, trunk: Hubert) -> d
         (first, least), *_, (last, most) = planned.items()
         each = (most - least) / (last - first)
         memory["largest"] = int((config.memory * 2**30 - (least - each * first)) / each)
-        print(f"the largest batch of 15 s in {config.memory:g} GiB: {memory['largest']}")
+        say(f"the largest batch of 15 s in {config.memory:g} GiB: {memory['largest']}")
     if config.run_largest:
         rows = config.memory_batches[-1]
         batch = {

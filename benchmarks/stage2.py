@@ -21,7 +21,7 @@ from timing import StepOptions
 import daisy_jax
 from daisy_jax import parallel
 from daisy_jax.accelerator import use_accelerator
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.study.forced_exits import Forced
 
 
@@ -74,13 +74,13 @@ def main() -> None:
     }
     everywhere = np.ones(layers, bool)
     seconds: dict[str, dict[str, float]] = {}
-    print(
+    say(
         f"HuBERT {config.size}, {config.dtype}, {config.preset} heads, {rows} x "
         f"{config.seconds:g} s, mean exit layer {np.mean(exits):.2f}, on {device}; medians of "
         f"{config.runs}\n"
     )
-    print("| task | stored features, s | with exits, s | all layers, s | with exits / all layers |")
-    print("| --- | ---: | ---: | ---: | ---: |", flush=True)
+    say("| task | stored features, s | with exits, s | all layers, s | with exits / all layers |")
+    say("| --- | ---: | ---: | ---: | ---: |", flush=True)
     for name in config.tasks:
         settings = read_preset(name, config.preset)
         task = make_task(name, settings)
@@ -102,7 +102,7 @@ def main() -> None:
             tasks[way] = repeated(step, state, (*arguments, parallel.place(batch)))
         times = parallel.medians(tasks, config.runs)
         seconds[name] = times
-        print(
+        say(
             f"| {name} | {times['stored features']:.3f} | {times['with exits']:.3f} "
             f"| {times['all layers']:.3f} | {times['with exits'] / times['all layers']:.2f} |",
             flush=True,

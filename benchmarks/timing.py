@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from daisy_jax.accelerator import Accelerator
+from daisy_jax.console.terminal import say
 from daisy_jax.parallel import medians
 from daisy_jax.whole_files import write_json
 
@@ -44,7 +45,7 @@ class StepOptions(TimingOptions):
         if self.output:
             settings = {"settings": dataclasses.asdict(self)}
             write_json(pathlib.Path(self.output), settings | result)
-            print(f"written: {self.output}")
+            say(f"written: {self.output}")
 
 
 Task = Callable[[], PyTree]

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Float64, Int
 import daisy_jax
 from daisy_jax import InputError
 from daisy_jax.accelerator import use_accelerator
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.conversions.rules import Source
 from daisy_jax.conversions.sources import open_source, saved_features
 
@@ -71,12 +71,12 @@ def main() -> None:
     ):
         if bool(ours_has) != bool(theirs_has):
             where = config.model if ours_has else config.against
-            print(f"{part}: not compared, as only {where} has one")
+            say(f"{part}: not compared, as only {where} has one")
     threshold = -np.inf if model.branches else None
     out = daisy_jax.encode(model, waveform[None], threshold=threshold, return_hidden_states=True)
     ours = np.asarray(out.hidden_states, np.float64)[0]
-    print(f"{config.model} against {config.against} ({source.format}), {ours.shape[1]} frames")
-    print(
+    say(f"{config.model} against {config.against} ({source.format}), {ours.shape[1]} frames")
+    say(
         f"taken as the checkpoint's configuration has it: {source.config.num_heads} heads, input "
         f"normalisation {'on' if source.config.normalize_input else 'off'}"
     )
@@ -129,7 +129,7 @@ def compare_everything(
             scores = theirs.label_scores(states.final, settings.num_clusters, specials)
             chosen = scores[torch.arange(len(scores)), torch.from_numpy(labels.copy()).long()]
             equal = int((scores.argmax(dim=-1).numpy() == labels).sum())
-            print(f"frame labels: {equal} of {len(scores)} equal")
+            say(f"frame labels: {equal} of {len(scores)} equal")
             # A label may only differ where two clusters score the same.
             lost = float((scores.max(dim=-1).values - chosen).max())
             differences.add("score lost by the labels", lost)
@@ -163,7 +163,7 @@ class Differences:
         """One difference; not a number is too large, too."""
         tolerance = self.tolerance if tolerance is None else tolerance
         fits = difference <= tolerance
-        print(f"{name}: {difference:.1e}{'' if fits else f', beyond {tolerance:g}'}")
+        say(f"{name}: {difference:.1e}{'' if fits else f', beyond {tolerance:g}'}")
         if not fits:
             self.beyond.append(name)
 
@@ -187,7 +187,7 @@ class Differences:
         """Ends the command with status 1 if anything was too large."""
         if self.beyond:
             raise InputError(f"the models differ in {len(self.beyond)} places: {self.beyond[0]}")
-        print("equal within the tolerance")
+        say("equal within the tolerance")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from daisy_jax import InputError
 from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.training.metrics_log import METRICS, read_metrics
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ def main() -> None:
         rows.append(len(shown.step) - 1)
     header = ["step", *(str(layer + 1) for layer in range(shown.loss.shape[1]))]
     for what, values in (("loss", shown.loss), ("accuracy", shown.accuracy)):
-        print(f"{name} {what}")
+        say(f"{name} {what}")
         body = [[str(shown.step[row]), *(f"{each:.3f}" for each in values[row])] for row in rows]
-        print("\n".join(table(header, body)))
+        say("\n".join(table(header, body)))
     save_picture(folder / "curves.png", lambda: draw(training, validation))
 
 

@@ -22,7 +22,7 @@ from daisy_jax import HubertConfig, InputError, load, parallel
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.console.pages import table
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.data.corpus import corpus_name
 from daisy_jax.exits import fixed_layer
 from daisy_jax.reporting import followed
@@ -160,7 +160,7 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         timing = time_trunk(trunk, head.params, data, choices, *timed)
     if config.oracle and head.rule.threshold is not None:
         if live:
-            print("no oracle rows: they need stored features (--cache=layers in training)")
+            say("no oracle rows: they need stored features (--cache=layers in training)")
         else:
             choices += [label_oracle(head, data, share) for share in LABEL_SHARES]
             choices.append(best_layers(head, evaluator, params))
@@ -198,17 +198,17 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "unprocessed": unprocessed(data),
         "rows": rows,
     }
-    print(
+    say(
         f"\n{task.name}, {trained['preset']}, trained with {head.rule.name} on {head.dataset}; "
         f"{len(data.lengths)} utterances of {result['tested_on']}"
     )
     body = [row for row in [input_cells(task.measures, result)] if row]
     body += [rule_cells(task.measures, row) for row in rows]
-    print("\n".join(table(rule_header(task.measures), body)), flush=True)
+    say("\n".join(table(rule_header(task.measures), body)), flush=True)
     folder = run / FOLDERS[config.part]
     write_rows(folder / "utterances.parquet", utterances)
     write_json(folder / "results.json", result)  # last, so that it speaks of rows that are there
-    print(f"written: {folder / 'results.json'}, {folder / 'utterances.parquet'}")
+    say(f"written: {folder / 'results.json'}, {folder / 'utterances.parquet'}")
 
 
 def chosen_rules(
@@ -225,7 +225,7 @@ def chosen_rules(
         try:
             choices.append(equal_compute(data, model, config.equal_compute or layers // 2))
         except InputError as error:
-            print(f"no row at equal compute: {error}")
+            say(f"no row at equal compute: {error}")
     return choices
 
 

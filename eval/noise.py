@@ -31,7 +31,7 @@ from noise_report import report
 from daisy_jax import Calibration, Hubert, InputError, audio, exit_threshold, load
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pages import html_page
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.data.corpus import Corpus, corpus_name, open_corpus
 from daisy_jax.data.noisy_corpus import (
     CLEAN,
@@ -122,7 +122,7 @@ def main() -> None:
     asr = asr_section([pathlib.Path(run) for run in config.asr])
     study, log = measure_all(model, config)
     numbers = results(study)
-    print("\n".join([*report(study, numbers, {}), *asr.lines]))
+    say("\n".join([*report(study, numbers, {}), *asr.lines]))
     if not config.output:
         return
     folder = pathlib.Path(config.output)
@@ -132,7 +132,7 @@ def main() -> None:
     write_text(folder / "report.md", text)
     page = html_page("Noise study", text, folder, list(files.values()))
     write_text(folder / "report.html", page)
-    print(f"written: {folder / 'report.html'}, and beside it what it was made of")
+    say(f"written: {folder / 'report.html'}, and beside it what it was made of")
 
 
 def measure_all(model: Hubert, config: Config) -> tuple[Study, list[NoisyFile]]:
@@ -196,7 +196,7 @@ def noisy_conditions(
         noises = open_corpus(config.musan, (kind,))
         unknown = unknown_speakers(corpus, noises, speakers)
         if unknown:
-            print(f"{kind}: {unknown}", file=sys.stderr)
+            say(f"{kind}: {unknown}", file=sys.stderr)
         draws = draw_noises(corpus, noises, config.seed, speakers)
         kinds[kind] = [clean]
         for snr in sorted(set(config.snrs), reverse=True):

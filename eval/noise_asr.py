@@ -4,7 +4,7 @@ import pathlib
 from typing import NamedTuple
 
 from daisy_jax import InputError
-from daisy_jax.console.pages import ranges, table
+from daisy_jax.console.pages import escaped, ranges, table
 from daisy_jax.data.noisy_folder import read_log
 from daisy_jax.study.evaluated_runs import read_evaluation
 from daisy_jax.study.level_errors import (
@@ -128,9 +128,9 @@ def asr_section(runs: list[pathlib.Path]) -> AsrSection:
     lines = [
         "## Recognition under mixed noise",
         "",
-        f"Trained on {first.trained_on}, {int(first.sums.utterances.sum())} files of "
-        f"{len(first.sums.clean)} utterances of {first.tested_on}. Averages over the levels, plain "
-        "and weighted with the paper's mixture. 95 % intervals by bootstrap over utterances, each "
+        f"Trained on {escaped(first.trained_on)}, {int(first.sums.utterances.sum())} files of "
+        f"{len(first.sums.clean)} utterances of {escaped(first.tested_on)}. Averages over the levels, "
+        "plain and weighted with the paper's mixture. 95 % intervals by bootstrap over utterances, each "
         "with all its levels; the last column is the paired difference of the plain averages.",
         *table(error_header, errors),
         "Compute: mean exit layer at each level, and multiply-adds saved against full depth, "

@@ -2,28 +2,30 @@
 
 import numpy as np
 
-from daisy_jax.console.pages import ranges, table
+from daisy_jax.console.pages import escaped, ranges, table
 from daisy_jax.study.noise_results import EVERY_LAYER, RuleResults, Study
 from daisy_jax.study.noise_study import FALLING, LABELS_LOST, MOST_FIRST, MOST_FORCED
 
 
 def caption(study: Study, rule: RuleResults) -> str:
     """Data set, ratio, span and threshold, as they stand on every table and picture."""
+    source, data = escaped(study.threshold_from), escaped(study.data)
     return (
         f"ratio {rule.ratio:g}, {rule.span} ({ranges(rule.allowed)}), threshold "
-        f"{rule.threshold:.4f} nats from clean {study.threshold_from}; on {study.data}:"
+        f"{rule.threshold:.4f} nats from clean {source}; on {data}:"
     )
 
 
 def report(study: Study, results: list[RuleResults], files: dict[str, str]) -> list[str]:
     """Markdown lines, with pictures of these names and files."""
     count = len(study.clean.names)
+    model, data, source = map(escaped, (study.model, study.data, study.threshold_from))
     lines = [
         "# Noise study",
         "",
-        f"Model {study.model}, {study.config.num_layers} layers. {count} clean utterances of "
-        f"{study.data}, {study.hours:.2g} h. One threshold a ratio for all conditions, by eq. (3) "
-        f"on {study.threshold_utterances} utterances of clean speech, {study.threshold_from}; the "
+        f"Model {model}, {study.config.num_layers} layers. {count} clean utterances of {data}, "
+        f"{study.hours:.2g} h. One threshold a ratio for all conditions, by eq. (3) on "
+        f"{study.threshold_utterances} utterances of clean speech, {source}; the "
         "spans come from where those left.",
     ]
     if study.kinds:
@@ -33,7 +35,8 @@ def report(study: Study, results: list[RuleResults], files: dict[str, str]) -> l
         )
     if study.others:
         folders = (
-            f"{each.kind} ({len(each.names)} utterances of {study.folders[each.kind]})"
+            f"{escaped(each.kind)} ({len(each.names)} utterances of "
+            f"{escaped(study.folders[each.kind])})"
             for each in study.others
         )
         lines += ["", f"Further conditions: {', '.join(folders)}."]
@@ -79,7 +82,9 @@ def entropy_table(study: Study) -> list[str]:
         fit = np.corrcoef(layers, mean)[0, 1] ** 2 if np.ptp(mean) else np.nan
         cells = [f"{value:.3f}" for value in mean]
         rows.append([condition.title, *cells, f"{mean.min() / mean.max():.2f}", f"{fit:.3f}"])
-    text = f"Nats, on {study.data}; r squared of a straight line through the layers' means:"
+    text = (
+        f"Nats, on {escaped(study.data)}; r squared of a straight line through the layers' means:"
+    )
     return [text, *table(["condition", *map(str, layers), "min / max", "r squared"], rows)]
 
 
@@ -118,8 +123,8 @@ def correlation_table(study: Study, results: list[RuleResults]) -> list[str]:
         ]
         rows.append([f"ratio {rule.ratio:g}, {rule.span}", *cells])
     text = [
-        f"Spearman's, on {study.data}, threshold from clean {study.threshold_from}; below zero "
-        "where noisier speech leaves later. 95 % intervals: bootstrap over utterances, each with "
+        f"Spearman's, on {escaped(study.data)}, threshold from clean "
+        f"{escaped(study.threshold_from)}; below zero where noisier speech leaves later. 95 % intervals: bootstrap over utterances, each with "
         "all its levels."
     ]
     return text + table(["rule", *study.kinds], rows)

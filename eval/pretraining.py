@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from daisy_jax import InputError, audio, load
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.model.frame_labels import block_features, label_frames
 from daisy_jax.model.hubert import embed
@@ -103,10 +103,10 @@ def main() -> None:
         hits["without mask"].append(plain)
     if not hits["masked"]:
         raise InputError(f"{config.data}: none of {count} utterances can be read")
-    print(f"{len(hits['masked'])} utterances of {config.data}, {len(centroids)} clusters")
+    say(f"{len(hits['masked'])} utterances of {config.data}, {len(centroids)} clusters")
     for name, parts in hits.items():
         frames = np.concatenate(parts)
-        print(f"accuracy, {name}: {frames.mean():.3f} of {len(frames)} frames")
+        say(f"accuracy, {name}: {frames.mean():.3f} of {len(frames)} frames")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from daisy_jax import InputError
-from daisy_jax.console.pages import table
+from daisy_jax.console.pages import escaped, table
 from daisy_jax.console.pictures import save_picture
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.study.evaluated_runs import (
     Evaluated,
     difference,
@@ -54,7 +54,7 @@ def main() -> None:
     for run in map(pathlib.Path, config.runs):
         evaluated = read_evaluation(run)
         if evaluated is None:
-            print(f"left out: {run} has no evaluation; python eval/downstream.py {run}")
+            say(f"left out: {run} has no evaluation; python eval/downstream.py {run}")
         else:
             evaluations.append(evaluated)
     if not evaluations:
@@ -71,7 +71,7 @@ def main() -> None:
     for runs in by_task.values():
         lines += task_tables(runs)
     text = "\n".join(lines)
-    print(text)
+    say(text)
     if config.output:
         folder = pathlib.Path(config.output)
         write_text(folder / "report.md", text + "\n")
@@ -79,7 +79,7 @@ def main() -> None:
         paper = {task: rows.get(task, {}) for task in by_task}
         results = [each.result for each in evaluations]
         write_json(folder / "report.json", {"results": results, "paper": paper})
-        print(f"written: {folder / 'report.md'}, {folder / 'report.json'}")
+        say(f"written: {folder / 'report.md'}, {folder / 'report.json'}")
         save_picture(folder / "figure3.png", lambda: draw(by_task))
 
 
@@ -166,15 +166,16 @@ def table1(by_task: dict[str, list[Evaluated]]) -> list[str]:
 
 def task_tables(runs: list[Evaluated]) -> list[str]:
     """Markdown lines of one task: what was run, every rule, equal compute."""
-    lines = [f"\n## {runs[0].result['title']}\n"]
+    lines = [f"\n## {escaped(runs[0].result['title'])}\n"]
     for run in runs:
         reasons, result = differences_from_the_paper(run), run.result
         kind = f"not comparable with the paper: {'; '.join(reasons)}" if reasons else "the paper's"
         settings = result["settings"]
         lines.append(
-            f"- {result['run']}: trained with {result['trained']} on {result['trained_on']} "
+            f"- {escaped(result['run'])}: trained with {escaped(result['trained'])} on "
+            f"{escaped(result['trained_on'])} "
             f"({result['training_utterances']} utterances, {settings['steps']} steps of "
-            f"{settings['batch_size']}), tested on {result['tested_on']} "
+            f"{settings['batch_size']}), tested on {escaped(result['tested_on'])} "
             f"({result['utterances']} utterances, {result['hours']:.2g} h); {kind}"
         )
     measures = runs[0].measures

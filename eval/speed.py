@@ -36,7 +36,7 @@ from daisy_jax import audio, multiply_adds
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.model.hubert import embed
 from daisy_jax.parallel import medians
 from daisy_jax.reporting import followed
@@ -89,7 +89,7 @@ def main() -> None:
     where = torch_place() if config.reference and config.size != "tiny" else None
     reference = torch_reference(config, where) if where else None
     beside = f", transformers on {where}" if reference else ""
-    print(
+    say(
         f"HuBERT {config.size}, {config.dtype}, on {device}{beside}; seconds, medians of "
         f"{config.runs}"
     )
@@ -102,12 +102,12 @@ def main() -> None:
         "calls": time_calls(config, timed),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-    print(f"peak memory of this process: {result['peak_bytes'] / 1e9:.1f} GB")
-    print("; ".join(f"{name} {version}" for name, version in result["versions"].items()))
+    say(f"peak memory of this process: {result['peak_bytes'] / 1e9:.1f} GB")
+    say("; ".join(f"{name} {version}" for name, version in result["versions"].items()))
     if config.output:
         folder = pathlib.Path(config.output)
         write_json(folder / "speed.json", result)
-        print(f"written: {folder / 'speed.json'}")
+        say(f"written: {folder / 'speed.json'}")
         save_picture(folder / "speed.png", lambda: savings_by_layer(result["layers"]))
 
 
@@ -175,7 +175,7 @@ def time_batches(
         body[-1] += [f"{full:.3f}", f"{full / theirs:.2f}", f"{branches:.3f}"]
         body[-1] += [f"{branches / full:.2f}", f"{some:.3f}", f"{some / ideal:.2f}"]
     header = ["batch", "transformers", "full depth", "ratio", "all branches", "ratio", "exits"]
-    print("\n".join(table([*header, "/ ideal"], body)), flush=True)
+    say("\n".join(table([*header, "/ ideal"], body)), flush=True)
     return batches
 
 
@@ -205,7 +205,7 @@ def time_layers(config: Config, timed: Timed) -> list[dict[str, float]]:
         "multiply-adds saved",
         "time / ideal",
     ]
-    print("\n".join(table(header, body)))
+    say("\n".join(table(header, body)))
     return rows
 
 
@@ -219,7 +219,7 @@ def time_ragged(config: Config, timed: Timed) -> dict[str, float]:
         "exits": timed.encoding(waveform, timed.forced.thresholds(exits), lengths),
     }
     times = medians(tasks, config.runs)
-    print(
+    say(
         f"ragged, {len(RAGGED)} x {RAGGED[0]:g} to {RAGGED[-1]:g} s: full depth "
         f"{times['full depth']:.3f} s, exits {times['exits'] / times['full depth']:.2f} of it"
     )
@@ -239,8 +239,8 @@ def time_calls(config: Config, timed: Timed) -> dict[str, float]:
     start = time.perf_counter()
     jax.jit(daisy_jax.encode).lower(timed.forced.model, timed.draw(1, 9.0), threshold=0.5).compile()
     times["compile"] = time.perf_counter() - start
-    print(f"eager call / jitted call, daisy-tiny, 1 s: {times['eager'] / times['jitted']:.2f}")
-    print(f"compiling one shape: {times['compile']:.1f} s")
+    say(f"eager call / jitted call, daisy-tiny, 1 s: {times['eager'] / times['jitted']:.2f}")
+    say(f"compiling one shape: {times['compile']:.1f} s")
     return times
 
 

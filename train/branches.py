@@ -15,7 +15,7 @@ from typing import Literal
 
 from daisy_jax import InputError
 from daisy_jax.accelerator import trunk_dtype
-from daisy_jax.console.terminal import parse_config, run_command
+from daisy_jax.console.terminal import parse_config, run_command, say
 from daisy_jax.data.corpus import Corpus
 from daisy_jax.features.store import FeatureStore, StoredLabels
 from daisy_jax.training.metrics_log import Values
@@ -172,7 +172,7 @@ def train(config: Config, device: str) -> None:
         calibration=Calibration(entropy, name),
     )
     save(whole, run.folder / "model")
-    print(f"{run.folder / 'model'}: calibrated on {name}; next, daisy-jax encode FILES --model ...")
+    say(f"{run.folder / 'model'}: calibrated on {name}; next, daisy-jax encode FILES --model ...")
 
 
 def open_data(
@@ -184,7 +184,7 @@ def open_data(
 
     corpus = open_corpus(folder, splits)
     if parallel.is_first():
-        print(f"{' '.join([folder, *splits])}: {size_of(corpus.lengths)}; {where}")
+        say(f"{' '.join([folder, *splits])}: {size_of(corpus.lengths)}; {where}")
     if stored is None:
         return corpus, None
     corpus, numbers = stored.of(corpus)

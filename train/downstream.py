@@ -20,7 +20,7 @@ import tyro
 from jaxtyping import Float
 
 from daisy_jax import Hubert, InputError
-from daisy_jax.console.terminal import given_options, run_command
+from daisy_jax.console.terminal import given_options, run_command, say
 from daisy_jax.exits import ExitRule
 from daisy_jax.tasks.task import Task, TaskSettings
 from daisy_jax.training.metrics_log import Values
@@ -205,7 +205,7 @@ def train(config: Config, device: str) -> None:
     if parallel.is_first():
         layers = f"{exits['mean']:.2f} of {num_layers} ({exits['min']} to {exits['max']})"
         size = size_of(training.lengths)
-        print(f"{task.name}, {rule.name}: {size}; mean exit layer {layers}; on {device}")
+        say(f"{task.name}, {rule.name}: {size}; mean exit layer {layers}; on {device}")
 
     # ---- batches ----
     longest = round((settings.crop_seconds or LONGEST_SECONDS) * daisy_jax.audio.SAMPLE_RATE)
@@ -255,7 +255,7 @@ def train(config: Config, device: str) -> None:
         exits,
     )
     save_head(run.folder / "head", trained)
-    print(f"{run.folder / 'head'}: next, python eval/downstream.py {config.output}")
+    say(f"{run.folder / 'head'}: next, python eval/downstream.py {config.output}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Literal
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main() -> int:
     store = extract_corpus(config.output, extractor, corpus, config.data)
     labelled, _ = store.of(corpus)  # says which utterances could not be read
     failed = len(corpus.names) - len(labelled.names)
-    print(f"{config.output}: labels of {len(labelled.names)} utterances, {failed} missing")
+    say(f"{config.output}: labels of {len(labelled.names)} utterances, {failed} missing")
     return 1 if failed else 0
 
 

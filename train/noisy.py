@@ -18,7 +18,7 @@ from typing import Literal
 
 import tyro
 
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def main() -> None:
         draws = draw_noises(clean, noises, config.seed, speakers)
         said = unknown_speakers(clean, noises, speakers)
         if said:
-            print(f"{split or config.data}: {said}", file=sys.stderr)
+            say(f"{split or config.data}: {said}", file=sys.stderr)
         if config.recipe == "paper":
             versions = {split: draw_snrs(clean.names, RECIPES["paper"], config.seed)}
         else:
@@ -104,11 +104,11 @@ def main() -> None:
     }
     rows = write_noisy(config.output, corpora, config.data, settings)
     quieter = sum(row.scale != 1 for row in rows)
-    print(f"{config.output}: {len(rows)} files, {quieter} made quieter to stay within full scale")
+    say(f"{config.output}: {len(rows)} files, {quieter} made quieter to stay within full scale")
     for snr, count in collections.Counter(row.snr for row in rows).items():
-        print(f"  {label(snr):>8}: {count}")
+        say(f"  {label(snr):>8}: {count}")
     if not any(pathlib.Path(config.output).rglob("*.trans.txt")):
-        print("no transcripts beside the clean speech, so that none were copied")
+        say("no transcripts beside the clean speech, so that none were copied")
     if not rows:
         sys.exit(1)
 

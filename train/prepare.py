@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from daisy_jax import InputError
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.data.prepared import PreparedCorpus, prepare
 
 
@@ -34,12 +34,12 @@ def main() -> int:
     config = tyro.cli(Config, description=__doc__)
     if config.verify and not config.folders:
         PreparedCorpus(pathlib.Path(config.output)).verify()
-        print(f"{config.output}: whole")
+        say(f"{config.output}: whole")
         return 0
     if config.verify or not config.folders:
         raise InputError("give folders to prepare, or --verify without folders")
     count, left_out = prepare(config.folders, config.output)
-    print(f"{config.output}: {count} utterances, {left_out} files left out")
+    say(f"{config.output}: {count} utterances, {left_out} files left out")
     return 0
 
 

@@ -14,7 +14,7 @@ import pathlib
 
 import tyro
 
-from daisy_jax.console.terminal import run_command
+from daisy_jax.console.terminal import run_command, say
 from daisy_jax.training.cluster_targets import load_targets
 from daisy_jax.training.settings import SpeechOptions, own_options_first
 
@@ -99,7 +99,7 @@ def train(config: Config, device: str) -> None:
     # ---- data ----
     corpus = open_corpus(config.data)
     augmentation = config.augmentation()
-    print(f"{config.data}: {size_of(corpus.lengths)}; on {device}")
+    say(f"{config.data}: {size_of(corpus.lengths)}; on {device}")
 
     # ---- run folder ----
     run = Run(pathlib.Path(config.output), config, config.resume)
@@ -178,7 +178,7 @@ def train(config: Config, device: str) -> None:
         ),
     )
     save(model, run.folder / "model")
-    print(f"{run.folder / 'model'}: next, train branches: python train/branches.py --model ...")
+    say(f"{run.folder / 'model'}: next, train branches: python train/branches.py --model ...")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from daisy_jax import Calibration, InputError
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.checkpoints import save_calibration
 from daisy_jax.commands.info import entropy_table
+from daisy_jax.console.terminal import say
 from daisy_jax.data.file_list import expand_folders
 from daisy_jax.reporting import followed, printable
 
@@ -45,7 +46,7 @@ class Calibrate:
         results = daisy_jax.encode_files(model, files, threshold=-np.inf)
         for result in followed(results, "calibrating", len(files), lambda done: done.seconds):
             if result.error is not None:
-                print(f"error: {printable(result.error)}", file=sys.stderr)
+                say(f"error: {printable(result.error)}", file=sys.stderr)
                 failed += 1
             else:
                 rows.append(result.entropy)
@@ -59,5 +60,5 @@ class Calibrate:
         # In the type that is stored, so that the table is that of daisy-jax info.
         calibration = Calibration(np.stack(rows).astype(np.float16), name)
         save_calibration(self.model, calibration)
-        print(entropy_table(calibration))
+        say(entropy_table(calibration))
         return 1 if failed else 0

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from daisy_jax import InputError
+from daisy_jax.console.terminal import say
 from daisy_jax.conversions.convert import convert
 from daisy_jax.conversions.export import export
 
@@ -50,4 +51,4 @@ class Convert:
             if self.head_from or self.branches_from or self.num_heads:
                 raise InputError("--to transformers writes the trunk alone; leave the rest out")
             report = export(self.source, self.destination)
-        print(report)
+        say(report)

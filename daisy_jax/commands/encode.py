@@ -15,6 +15,7 @@ import tyro
 import daisy_jax
 from daisy_jax import FileResult, InputError
 from daisy_jax.commands.options import ModelOptions
+from daisy_jax.console.terminal import say
 from daisy_jax.data.file_list import expand_folders
 from daisy_jax.reporting import followed, printable
 from daisy_jax.whole_files import whole_files
@@ -68,24 +69,24 @@ class Encode(ModelOptions):
         )
         config, num_layers = model.config, model.config.num_layers
         without_branches = np.zeros(num_layers, bool)
-        print(HEADER, flush=True)
+        say(HEADER, flush=True)
         rows, said, failed = [], set(), 0
         bar = followed(results, "encoding", len(files), lambda done: done.seconds)
         for number, result in enumerate(bar):
             if result.error is not None:
-                print(f"error: {printable(result.error)}", file=sys.stderr)
+                say(f"error: {printable(result.error)}", file=sys.stderr)
                 failed += 1
                 continue
             for note in result.notes:
                 if note not in said:
                     said.add(note)
                     line = f"note: {result.path}: {note} (said for the first file only)"
-                    print(printable(line), file=sys.stderr)
+                    say(printable(line), file=sys.stderr)
             samples, layer = round(result.seconds * daisy_jax.audio.SAMPLE_RATE), result.exit_layer
             cost = int(daisy_jax.multiply_adds(config, samples, layer, rule.evaluated))
             full = int(daisy_jax.multiply_adds(config, samples, num_layers, without_branches))
             rows.append((result.seconds, layer, cost, full))
-            print(table_row(result, 1 - cost / full, rule.threshold is not None), flush=True)
+            say(table_row(result, 1 - cost / full, rule.threshold is not None), flush=True)
             if targets is not None:
                 try:
                     write_features(targets[number], result, rule.name)
@@ -93,13 +94,13 @@ class Encode(ModelOptions):
                     if error.errno not in UNFIT_NAMES:
                         raise
                     line = f"error: {targets[number]}: {error.strerror}; rename the sound file"
-                    print(printable(line), file=sys.stderr)
+                    say(printable(line), file=sys.stderr)
                     failed += 1
         if rows:
             seconds, layers, costs, full_costs = np.sum(rows, axis=0)
             counts = f"{len(rows)} files" + (f", {failed} failed" if failed else "")
             saved = f"{1 - costs / full_costs:.1%} of the multiply-adds saved"
-            print(
+            say(
                 f"{counts}, {seconds:.1f} s, mean exit layer {layers / len(rows):.2f} of "
                 f"{num_layers}, {saved}; {rule.name}"
             )

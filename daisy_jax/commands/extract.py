@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int
 import daisy_jax
 from daisy_jax import Hubert, InputError
 from daisy_jax.commands.options import ModelOptions
+from daisy_jax.console.terminal import say
 from daisy_jax.data.file_list import FileList, deal, read_list
 from daisy_jax.features import contents
 from daisy_jax.features.extract import (
@@ -84,7 +85,7 @@ class Extract(ModelOptions):
         extractor = Extractor(model, self._content(model))
         files = read_list(self.file_list)
         if files.repeated:
-            print(f"note: {files.repeated} lines repeat earlier ones; each file is encoded once")
+            say(f"note: {files.repeated} lines repeat earlier ones; each file is encoded once")
         size = self.shard_files or shard_size(len(extractor.content.items))
         count = -(-len(files.names) // size)
         numbers = list(range(count))
@@ -97,17 +98,17 @@ class Extract(ModelOptions):
             numbers, count = [int(parts[1])], int(parts[2])
             deal(files.names, numbers[0], count)  # says whether there is such a shard
         items = ", ".join(map(str, extractor.content.items))
-        print(f"{len(files.names)} files in {count} shards; stored: {items}")
+        say(f"{len(files.names)} files in {count} shards; stored: {items}")
         encode = self._with_ray if self.ray else self._in_this_process
         total = np.zeros(4, np.int64)
         for number, rows in encode(extractor, files, numbers, count):
             for row in rows:
                 if row.error is not None:
-                    print(f"error: {printable(row.error)}", file=sys.stderr)
+                    say(f"error: {printable(row.error)}", file=sys.stderr)
             counts = _counts(rows)
-            print(f"shard {number}/{count}: {_in_words(counts)}", flush=True)
+            say(f"shard {number}/{count}: {_in_words(counts)}", flush=True)
             total += counts
-        print(f"{self.output}: {_in_words(total)}")
+        say(f"{self.output}: {_in_words(total)}")
         return 1 if total[-1] else 0
 
     def _check(self) -> None:
@@ -141,7 +142,7 @@ class Extract(ModelOptions):
                 raise InputError("--store units needs --layer, the layer the centroids belong to")
             return contents.units(read_centroids(self.centroids), self.layer)
         rule = self.exit_rule(model)
-        print(rule.name)
+        say(rule.name)
         if self.store == "exit":
             return contents.at_exit(rule)
         from daisy_jax.tasks.trained_heads import load_head

@@ -9,6 +9,8 @@ import daisy_jax
 from daisy_jax import Calibration
 from daisy_jax.accelerator import use_accelerator
 from daisy_jax.checkpoints import PACKAGED
+from daisy_jax.console.terminal import say
+from daisy_jax.reporting import printable
 
 RATIOS = (0.7, 0.76, 1.0)  # the paper's
 
@@ -26,26 +28,28 @@ class Info:
         model = daisy_jax.load(self.model or None)
         config = model.config
         count = sum(leaf.size for leaf in jax.tree.leaves(model))
-        print(f"{self.model or PACKAGED}: {count / 1e6:.2f} million parameters")
+        say(f"{self.model or PACKAGED}: {count / 1e6:.2f} million parameters")
         for field in dataclasses.fields(config):
-            print(f"  {field.name:16} {getattr(config, field.name)}")
+            say(f"  {field.name:16} {getattr(config, field.name)}")
         head = f"{config.num_clusters} clusters" if model.head is not None else "none"
-        print(f"prediction head: {head}")
+        say(f"prediction head: {head}")
         branches = f"{config.num_classes} classes a layer" if model.branches is not None else "none"
-        print(f"branches: {branches}")
+        say(f"branches: {branches}")
         cost = int(daisy_jax.multiply_adds(config, 160_000, config.num_layers))
-        print(f"full depth on 10 s: {cost / 1e9:.2f} billion multiply-adds")
+        say(f"full depth on 10 s: {cost / 1e9:.2f} billion multiply-adds")
         if model.calibration is not None:
-            print(entropy_table(model.calibration))
+            say(entropy_table(model.calibration))
         else:
             advice = "run daisy-jax calibrate" if model.branches else "it needs branches first"
-            print(f"calibration: none; {advice}")
+            say(f"calibration: none; {advice}")
 
 
 def entropy_table(calibration: Calibration) -> str:
     """Mean entropy of each layer and the thresholds of the paper's ratios, in words."""
     mean = calibration.mean_entropy
-    lines = [f"calibration: {len(calibration.entropy)} utterances of {calibration.dataset}"]
+    lines = [
+        f"calibration: {len(calibration.entropy)} utterances of {printable(calibration.dataset)}"
+    ]
     lines.append("  layer         " + " ".join(f"{k:6d}" for k in range(1, len(mean) + 1)))
     lines.append("  mean entropy  " + " ".join(f"{value:6.3f}" for value in mean))
     for ratio in RATIOS:

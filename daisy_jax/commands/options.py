@@ -12,6 +12,7 @@ import daisy_jax
 from daisy_jax import Hubert, InputError
 from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
 from daisy_jax.exits import ExitRule, fixed_layer
+from daisy_jax.reporting import printable
 from daisy_jax.whole_files import read_json
 
 
@@ -113,7 +114,7 @@ class ModelOptions:
             ratio = 0.7 if self.ratio is None else self.ratio
             threshold = float(daisy_jax.exit_threshold(calibration.mean_entropy, ratio))
             way = f"ratio {ratio:g}"
-        source = f" on {calibration.dataset}" if calibration.dataset else ""
+        source = f" on {printable(calibration.dataset)}" if calibration.dataset else ""
         words = f"threshold {threshold:.4g} nats ({way}{source}){span}"
         return ExitRule(words, threshold, allowed)
 

@@ -4,6 +4,12 @@ import base64
 import html
 import pathlib
 
+from daisy_jax.reporting import printable
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""For a browser: a page loads nothing from elsewhere and runs nothing."""
+MARKS = "`*_[]<>|&"
+"""What begins something in Markdown inside a line, beside the backslash."""
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
@@ -34,15 +40,28 @@ def html_page(title: str, markdown: str, folder: pathlib.Path, pictures: list[st
     for name in pictures:
         data = base64.b64encode((folder / name).read_bytes()).decode("ascii")
         markdown = markdown.replace(f"]({name})", f"](data:image/png;base64,{data})")
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    reader.validateLink = _is_inside  # type: ignore[method-assign]
+    body = reader.render(markdown)
     body = body.replace("<table>", '<div class="table"><table>')
     body = body.replace("</table>", "</table></div>")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n{body}</body>\n</html>\n"
     )
+
+
+def _is_inside(url: str) -> bool:
+    """Whether a link or a picture needs nothing from elsewhere."""
+    return url.startswith(("data:image/png;base64,", "#"))
+
+
+def escaped(text: str) -> str:
+    """A name that is nothing but text in Markdown, whatever it holds."""
+    return "".join(f"\\{c}" if c in MARKS else c for c in printable(text).replace("\\", "\\\\"))
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -60,4 +79,4 @@ def ranges(numbers: list[int]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return escaped(text.replace("\n", " "))

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from daisy_jax.console.terminal import say
 from daisy_jax.whole_files import whole_files
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def save_picture(path: pathlib.Path, draw: Callable[[], "Figure"]) -> bool:
     try:
         import matplotlib
     except ImportError:
-        print(f"no {path.name}: pip install 'daisy-jax[plots]'")
+        say(f"no {path.name}: pip install 'daisy-jax[plots]'")
         return False
     matplotlib.use("agg")
     matplotlib.rcParams["text.parse_math"] = False  # names may hold a dollar
@@ -30,5 +31,5 @@ def save_picture(path: pathlib.Path, draw: Callable[[], "Figure"]) -> bool:
     with whole_files(path) as (partial,):
         figure.savefig(partial, format="png", dpi=150)
     pyplot.close(figure)
-    print(f"written: {path}")
+    say(f"written: {path}")
     return True

@@ -49,7 +49,7 @@ class _Shown(logging.Handler):
                 self._print(f"left out ({len(self._left_out)} so far): {printable(line)}")
         elif record.levelno >= logging.INFO:
             warning = "warning: " if record.levelno >= logging.WARNING else ""
-            self._print(warning + record.getMessage())
+            self._print(warning + printable(record.getMessage()))
 
     def _print(self, line: str) -> None:
         if self._bars is None:
@@ -59,6 +59,7 @@ class _Shown(logging.Handler):
 
     def _show(self, progress: Progress) -> None:
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bars
 
@@ -66,14 +67,14 @@ class _Shown(logging.Handler):
             self._bars = Bars(
                 *Bars.get_default_columns(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
                 console=Console(stderr=True, soft_wrap=True),  # which leaves long lines whole
                 transient=True,
                 redirect_stdout=sys.stdout.isatty(),  # else what goes to a file would pass the bar
             )
             self._bars.start()
         if progress.key not in self._tasks:
-            task = self._bars.add_task(progress.what, total=progress.total, text="")
+            task = self._bars.add_task(escape(progress.what), total=progress.total, text="")
             self._tasks[progress.key] = task
         task = self._tasks[progress.key]
         self._bars.update(task, completed=progress.done, text=progress.text)

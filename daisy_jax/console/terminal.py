@@ -3,10 +3,11 @@
 import argparse
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import NoReturn, TypeVar, cast
+from typing import NoReturn, TextIO, TypeVar, cast
 
 from daisy_jax.console.reports import shown_reports
 from daisy_jax.errors import InputError, Terminated, is_out_of_memory, said_of_system
@@ -24,6 +25,16 @@ EXTRAS = {
     **dict.fromkeys(("ray",), "ray"),
 }
 """Modules that commands import where they use them, and the extra that installs each."""
+
+
+def say(text: object = "", *, file: TextIO | None = None, flush: bool = False) -> None:
+    """Prints lines, in which nothing can move the cursor, change colours or ring a bell.
+
+    A name that may hold a line feed must be `printable` before it stands in such a line.
+    """
+    parts = re.split("([\n\t])", str(text))
+    safe = "".join(part if part in ("\n", "\t") else printable(part) for part in parts)
+    print(safe, file=file, flush=flush)
 
 
 def run_command(command: Callable[[], int | None]) -> NoReturn:
@@ -48,17 +59,17 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         if extra is None:
             raise
         install = f"pip install 'daisy-jax[{extra}]'"
-        print(f"error: {error.name} is needed and not installed; {install}", file=sys.stderr)
+        say(f"error: {error.name} is needed and not installed; {install}", file=sys.stderr)
         sys.exit(1)
     except (InputError, OSError, FloatingPointError) as error:
         text = said_of_system(error) if isinstance(error, OSError) else str(error)
-        print(f"error: {printable(text)}", file=sys.stderr)
+        say(f"error: {printable(text)}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        print(
+        say(
             f"error: {sys.argv[0]}: not enough memory ({said}); give smaller batches or shorter "
             "recordings (what was finished before is kept)",
             file=sys.stderr,

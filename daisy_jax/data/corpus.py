@@ -15,7 +15,7 @@ from daisy_jax.data.file_list import SUFFIXES, sound_files
 from daisy_jax.data.prepared import INDEX, PreparedCorpus
 from daisy_jax.data.tfds import TfdsCorpus, dataset_name, is_tfds_folder
 from daisy_jax.errors import InputError
-from daisy_jax.reporting import leave_out
+from daisy_jax.reporting import leave_out, printable
 from daisy_jax.whole_files import is_inside
 
 Waveform: TypeAlias = Float[np.ndarray, " samples"]
@@ -201,7 +201,8 @@ def open_with_sources(
 def corpus_name(path: str | pathlib.Path) -> str:
     """What to call a corpus: its folder's name, or that of tensorflow-datasets' data set."""
     folder = pathlib.Path(path)
-    return dataset_name(folder) if is_tfds_folder(folder) else folder.resolve().name
+    name = dataset_name(folder) if is_tfds_folder(folder) else folder.resolve().name
+    return printable(name)
 
 
 def size_of(lengths: Lengths) -> str:
