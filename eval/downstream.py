@@ -198,16 +198,18 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "unprocessed": unprocessed(data),
         "rows": rows,
     }
-    say(
+    lines = [
         f"\n{task.name}, {trained['preset']}, trained with {head.rule.name} on {head.dataset}; "
         f"{len(data.lengths)} utterances of {result['tested_on']}"
-    )
+    ]
     body = [row for row in [input_cells(task.measures, result)] if row]
     body += [rule_cells(task.measures, row) for row in rows]
-    say("\n".join(table(rule_header(task.measures), body)), flush=True)
     folder = run / FOLDERS[config.part]
-    write_rows(folder / "utterances.parquet", utterances)
-    write_json(folder / "results.json", result)  # last, so that it speaks of rows that are there
+    try:  # what was computed is printed though the disk is full, and kept though nobody reads
+        write_rows(folder / "utterances.parquet", utterances)
+        write_json(folder / "results.json", result)  # last, so that its rows are there
+    finally:
+        say("\n".join(lines + table(rule_header(task.measures), body)), flush=True)
     say(f"written: {folder / 'results.json'}, {folder / 'utterances.parquet'}")
 
 

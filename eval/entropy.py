@@ -90,10 +90,13 @@ def main() -> None:
         body.append([*cells, f"{slope:.4f}", f"{r_squared:.3f}"])
         lines.append(Line(f"{name} (r² {r_squared:.2f})", mean, intercept + slope * layers))
     header = ["data set", "utterances", "hours", *map(str, layers), "slope", "r squared"]
-    say("\n".join(table(header, body)))
+    folder, name = pathlib.Path(config.output), config.model or "daisy-tiny"
+    try:
+        if config.output:
+            write_json(folder / "entropy.json", {"model": name, "sets": sets})
+    finally:
+        say("\n".join(table(header, body)))
     if config.output:
-        folder, name = pathlib.Path(config.output), config.model or "daisy-tiny"
-        write_json(folder / "entropy.json", {"model": name, "sets": sets})
         say(f"written: {folder / 'entropy.json'}")
         save_picture(folder / "entropy.png", lambda: draw(lines, name))
 

@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import pathlib
 import re
-import sys
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -122,13 +121,16 @@ def main() -> None:
     asr = asr_section([pathlib.Path(run) for run in config.asr])
     study, log = measure_all(model, config)
     numbers = results(study)
-    say("\n".join([*report(study, numbers, {}), *asr.lines]))
+    folder = pathlib.Path(config.output)
+    try:
+        if config.output:
+            write(folder, study, numbers, asr.results, log)
+    finally:
+        say("\n".join([*report(study, numbers, {}), *asr.lines]))
     if not config.output:
         return
-    folder = pathlib.Path(config.output)
     files = pictures(study, asr, folder)
     text = "\n".join([*report(study, numbers, files), *asr.with_picture(files)]) + "\n"
-    write(folder, study, numbers, asr.results, log)
     write_text(folder / "report.md", text)
     page = html_page("Noise study", text, folder, list(files.values()))
     write_text(folder / "report.html", page)
@@ -196,7 +198,7 @@ def noisy_conditions(
         noises = open_corpus(config.musan, (kind,))
         unknown = unknown_speakers(corpus, noises, speakers)
         if unknown:
-            say(f"{kind}: {unknown}", file=sys.stderr)
+            say(f"{kind}: {unknown}", to_stderr=True)
         draws = draw_noises(corpus, noises, config.seed, speakers)
         kinds[kind] = [clean]
         for snr in sorted(set(config.snrs), reverse=True):

@@ -129,9 +129,10 @@ def asr_section(runs: list[pathlib.Path]) -> AsrSection:
         "## Recognition under mixed noise",
         "",
         f"Trained on {escaped(first.trained_on)}, {int(first.sums.utterances.sum())} files of "
-        f"{len(first.sums.clean)} utterances of {escaped(first.tested_on)}. Averages over the levels, "
-        "plain and weighted with the paper's mixture. 95 % intervals by bootstrap over utterances, each "
-        "with all its levels; the last column is the paired difference of the plain averages.",
+        f"{len(first.sums.clean)} utterances of {escaped(first.tested_on)}. Averages over the "
+        "levels, plain and weighted with the paper's mixture. 95 % intervals by bootstrap over "
+        "utterances, each with all its levels; the last column is the paired difference of the "
+        "plain averages.",
         *table(error_header, errors),
         "Compute: mean exit layer at each level, and multiply-adds saved against full depth, "
         "branches included. Rows are comparable where these are equal; "

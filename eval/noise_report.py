@@ -124,8 +124,8 @@ def correlation_table(study: Study, results: list[RuleResults]) -> list[str]:
         rows.append([f"ratio {rule.ratio:g}, {rule.span}", *cells])
     text = [
         f"Spearman's, on {escaped(study.data)}, threshold from clean "
-        f"{escaped(study.threshold_from)}; below zero where noisier speech leaves later. 95 % intervals: bootstrap over utterances, each with "
-        "all its levels."
+        f"{escaped(study.threshold_from)}; below zero where noisier speech leaves later. 95 % "
+        "intervals: bootstrap over utterances, each with all its levels."
     ]
     return text + table(["rule", *study.kinds], rows)
 

@@ -71,14 +71,17 @@ def main() -> None:
     for runs in by_task.values():
         lines += task_tables(runs)
     text = "\n".join(lines)
-    say(text)
+    folder = pathlib.Path(config.output)
+    try:
+        if config.output:
+            write_text(folder / "report.md", text + "\n")
+            rows = read_table1().rows
+            paper = {task: rows.get(task, {}) for task in by_task}
+            results = [each.result for each in evaluations]
+            write_json(folder / "report.json", {"results": results, "paper": paper})
+    finally:
+        say(text)
     if config.output:
-        folder = pathlib.Path(config.output)
-        write_text(folder / "report.md", text + "\n")
-        rows = read_table1().rows
-        paper = {task: rows.get(task, {}) for task in by_task}
-        results = [each.result for each in evaluations]
-        write_json(folder / "report.json", {"results": results, "paper": paper})
         say(f"written: {folder / 'report.md'}, {folder / 'report.json'}")
         save_picture(folder / "figure3.png", lambda: draw(by_task))
 

@@ -10,6 +10,7 @@ import sys
 import textwrap
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -71,6 +72,7 @@ def test_every_checkpoint_says_what_it_was_made_with(tmp_path):
     written = json.loads((tmp_path / "config.json").read_text())
     inside = json.loads((tmp_path / "checkpoints" / "4" / "config" / "metadata").read_text())
     assert written["output"] == "somewhere"  # which may differ in its continuation
+    assert len(inside.pop("sha256")) == 64
     assert inside == {k: v for k, v in written.items() if k != "output"} | {"recent": []}
     assert written["steps"] == 6
     assert written["versions"]["jax"] == jax.__version__
@@ -136,6 +138,24 @@ def test_a_spoilt_checkpoint_is_named(tmp_path):
     run.close()
     assert step == 1
     np.testing.assert_array_equal(state["w"], np.full(3, 1))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_changed_numbers_of_a_checkpoint_are_noticed(tmp_path, share):
+    """A bit of the largest file, in which the numbers are, compressed or not."""
+    run = Run(tmp_path, Config(), resume=False)
+    state = {"w": jnp.asarray(np.random.default_rng(0).standard_normal(5_000), jnp.float32)}
+    run.save(state, 1, [])
+    run.close()
+    places = (tmp_path / "checkpoints" / "1" / "state").rglob("*")
+    path = max((p for p in places if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 1
+    path.write_bytes(content)
+    run = Run(tmp_path, Config(), resume=True)
+    with pytest.raises(InputError, match=r"checkpoints/1: .* --resume takes the one before"):
+        run.restore(jax.tree.map(jnp.zeros_like, state))
+    run.close()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path):

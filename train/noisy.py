@@ -77,7 +77,7 @@ def main() -> None:
         draws = draw_noises(clean, noises, config.seed, speakers)
         said = unknown_speakers(clean, noises, speakers)
         if said:
-            say(f"{split or config.data}: {said}", file=sys.stderr)
+            say(f"{split or config.data}: {said}", to_stderr=True)
         if config.recipe == "paper":
             versions = {split: draw_snrs(clean.names, RECIPES["paper"], config.seed)}
         else:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import sys
 from typing import Annotated
 
 import numpy as np
@@ -46,7 +45,7 @@ class Calibrate:
         results = daisy_jax.encode_files(model, files, threshold=-np.inf)
         for result in followed(results, "calibrating", len(files), lambda done: done.seconds):
             if result.error is not None:
-                say(f"error: {printable(result.error)}", file=sys.stderr)
+                say(f"error: {printable(result.error)}", to_stderr=True)
                 failed += 1
             else:
                 rows.append(result.entropy)

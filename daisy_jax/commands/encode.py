@@ -5,7 +5,6 @@ import dataclasses
 import errno
 import os
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -74,14 +73,14 @@ class Encode(ModelOptions):
         bar = followed(results, "encoding", len(files), lambda done: done.seconds)
         for number, result in enumerate(bar):
             if result.error is not None:
-                say(f"error: {printable(result.error)}", file=sys.stderr)
+                say(f"error: {printable(result.error)}", to_stderr=True)
                 failed += 1
                 continue
             for note in result.notes:
                 if note not in said:
                     said.add(note)
                     line = f"note: {result.path}: {note} (said for the first file only)"
-                    say(printable(line), file=sys.stderr)
+                    say(printable(line), to_stderr=True)
             samples, layer = round(result.seconds * daisy_jax.audio.SAMPLE_RATE), result.exit_layer
             cost = int(daisy_jax.multiply_adds(config, samples, layer, rule.evaluated))
             full = int(daisy_jax.multiply_adds(config, samples, num_layers, without_branches))
@@ -94,7 +93,7 @@ class Encode(ModelOptions):
                     if error.errno not in UNFIT_NAMES:
                         raise
                     line = f"error: {targets[number]}: {error.strerror}; rename the sound file"
-                    say(printable(line), file=sys.stderr)
+                    say(printable(line), to_stderr=True)
                     failed += 1
         if rows:
             seconds, layers, costs, full_costs = np.sum(rows, axis=0)

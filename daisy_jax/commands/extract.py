@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import pathlib
 import re
-import sys
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -104,7 +103,7 @@ class Extract(ModelOptions):
         for number, rows in encode(extractor, files, numbers, count):
             for row in rows:
                 if row.error is not None:
-                    say(f"error: {printable(row.error)}", file=sys.stderr)
+                    say(f"error: {printable(row.error)}", to_stderr=True)
             counts = _counts(rows)
             say(f"shard {number}/{count}: {_in_words(counts)}", flush=True)
             total += counts

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import NoReturn, TextIO, TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 from daisy_jax.console.reports import shown_reports
 from daisy_jax.errors import InputError, Terminated, is_out_of_memory, said_of_system
@@ -27,14 +27,14 @@ EXTRAS = {
 """Modules that commands import where they use them, and the extra that installs each."""
 
 
-def say(text: object = "", *, file: TextIO | None = None, flush: bool = False) -> None:
+def say(text: object = "", *, to_stderr: bool = False, flush: bool = False) -> None:
     """Prints lines, in which nothing can move the cursor, change colours or ring a bell.
 
     A name that may hold a line feed must be `printable` before it stands in such a line.
     """
     parts = re.split("([\n\t])", str(text))
     safe = "".join(part if part in ("\n", "\t") else printable(part) for part in parts)
-    print(safe, file=file, flush=flush)
+    print(safe, file=sys.stderr if to_stderr else sys.stdout, flush=flush)
 
 
 def run_command(command: Callable[[], int | None]) -> NoReturn:
@@ -59,11 +59,11 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         if extra is None:
             raise
         install = f"pip install 'daisy-jax[{extra}]'"
-        say(f"error: {error.name} is needed and not installed; {install}", file=sys.stderr)
+        say(f"error: {error.name} is needed and not installed; {install}", to_stderr=True)
         sys.exit(1)
     except (InputError, OSError, FloatingPointError) as error:
         text = said_of_system(error) if isinstance(error, OSError) else str(error)
-        say(f"error: {printable(text)}", file=sys.stderr)
+        say(f"error: {printable(text)}", to_stderr=True)
         sys.exit(1)
     except Exception as error:
         if not is_out_of_memory(error):
@@ -72,7 +72,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         say(
             f"error: {sys.argv[0]}: not enough memory ({said}); give smaller batches or shorter "
             "recordings (what was finished before is kept)",
-            file=sys.stderr,
+            to_stderr=True,
         )
         sys.exit(1)
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ script has ended, `model/`, a model folder.
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from daisy_jax import parallel
@@ -32,6 +34,8 @@ from daisy_jax.training.metrics_log import Metrics, MetricsLog, Values, as_numbe
 from daisy_jax.whole_files import differences, read_json, write_text
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+DIGEST = "sha256"
+"""Under which a checkpoint's settings hold the digest of its state."""
 # These may differ between a run and its continuation.
 FREE_FIELDS = (
     "accelerator",
@@ -184,13 +188,20 @@ class Run:
                     state=ocp.args.StandardRestore(target), config=ocp.args.JsonRestore()
                 ),
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of Orbax, TensorStore, zstd, JSON
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"{self.folder / CHECKPOINTS / str(step)}: not a whole checkpoint "
-                f"({str(error).splitlines()[0]:.80}); remove this folder, and --resume takes the "
-                "one before"
+                f"{self.folder / CHECKPOINTS / str(step)}: not a whole checkpoint ({reason:.80}); "
+                "remove this folder, and --resume takes the one before"
             ) from error
-        return fill(state, restored["state"]), restored["config"].get("recent", [])
+        found = fill(state, restored["state"])
+        written = restored["config"].get(DIGEST)  # which earlier versions did not write
+        if written is not None and written != state_digest(found):
+            raise InputError(
+                f"{self.folder / CHECKPOINTS / str(step)}: its numbers are not those that were "
+                "saved; remove this folder, and --resume takes the one before"
+            )
+        return found, restored["config"].get("recent", [])
 
     def best(self, state: State) -> State:
         """The state with the best score; `state`, the last one, if that is it."""
@@ -223,7 +234,9 @@ class Run:
             return
         content = ocp.args.Composite(
             state=ocp.args.StandardSave(named_leaves(state)),
-            config=ocp.args.JsonSave(self.settings | {"recent": as_numbers(recent)}),
+            config=ocp.args.JsonSave(
+                self.settings | {"recent": as_numbers(recent), DIGEST: state_digest(state)}
+            ),
         )
         metrics = scores and {self._score: scores[self._score]}
         with self._written():
@@ -267,6 +280,17 @@ class Run:
             logging.getLogger("absl").removeFilter(_not_from_orbax)
             if self._log is not None:
                 self._log.close()
+
+
+def state_digest(state: PyTree) -> str:
+    """SHA-256 of everything in a state, of which every process has a copy."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(named_leaves(state).items()):
+        own = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+        array = np.asarray(own)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
