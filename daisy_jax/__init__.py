@@ -1,11 +1,14 @@
 """HuBERT in JAX and Flax, with DAISY early exit."""
 
+from daisy_jax.errors import InputError, interrupts_shown, interrupts_unseen
+
+interrupts_unseen()  # a person who stops a program in its first second needs no traceback
+
 from daisy_jax import audio
 from daisy_jax.calibration import calibrate
 from daisy_jax.checkpoints import load, save
 from daisy_jax.cost import multiply_adds
 from daisy_jax.encode import Encoded, encode
-from daisy_jax.errors import InputError
 from daisy_jax.exits import (
     Calibration,
     exit_threshold,
@@ -18,6 +21,8 @@ from daisy_jax.features.files import FileResult, encode_files
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.frame_labels import frame_labels
 from daisy_jax.model.hubert import Hubert, final_norm
+
+interrupts_shown()
 
 __version__ = "0.1.0"
 

@@ -5,8 +5,10 @@ import errno
 import os
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import TracebackType
 
 
 class InputError(ValueError):
@@ -68,6 +70,29 @@ def said_of_system(error: OSError, name: str | None = None) -> str:
     if error.errno in NO_ROOM:
         line += "; make room and start again (what was finished before is kept)"
     return line
+
+
+_hook = sys.excepthook
+
+
+def interrupts_unseen() -> None:
+    """Ctrl-C ends a program without a traceback, until `interrupts_shown` is called.
+
+    The exit status stays that of a signal.
+    """
+
+    def unseen(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            _hook(kind, error, trace)
+
+    sys.excepthook = unseen
+
+
+def interrupts_shown() -> None:
+    """As Python does it."""
+    sys.excepthook = _hook
 
 
 class Terminated(BaseException):

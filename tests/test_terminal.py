@@ -3,6 +3,9 @@
 import itertools
 import os
 import signal
+import subprocess
+import sys
+import time
 import types
 
 import jax
@@ -176,3 +179,18 @@ def test_strictness_reaches_the_readers(workers):
     with strictly(), pytest.raises(Exception, match="0: broken"):
         next(batches(read, 0, 2, workers))
     assert list(batches(read, 0, 2, workers)) == [{}, {}]
+
+
+@pytest.mark.slow("starts a process and stops it while it imports")
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal to a process")
+@pytest.mark.parametrize("wait", [0.3, 0.6, 0.9])
+def test_ctrl_c_in_the_first_second_leaves_no_traceback(wait):
+    code = "print('started', flush=True); import daisy_jax.commands.main as program; program.main()"
+    words = [sys.executable, "-c", code, "encode", "--help"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "started\n"
+    time.sleep(wait)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate()[1]
+    assert "Traceback" not in errors
+    assert process.returncode in (-signal.SIGINT, 130, 0)

@@ -10,8 +10,16 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar, cast
 
 from daisy_jax.console.reports import shown_reports
-from daisy_jax.errors import InputError, Terminated, is_out_of_memory, said_of_system
+from daisy_jax.errors import (
+    InputError,
+    Terminated,
+    interrupts_unseen,
+    is_out_of_memory,
+    said_of_system,
+)
 from daisy_jax.reporting import printable
+
+interrupts_unseen()  # in whatever else a program imports, before `run_command` sees them
 
 Config = TypeVar("Config")
 EXTRAS = {
