@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pathlib
 import shutil
 
@@ -17,17 +18,23 @@ from safetensors.numpy import load_file, save_file
 import daisy_jax
 from daisy_jax import InputError
 from daisy_jax.checkpoints import save_calibration
+from daisy_jax.commands.extract import read_centroids
+from daisy_jax.conversions.convert import convert
+from daisy_jax.conversions.sources import saved_features
 from daisy_jax.data import durations, noisy_folder
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.file_list import read_list
+from daisy_jax.data.noisy_corpus import read_speakers
 from daisy_jax.data.prepared import PreparedCorpus, prepare
 from daisy_jax.exits import Calibration, ExitRule
 from daisy_jax.features import contents
 from daisy_jax.features.extract import Extractor, encode_shard, extract_corpus
 from daisy_jax.features.store import FeatureStore
+from daisy_jax.tasks.lexicon_decoding import read_lexicon
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.trained_heads import TrainedHead, count_exits, load_head, save_head
 from daisy_jax.tasks.training import new_params
+from daisy_jax.training.cluster_targets import load_targets
 from daisy_jax.training.metrics_log import read_metrics
 
 
@@ -385,3 +392,43 @@ def test_a_type_that_cannot_hold_a_weight_is_refused(model, tmp_path):
     with pytest.raises(InputError, match=f"float16 cannot hold {KERNEL}"):
         daisy_jax.save(changed, tmp_path / "model", dtype="float16")
     daisy_jax.save(changed, tmp_path / "model", dtype="bfloat16")
+
+
+# ---------------------------------------------------------------- pipes and devices
+
+
+STREAMS = {
+    "a list": lambda path, _: read_list(path),
+    "a model's config": lambda path, _: daisy_jax.load(path.parent),
+    "a checkpoint": lambda path, _: convert(path, path.parent / "out"),
+    "centroids": lambda path, _: read_centroids(str(path)),
+    "speakers": lambda path, _: read_speakers(path),
+    "a lexicon": lambda path, _: read_lexicon(path),
+    "a preset": lambda path, _: read_preset("sid", str(path)),
+    "targets": lambda path, _: load_targets(path),
+    "features": lambda path, _: saved_features(path),
+    "samples of a prepared folder": lambda path, _: PreparedCorpus(path.parent),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such pipes")
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_pipe_is_refused_before_it_is_opened(name, model, tmp_path):
+    names = {"a model's config": "config.json", "a preset": "x.toml"}
+    path = tmp_path / names.get(name, "pipe")
+    if name == "samples of a prepared folder":
+        index = {"format": "daisy_jax_audio/1", "names": ["a"], "lengths": [1], "samples": "pipe"}
+        (tmp_path / "index.json").write_text(json.dumps(index))
+    os.mkfifo(path)
+    with pytest.raises((InputError, OSError)) as error:
+        STREAMS[name](path, model)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/zero").exists(), reason="this system has no /dev/zero")
+def test_a_device_is_no_checkpoint(tmp_path):
+    with pytest.raises(InputError, match="/dev/zero: is a pipe or a device; give a file"):
+        convert("/dev/zero", tmp_path / "out")
+    with pytest.raises(InputError, match="/dev/zero: is a pipe or a device; give a file"):
+        read_list("/dev/zero")
