@@ -65,13 +65,15 @@ def main() -> None:
     if unknown:
         raise InputError(f"{unknown[0]} is no measurement; there are {', '.join(measurements)}")
     with contextlib.ExitStack() as stack:
-        streams = [sys.stdout]
+        kept = None
         if config.output:
             pathlib.Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-            streams.append(stack.enter_context(open(config.output, "w", encoding="utf-8")))
+            kept = stack.enter_context(open(config.output, "w", encoding="utf-8"))
         for line in all_lines(config, device, measurements):
-            for stream in streams:
-                say(json.dumps(line), file=stream, flush=True)
+            if kept is not None:
+                kept.write(json.dumps(line) + "\n")
+                kept.flush()
+            say(json.dumps(line), flush=True)
 
 
 def all_lines(config: Config, device: str, measurements: Mapping[str, Measure]) -> Iterator[Line]:

@@ -1,5 +1,6 @@
 """What ends a program: the error that a user can mend, and signals, which may have to wait."""
 
+import _thread
 import contextlib
 import errno
 import os
@@ -31,8 +32,8 @@ def require_file(path: str | os.PathLike[str]) -> None:
             raise InputError(f"{os.fspath(path)}: is a pipe or a device; give a file")
 
 
-NO_ROOM = errno.ENOSPC, errno.EDQUOT
-"""What the system says when a disk is full, or a person's share of it."""
+NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+"""What the system says when a disk is full, or what a person or a process may have of it."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -72,7 +73,7 @@ def said_of_system(error: OSError, name: str | None = None) -> str:
     return line
 
 
-_hook = sys.excepthook
+_hooks = sys.excepthook, sys.unraisablehook
 
 
 def interrupts_unseen() -> None:
@@ -85,14 +86,20 @@ def interrupts_unseen() -> None:
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         if not issubclass(kind, KeyboardInterrupt):
-            _hook(kind, error, trace)
+            _hooks[0](kind, error, trace)
 
-    sys.excepthook = unseen
+    def again(unraisable: "sys.UnraisableHookArgs") -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            _thread.interrupt_main()  # Python has dropped it, in a callback that cannot raise
+        else:
+            _hooks[1](unraisable)
+
+    sys.excepthook, sys.unraisablehook = unseen, again
 
 
 def interrupts_shown() -> None:
-    """As Python does it."""
-    sys.excepthook = _hook
+    """As it was before."""
+    sys.excepthook, sys.unraisablehook = _hooks
 
 
 class Terminated(BaseException):

@@ -228,7 +228,7 @@ def test_the_papers_figures_stand_beside_whole_corpora(runs, report, tmp_path):
     (tmp_path / "sid" / "evaluation" / "results.json").write_text("{")
     done = run_here(*command)
     assert done.returncode == 1
-    assert "not whole" in done.stderr.splitlines()[-1]
+    assert "not JSON" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -260,6 +260,6 @@ def test_a_ratio_needs_branches_and_an_evaluation_its_own_model(data, runs, tmp_
     said = run("train/downstream.py", *arguments, status=1)
     assert "has no branches, so no ratio can be met" in said
     said = run("eval/downstream.py", folder / "sid", "--model", tmp_path / "model", status=1)
-    assert "is not the model that" in said
+    assert "is not the model of" in said
     said = run("eval/downstream.py", tmp_path, status=1)
     assert "no run of train/downstream.py there" in said

@@ -72,7 +72,7 @@ def test_a_folder_in_the_way_is_named(tmp_path):
 def test_a_full_disk_of_safetensors_is_an_os_error_with_the_path(tmp_path):
     tensors = {"x": np.zeros(1)}
     with (
-        pytest.raises(OSError, match=f"{tmp_path / 'a'}: cannot be written"),
+        pytest.raises(OSError, match=f"No such file or directory: '{tmp_path / 'a'}'"),
         whole_files(tmp_path / "a") as (partial,),
     ):
         save_file(tensors, partial / "in a folder that is not there")

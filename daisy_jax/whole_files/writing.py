@@ -58,7 +58,10 @@ def whole_files(*paths: pathlib.Path) -> Iterator[tuple[pathlib.Path, ...]]:
                     partial.chmod(mode)  # safetensors lets the owner alone read
                     partial.replace(path)
     except SafetensorError as error:  # which is what safetensors raises when a disk is full
-        raise OSError(f"{paths[0]}: cannot be written ({error})") from error
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise OSError(f"{paths[0]}: cannot be written ({error})") from error
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(paths[0])) from error
     except OSError as error:
         raise _of_target(error, paths[0], beside) from error
     finally:
