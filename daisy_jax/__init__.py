@@ -1,8 +1,8 @@
 """HuBERT in JAX and Flax, with DAISY early exit."""
 
-from daisy_jax.errors import InputError, interrupts_shown, interrupts_unseen
+from daisy_jax.errors import InputError, end_at_once_on_interrupts
 
-interrupts_unseen()  # a person who stops a program in its first second needs no traceback
+end_at_once_on_interrupts()  # before the second that JAX takes
 
 from daisy_jax import audio
 from daisy_jax.calibration import calibrate
@@ -21,8 +21,6 @@ from daisy_jax.features.files import FileResult, encode_files
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.frame_labels import frame_labels
 from daisy_jax.model.hubert import Hubert, final_norm
-
-interrupts_shown()
 
 __version__ = "0.1.0"
 

@@ -1,15 +1,14 @@
 """What ends a program: the error that a user can mend, and signals, which may have to wait."""
 
-import _thread
 import contextlib
 import errno
 import os
+import pathlib
 import signal
 import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
 
 
 class InputError(ValueError):
@@ -73,33 +72,19 @@ def said_of_system(error: OSError, name: str | None = None) -> str:
     return line
 
 
-_hooks = sys.excepthook, sys.unraisablehook
+def end_at_once_on_interrupts() -> None:
+    """In programs of ours, Ctrl-C ends the process as any signal does, until `run_command` runs.
 
-
-def interrupts_unseen() -> None:
-    """Ctrl-C ends a program without a traceback, until `interrupts_shown` is called.
-
-    The exit status stays that of a signal.
+    While Python imports, KeyboardInterrupt would come out of whatever is being imported, with a
+    traceback or worse. Other programs that import the package are left alone.
     """
-
-    def unseen(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
-        if not issubclass(kind, KeyboardInterrupt):
-            _hooks[0](kind, error, trace)
-
-    def again(unraisable: "sys.UnraisableHookArgs") -> None:
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            _thread.interrupt_main()  # Python has dropped it, in a callback that cannot raise
-        else:
-            _hooks[1](unraisable)
-
-    sys.excepthook, sys.unraisablehook = unseen, again
-
-
-def interrupts_shown() -> None:
-    """As it was before."""
-    sys.excepthook, sys.unraisablehook = _hooks
+    main = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    ours = pathlib.Path(__file__).resolve().parents[1]
+    named = any(pathlib.PurePath(name).stem == "daisy-jax" for name in (main, sys.argv[0]))
+    if not named and (not main or pathlib.Path(main).resolve().parents[1:2] != (ours,)):
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminated(BaseException):

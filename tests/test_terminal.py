@@ -15,7 +15,7 @@ from daisy_jax import reporting
 from daisy_jax.console.reports import shown_reports
 from daisy_jax.console.terminal import run_command
 from daisy_jax.data.prefetch import batches
-from daisy_jax.errors import delayed_signals
+from daisy_jax.errors import delayed_signals, end_at_once_on_interrupts
 from daisy_jax.reporting import as_table, followed, leave_out, strictly
 
 
@@ -183,14 +183,33 @@ def test_strictness_reaches_the_readers(workers):
 
 @pytest.mark.slow("starts a process and stops it while it imports")
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal to a process")
-@pytest.mark.parametrize("wait", [0.3, 0.6, 0.9])
-def test_ctrl_c_in_the_first_second_leaves_no_traceback(wait):
-    code = "print('started', flush=True); import daisy_jax.commands.main as program; program.main()"
-    words = [sys.executable, "-c", code, "encode", "--help"]
+@pytest.mark.parametrize("wait", [0.1, 0.4, 0.7])
+def test_ctrl_c_in_the_first_second_leaves_no_traceback(tmp_path, wait):
+    program = "import daisy_jax.errors\nprint('started', flush=True)\nimport time, flax, torch\n"
+    (tmp_path / "daisy-jax").write_text(program + "time.sleep(9)\n")
+    words = [sys.executable, str(tmp_path / "daisy-jax"), "encode", "--help"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "started\n"
     time.sleep(wait)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate()[1]
-    assert "Traceback" not in errors
-    assert process.returncode in (-signal.SIGINT, 130, 0)
+    assert process.communicate()[1] == ""
+    assert process.returncode == -signal.SIGINT
+
+
+def test_programs_of_others_keep_their_handler(monkeypatch):
+    end_at_once_on_interrupts()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    for name in ("/somewhere/bin/daisy-jax", "C:/x/daisy-jax.exe"):
+        monkeypatch.setattr(sys, "argv", [name])
+        end_at_once_on_interrupts()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_what_our_programs_catch_is_caught_again(capsys):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def command():
+        signal.raise_signal(signal.SIGINT)
+
+    assert ended(command, capsys)[0] == 130

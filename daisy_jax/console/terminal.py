@@ -13,13 +13,10 @@ from daisy_jax.console.reports import shown_reports
 from daisy_jax.errors import (
     InputError,
     Terminated,
-    interrupts_unseen,
     is_out_of_memory,
     said_of_system,
 )
 from daisy_jax.reporting import printable
-
-interrupts_unseen()  # in whatever else a program imports, before `run_command` sees them
 
 Config = TypeVar("Config")
 EXTRAS = {
@@ -52,6 +49,8 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as programs of ours begin
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that it cannot print must not end a run
             stream.reconfigure(errors="backslashreplace")
