@@ -41,7 +41,7 @@ from daisy_jax.tasks.evaluation import (
 from daisy_jax.tasks.task_data import TaskData, open_examples, with_features
 from daisy_jax.tasks.trained_heads import TrainedHead, load_head, require_trunk
 from daisy_jax.tasks.training import Evaluator
-from daisy_jax.whole_files import checked, read_json, write_json, write_rows
+from daisy_jax.whole_files import checked, files_digest, read_json, write_json, write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +207,7 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     folder = run / FOLDERS[config.part]
     try:  # what was computed is printed though the disk is full, and kept though nobody reads
         write_rows(folder / "utterances.parquet", utterances)
+        result["utterances_sha256"] = files_digest([folder / "utterances.parquet"])
         write_json(folder / "results.json", result)  # last, so that its rows are there
     finally:
         say("\n".join(lines + table(rule_header(task.measures), body)), flush=True)

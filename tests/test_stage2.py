@@ -225,6 +225,12 @@ def test_the_papers_figures_stand_beside_whole_corpora(runs, report, tmp_path):
     text = run_here(*command).stdout
     assert "not comparable with the paper: steps 20 instead of 500" in text
     assert "79.55" not in text
+    table = tmp_path / "sid" / "evaluation" / "utterances.parquet"
+    content = bytearray(table.read_bytes())
+    content[len(content) // 2] ^= 1
+    table.write_bytes(content)
+    done = run_here(*command)
+    assert "utterances.parquet is of another evaluation, or has changed" in done.stderr
     (tmp_path / "sid" / "evaluation" / "results.json").write_text("{")
     done = run_here(*command)
     assert done.returncode == 1

@@ -1,7 +1,7 @@
 """What eval/downstream.py leaves in RUN/evaluation, and rows of tables made of it."""
 
 import pathlib
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Shaped
@@ -11,7 +11,7 @@ from daisy_jax.tasks.evaluation import Row
 from daisy_jax.tasks.metrics import Sums, paired_interval, quotient
 from daisy_jax.tasks.task import Measure
 from daisy_jax.tasks.trained_heads import ExitCounts
-from daisy_jax.whole_files import read_json
+from daisy_jax.whole_files import files_digest, read_json
 
 
 class Result(TypedDict):
@@ -43,6 +43,8 @@ class Result(TypedDict):
     unprocessed: dict[str, float]
     """Measures of the input itself, where the task has such."""
     rows: list[Row]
+    utterances_sha256: NotRequired[str | None]
+    """Of utterances.parquet; earlier versions have none."""
 
 
 class Evaluated(NamedTuple):
@@ -73,7 +75,11 @@ def read_evaluation(run: pathlib.Path) -> Evaluated | None:
         return None
     try:
         result = read_json(path, Result, f"evaluate {run} again")
-        table = pyarrow.parquet.read_table(path.with_name("utterances.parquet"))
+        beside = path.with_name("utterances.parquet")
+        digest = result.get("utterances_sha256")
+        if digest is not None and files_digest([beside]) != digest:
+            raise OSError("utterances.parquet is of another evaluation, or has changed")
+        table = pyarrow.parquet.read_table(beside)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path.parent}: not whole ({error}); evaluate {run} again") from None
     columns = {name: table[name].to_numpy() for name in table.column_names}
