@@ -230,7 +230,7 @@ def test_the_papers_figures_stand_beside_whole_corpora(runs, report, tmp_path):
     content[len(content) // 2] ^= 1
     table.write_bytes(content)
     done = run_here(*command)
-    assert "utterances.parquet is of another evaluation, or has changed" in done.stderr
+    assert "utterances.parquet: is of another evaluation, or has changed" in done.stderr
     (tmp_path / "sid" / "evaluation" / "results.json").write_text("{")
     done = run_here(*command)
     assert done.returncode == 1

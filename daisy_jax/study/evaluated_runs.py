@@ -78,7 +78,9 @@ def read_evaluation(run: pathlib.Path) -> Evaluated | None:
         beside = path.with_name("utterances.parquet")
         digest = result.get("utterances_sha256")
         if digest is not None and files_digest([beside]) != digest:
-            raise OSError("utterances.parquet is of another evaluation, or has changed")
+            raise InputError(
+                f"{beside}: is of another evaluation, or has changed; evaluate {run} again"
+            )
         table = pyarrow.parquet.read_table(beside)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path.parent}: not whole ({error}); evaluate {run} again") from None
