@@ -147,6 +147,13 @@ def _with_one_more(folder):
     return places | {"one.more": next(iter(places.values()))}
 
 
+def _first_tensor(folder, change):
+    """Changes a weight that the model needs."""
+    tensors = load_file(folder / WEIGHTS)
+    name = next(name for name in sorted(tensors) if name.endswith("fc1.weight") or "dense" in name)
+    save_file(tensors | {name: change(tensors[name])}, folder / WEIGHTS, {"format": "pt"})
+
+
 FLAWS = {
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "no weights there; put model.safetensors or"),
     "cut off": (lambda f: _cut(f, WEIGHTS), "not a whole safetensors file"),
@@ -191,6 +198,11 @@ FLAWS = {
         lambda f: (f / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"),
         "run git lfs pull",
     ),
+    "NaN": (
+        lambda f: _first_tensor(f, lambda t: torch.full_like(t, torch.nan)),
+        "gives NaN or infinite values",
+    ),
+    "int8": (lambda f: _first_tensor(f, lambda t: t.to(torch.int8)), "is int8, not one of float16"),
     "no JSON": (lambda f: _cut(f, "config.json"), "not JSON"),
     "rate": (
         lambda f: change_json(f / "preprocessor_config.json", sampling_rate=8000),
