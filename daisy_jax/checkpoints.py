@@ -214,10 +214,15 @@ def read_folder(folder: pathlib.Path, names: tuple[str, ...]) -> Stored:
 
 def _digest(tensors: dict[str, Shaped[np.ndarray, "..."]], texts: Mapping[str, str]) -> str:
     """SHA-256 of everything in a folder."""
-    digest = hashlib.sha256(json.dumps(dict(sorted(texts.items()))).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(tensor.tobytes())
+    return arrays_digest(tensors, json.dumps(dict(sorted(texts.items()))))
+
+
+def arrays_digest(arrays: Mapping[str, Shaped[np.ndarray, "..."]], text: str = "") -> str:
+    """SHA-256 of a text and of arrays by name, with their types and shapes."""
+    digest = hashlib.sha256(text.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -250,13 +255,13 @@ def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hub
     folder = PACKAGED if path is None else pathlib.Path(path)
     trunk_dtype = _checked_dtype(dtype or "float32")
     config, dataset, tensors = _read_folder(folder)
-    entropy = tensors.pop(CALIBRATION_TENSOR, None)
-    if (entropy is None) != (dataset is None):
+    if (CALIBRATION_TENSOR in tensors) != (dataset is not None):
         raise InputError(f"{folder}: {CONFIG} and {TENSORS} disagree about the calibration")
     try:
-        check_numbers(tensors if entropy is None else {**tensors, CALIBRATION_TENSOR: entropy})
+        check_numbers(tensors)
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}") from None
+    entropy = tensors.pop(CALIBRATION_TENSOR, None)
     arrays = {
         name: jnp.asarray(tensor, jnp.float32 if name.startswith(FLOAT32_PARTS) else trunk_dtype)
         for name, tensor in tensors.items()

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Shaped
 from safetensors.numpy import save_file
 
+from daisy_jax.checkpoints import contiguous
 from daisy_jax.errors import InputError
 from daisy_jax.whole_files import differences, files_digest, is_inside, parse_json, whole_files
 
@@ -135,9 +136,7 @@ def write_shard(
                     with open(partial, "wb") as stream:  # np.save would add an ending
                         np.save(stream, value[0] if len(value) == 1 else value)
             elif features:
-                # safetensors writes arrays that are not C-contiguous wrongly, without an error.
-                whole = {name: np.ascontiguousarray(value) for name, value in features.items()}
-                save_file(whole, partials[0], {"format": FORMAT})
+                save_file(contiguous(features), partials[0], {"format": FORMAT})
             if features:
                 kept["sha256"] = str(files_digest(partials))
             written = pyarrow.Table.from_pylist([row._asdict() for row in rows], _schema())

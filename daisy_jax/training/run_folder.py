@@ -7,7 +7,6 @@ script has ended, `model/`, a model folder.
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -27,7 +26,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from daisy_jax import parallel
-from daisy_jax.checkpoints import fill, named_leaves
+from daisy_jax.checkpoints import arrays_digest, fill, named_leaves
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import logger
 from daisy_jax.training.metrics_log import Metrics, MetricsLog, Values, as_numbers
@@ -284,13 +283,12 @@ class Run:
 
 def state_digest(state: PyTree) -> str:
     """SHA-256 of everything in a state, of which every process has a copy."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(named_leaves(state).items()):
-        own = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
-        array = np.asarray(own)
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    return arrays_digest(
+        {
+            name: np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+            for name, leaf in named_leaves(state).items()
+        }
+    )
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
