@@ -3,42 +3,30 @@
 The config file says how to build the model; the tensor file holds every parameter under its path
 (`layers.ffn.up.kernel`) and, if there is one, the calibration's entropies. Tensors may be stored as
 float32, bfloat16 or float16.
-
-The tensor file is what counts: its metadata hold what was written into the JSON files beside it,
-too, and one digest of all. Where a process died between replacing the one and the other, the
-metadata are read in the place of a JSON file with another digest.
 """
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, PyTree, Shaped
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from daisy_jax.errors import InputError, require_file
+from daisy_jax.errors import InputError
 from daisy_jax.exits import Calibration
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.hubert import Hubert
-from daisy_jax.whole_files import parse_json, read_text, whole_files
+from daisy_jax.whole_files import TENSORS, parse_json, read_folder, write_folder
 
 FORMAT = "daisy_jax/1"
 PACKAGED = pathlib.Path(__file__).parent / "models" / "daisy-tiny"
-DIGEST = "sha256"
-"""Under which JSON files, and what is WRITTEN, hold the digest of tensors and JSON together."""
-WRITTEN = "written"
-"""Under which the metadata hold the JSON files' texts, in JSON."""
-TENSORS, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 CALIBRATION_TENSOR = "calibration.entropy"
 ENTROPY_ROUNDING = 1e-3
 """Nats that an entropy may lie below 0, where it was computed in few digits."""
@@ -130,7 +118,7 @@ def save_calibration(path: str | os.PathLike, calibration: Calibration) -> None:
     """
     folder = pathlib.Path(path)
     config, _, tensors = _read_folder(folder)
-    tensors.pop(CALIBRATION_TENSOR, None)
+    tensors.pop(CALIBRATION_TENSOR, None)  # also where `load` would refuse it
     _write(folder, tensors, config, calibration)
 
 
@@ -148,82 +136,6 @@ def _write(
         "calibration": None if calibration is None else {"dataset": calibration.dataset},
     }
     write_folder(folder, tensors, {CONFIG: content})
-
-
-def write_folder(
-    folder: pathlib.Path,
-    tensors: dict[str, Shaped[np.ndarray, "..."]],
-    contents: Mapping[str, Mapping[str, object]],
-) -> None:
-    """Writes `model.safetensors` and JSON files into a folder, all of them or none.
-
-    Args:
-      folder: made if absent.
-      tensors: arrays by name.
-      contents: what the JSON files hold, by file name.
-
-    Raises:
-      OSError: the folder cannot be written; files that were there before are kept then.
-    """
-    texts = {name: json.dumps(content, indent=2) for name, content in contents.items()}
-    digest = _digest(tensors, texts)
-    with whole_files(*(folder / name for name in (TENSORS, *contents))) as (weights, *partials):
-        save_file(contiguous(tensors), weights, {WRITTEN: json.dumps({DIGEST: digest, **texts})})
-        for partial, content in zip(partials, contents.values(), strict=True):
-            text = json.dumps({**content, DIGEST: digest}, indent=2) + "\n"
-            partial.write_text(text, encoding="utf-8")
-
-
-def contiguous(
-    tensors: dict[str, Shaped[np.ndarray, "..."]],
-) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """As safetensors needs them: it writes others wrongly, without an error (its #825)."""
-    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-
-
-class Stored(NamedTuple):
-    """What `write_folder` wrote."""
-
-    tensors: dict[str, Shaped[np.ndarray, "..."]]
-    texts: dict[str, str]
-    """Of the JSON files."""
-
-
-def read_folder(folder: pathlib.Path, names: tuple[str, ...]) -> Stored:
-    """Tensors and JSON files of a folder, as they belong together.
-
-    Raises:
-      InputError: a file is none of its kind, or not what was written.
-      OSError: a file is missing or unreadable.
-    """
-    texts = {name: read_text(folder / name) for name in names}
-    tensors, metadata = _read(folder / TENSORS)
-    if WRITTEN in metadata:
-        place, remedy = f"{folder / TENSORS}, {WRITTEN}", "copy it again"
-        written = parse_json(place, metadata[WRITTEN], dict[str, str], remedy)
-        digest = written.pop(DIGEST, "")
-        if _digest(tensors, written) != digest:
-            raise InputError(f"{folder / TENSORS}: has changed since it was written; copy it again")
-        for name in texts.keys() & written.keys():
-            beside = parse_json(str(folder / name), texts[name], dict, remedy)
-            if beside.get(DIGEST) != digest:
-                # Of another saving: who wrote died between replacing the one and the other.
-                texts[name] = written[name]
-    return Stored(tensors, texts)
-
-
-def _digest(tensors: dict[str, Shaped[np.ndarray, "..."]], texts: Mapping[str, str]) -> str:
-    """SHA-256 of everything in a folder."""
-    return arrays_digest(tensors, json.dumps(dict(sorted(texts.items()))))
-
-
-def arrays_digest(arrays: Mapping[str, Shaped[np.ndarray, "..."]], text: str = "") -> str:
-    """SHA-256 of a text and of arrays by name, with their types and shapes."""
-    digest = hashlib.sha256(text.encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def refuse_to_overwrite(folder: pathlib.Path, names: tuple[str, ...] = (CONFIG, TENSORS)) -> None:
@@ -253,38 +165,55 @@ def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hub
       OSError: the folder or a file of it is missing or unreadable.
     """
     folder = PACKAGED if path is None else pathlib.Path(path)
+    model, entropy, dataset = _load(folder, dtype)
+    if entropy is None and dataset is None:
+        return model
+    if entropy is None or dataset is None:
+        raise InputError(
+            f"{folder}: {CONFIG} and {TENSORS} disagree about the calibration; calibrate the model "
+            "again"
+        )
+    try:
+        _check_calibration(entropy, model.config.num_layers)
+    except InputError as error:
+        raise InputError(f"{folder / TENSORS}: {error}; calibrate the model again") from None
+    return model.replace(calibration=Calibration(entropy, dataset))
+
+
+def load_uncalibrated(path: str | os.PathLike) -> Hubert:
+    """Reads a model folder as `load` does, whatever its calibration holds: to make another."""
+    return _load(pathlib.Path(path), None)[0]
+
+
+def _load(
+    folder: pathlib.Path, dtype: str | None
+) -> tuple[Hubert, Shaped[np.ndarray, "..."] | None, str | None]:
+    """The model without calibration, the calibration's entropies and its data set."""
     trunk_dtype = _checked_dtype(dtype or "float32")
     config, dataset, tensors = _read_folder(folder)
-    if (CALIBRATION_TENSOR in tensors) != (dataset is not None):
-        raise InputError(f"{folder}: {CONFIG} and {TENSORS} disagree about the calibration")
+    entropy = tensors.pop(CALIBRATION_TENSOR, None)
     try:
         check_numbers(tensors)
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}") from None
-    entropy = tensors.pop(CALIBRATION_TENSOR, None)
     arrays = {
         name: jnp.asarray(tensor, jnp.float32 if name.startswith(FLOAT32_PARTS) else trunk_dtype)
         for name, tensor in tensors.items()
     }
     try:
-        model = fill(abstract_model(config), arrays)
-        if entropy is not None:
-            _check_calibration(entropy, config.num_layers)
+        return fill(abstract_model(config), arrays), entropy, dataset
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}") from None
-    if entropy is None or dataset is None:
-        return model
-    return model.replace(calibration=Calibration(entropy, dataset))
 
 
 def _check_calibration(entropy: Shaped[np.ndarray, "..."], layers: int) -> None:
+    check_numbers({CALIBRATION_TENSOR: entropy})
     if entropy.ndim != 2 or not len(entropy) or entropy.shape[1] != layers:
         raise InputError(
             f"{CALIBRATION_TENSOR} has the shape {entropy.shape} instead of (utterances, {layers})"
-            "; calibrate the model again"
         )
     if np.min(entropy) < -ENTROPY_ROUNDING:
-        raise InputError(f"{CALIBRATION_TENSOR} is negative somewhere; calibrate the model again")
+        raise InputError(f"{CALIBRATION_TENSOR} is negative somewhere")
 
 
 def _checked_dtype(name: str) -> jnp.dtype:
@@ -324,23 +253,3 @@ def _read_folder(
     calibration = content["calibration"]
     dataset = None if calibration is None else calibration["dataset"]
     return config, dataset, tensors
-
-
-def read_tensors(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """The arrays of a safetensors file by name; an InputError if it is not a whole one."""
-    return _read(path)[0]
-
-
-def _read(path: pathlib.Path) -> tuple[dict[str, Shaped[np.ndarray, "..."]], dict[str, str]]:
-    """Arrays and metadata of a safetensors file."""
-    require_file(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except SafetensorError as error:
-        raise InputError(
-            f"{path}: not a whole safetensors file ({error}); copy or convert it again"
-        ) from None
-    except (AttributeError, TypeError) as error:  # of types that numpy does not have
-        raise InputError(f"{path}: holds tensors of a type that is not read ({error})") from None

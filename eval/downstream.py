@@ -22,7 +22,7 @@ from daisy_jax import HubertConfig, InputError, load, parallel
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.console.pages import table
-from daisy_jax.console.terminal import run_command, say
+from daisy_jax.console.terminal import run_command, say, shown_after
 from daisy_jax.data.corpus import corpus_name
 from daisy_jax.exits import fixed_layer
 from daisy_jax.reporting import followed
@@ -205,12 +205,10 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     body = [row for row in [input_cells(task.measures, result)] if row]
     body += [rule_cells(task.measures, row) for row in rows]
     folder = run / FOLDERS[config.part]
-    try:  # what was computed is printed though the disk is full, and kept though nobody reads
+    with shown_after("\n".join(lines + table(rule_header(task.measures), body))):
         write_rows(folder / "utterances.parquet", utterances)
         result["utterances_sha256"] = files_digest([folder / "utterances.parquet"])
         write_json(folder / "results.json", result)  # last, so that its rows are there
-    finally:
-        say("\n".join(lines + table(rule_header(task.measures), body)), flush=True)
     say(f"written: {folder / 'results.json'}, {folder / 'utterances.parquet'}")
 
 

@@ -18,7 +18,7 @@ from daisy_jax import InputError, audio, calibrate, load
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture
-from daisy_jax.console.terminal import run_command, say
+from daisy_jax.console.terminal import run_command, say, shown_after
 from daisy_jax.data.batches import WholeBatches, read_whole
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.reporting import followed
@@ -91,11 +91,9 @@ def main() -> None:
         lines.append(Line(f"{name} (r² {r_squared:.2f})", mean, intercept + slope * layers))
     header = ["data set", "utterances", "hours", *map(str, layers), "slope", "r squared"]
     folder, name = pathlib.Path(config.output), config.model or "daisy-tiny"
-    try:
+    with shown_after("\n".join(table(header, body))):
         if config.output:
             write_json(folder / "entropy.json", {"model": name, "sets": sets})
-    finally:
-        say("\n".join(table(header, body)))
     if config.output:
         say(f"written: {folder / 'entropy.json'}")
         save_picture(folder / "entropy.png", lambda: draw(lines, name))

@@ -30,7 +30,7 @@ from noise_report import report
 from daisy_jax import Calibration, Hubert, InputError, audio, exit_threshold, load
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pages import html_page
-from daisy_jax.console.terminal import run_command, say
+from daisy_jax.console.terminal import run_command, say, shown_after
 from daisy_jax.data.corpus import Corpus, corpus_name, open_corpus
 from daisy_jax.data.noisy_corpus import (
     CLEAN,
@@ -122,11 +122,9 @@ def main() -> None:
     study, log = measure_all(model, config)
     numbers = results(study)
     folder = pathlib.Path(config.output)
-    try:
+    with shown_after("\n".join([*report(study, numbers, {}), *asr.lines])):
         if config.output:
             write(folder, study, numbers, asr.results, log)
-    finally:
-        say("\n".join([*report(study, numbers, {}), *asr.lines]))
     if not config.output:
         return
     files = pictures(study, asr, folder)

@@ -19,7 +19,7 @@ import tyro
 from daisy_jax import InputError
 from daisy_jax.console.pages import escaped, table
 from daisy_jax.console.pictures import save_picture
-from daisy_jax.console.terminal import run_command, say
+from daisy_jax.console.terminal import run_command, say, shown_after
 from daisy_jax.study.evaluated_runs import (
     Evaluated,
     difference,
@@ -72,15 +72,13 @@ def main() -> None:
         lines += task_tables(runs)
     text = "\n".join(lines)
     folder = pathlib.Path(config.output)
-    try:
+    with shown_after(text):
         if config.output:
             write_text(folder / "report.md", text + "\n")
             rows = read_table1().rows
             paper = {task: rows.get(task, {}) for task in by_task}
             results = [each.result for each in evaluations]
             write_json(folder / "report.json", {"results": results, "paper": paper})
-    finally:
-        say(text)
     if config.output:
         say(f"written: {folder / 'report.md'}, {folder / 'report.json'}")
         save_picture(folder / "figure3.png", lambda: draw(by_task))

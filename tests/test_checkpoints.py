@@ -10,7 +10,6 @@ from made_models import made_model
 from safetensors.numpy import load_file, save_file
 
 import daisy_jax
-from daisy_jax import checkpoints
 from daisy_jax.checkpoints import named_leaves
 from daisy_jax.errors import InputError
 from daisy_jax.exits import Calibration
@@ -159,7 +158,7 @@ def test_a_full_disk_keeps_the_old_model(tmp_path, monkeypatch, calibration, fai
     other = made_model(LARGE_LIKE, None if old.calibration else calibration)
     with monkeypatch.context() as patch:
         if fails == "tensors":
-            patch.setattr(checkpoints, "save_file", FullDisk())
+            patch.setattr("daisy_jax.whole_files.tensors.save_file", FullDisk())
         else:
             patch.setattr("pathlib.Path.write_text", FullDisk())
         with pytest.raises(OSError, match="No space left"):

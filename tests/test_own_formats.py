@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 import daisy_jax
 from daisy_jax import InputError
 from daisy_jax.checkpoints import save_calibration
+from daisy_jax.commands.calibrate import Calibrate
 from daisy_jax.commands.extract import read_centroids
 from daisy_jax.conversions.convert import convert
 from daisy_jax.conversions.sources import saved_features
@@ -374,7 +375,7 @@ NO_NUMBERS = {
 
 
 @pytest.mark.parametrize("name", NO_NUMBERS)
-def test_numbers_that_are_none_are_refused_where_the_file_is_read(model, tmp_path, name):
+def test_numbers_that_are_none_are_refused_where_the_file_is_read(model, speech, tmp_path, name):
     edit, said = NO_NUMBERS[name]
     layers = model.config.num_layers
     entropy = np.full((2, layers), 0.5, np.float16)
@@ -383,6 +384,9 @@ def test_numbers_that_are_none_are_refused_where_the_file_is_read(model, tmp_pat
     with pytest.raises(InputError, match=said) as error:
         daisy_jax.load(tmp_path / "model")
     assert str(tmp_path / "model" / "model.safetensors") in str(error.value)
+    if "calibrate the model again" in str(error.value):  # which must be possible
+        assert Calibrate(str(tmp_path / "model"), (str(speech),), "again").run() == 0
+        assert daisy_jax.load(tmp_path / "model").calibration.dataset == "again"
 
 
 def test_a_type_that_cannot_hold_a_weight_is_refused(model, tmp_path):

@@ -10,7 +10,7 @@ import tyro
 import daisy_jax
 from daisy_jax import Calibration, InputError
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.checkpoints import save_calibration
+from daisy_jax.checkpoints import load_uncalibrated, save_calibration
 from daisy_jax.commands.info import entropy_table
 from daisy_jax.console.terminal import say
 from daisy_jax.data.file_list import expand_folders
@@ -37,7 +37,7 @@ class Calibrate:
     def run(self) -> int:
         """Calibrates, saves, prints the table; 1 if a file could not be read."""
         use_accelerator(self.accelerator)
-        model = daisy_jax.load(self.model)
+        model = load_uncalibrated(self.model)
         if model.branches is None:
             raise InputError(f"{self.model} has no branches; train them with train/branches.py")
         files = expand_folders(self.files)

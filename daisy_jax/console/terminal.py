@@ -1,12 +1,13 @@
 """What every command has in common: one-line errors, exit statuses, presets of options."""
 
 import argparse
+import contextlib
 import io
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn, TypeVar, cast
 
 from daisy_jax.console.reports import shown_reports
@@ -40,6 +41,18 @@ def say(text: object = "", *, to_stderr: bool = False, flush: bool = False) -> N
     parts = re.split("([\n\t])", str(text))
     safe = "".join(part if part in ("\n", "\t") else printable(part) for part in parts)
     print(safe, file=sys.stderr if to_stderr else sys.stdout, flush=flush)
+
+
+@contextlib.contextmanager
+def shown_after(text: str) -> Iterator[None]:
+    """Prints a result when the block that writes it has ended, be it because the disk is full.
+
+    So it is kept though nobody reads stdout, and printed though it cannot be kept.
+    """
+    try:
+        yield
+    finally:
+        say(text, flush=True)
 
 
 def run_command(command: Callable[[], int | None]) -> NoReturn:

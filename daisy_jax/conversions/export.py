@@ -21,7 +21,7 @@ from daisy_jax.conversions.transformers_folder import (
 )
 from daisy_jax.conversions.trunk import TRANSFORMERS, trunk_rules
 from daisy_jax.reporting import as_table
-from daisy_jax.whole_files import whole_files
+from daisy_jax.whole_files import TENSORS, contiguous, whole_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def export(source: str | os.PathLike, destination: str | os.PathLike) -> ExportR
       OSError: a file cannot be read or written.
     """
     target = pathlib.Path(destination)
-    checkpoints.refuse_to_overwrite(target, (CONFIG, checkpoints.TENSORS, PREPROCESSORS[0][0]))
+    checkpoints.refuse_to_overwrite(target, (CONFIG, TENSORS, PREPROCESSORS[0][0]))
     model = checkpoints.load(source)
     config = model.config
     rules = trunk_rules(config, TRANSFORMERS, (MASK_EMBEDDING,), MASK_EMBEDDING)
@@ -90,9 +90,9 @@ def export(source: str | os.PathLike, destination: str | os.PathLike) -> ExportR
         "return_attention_mask": config.conv_norm == "layer",
     }
     contents = {CONFIG: fields, PREPROCESSORS[0][0]: preprocessor}
-    paths = [target / name for name in (checkpoints.TENSORS, *contents)]
+    paths = [target / name for name in (TENSORS, *contents)]
     with whole_files(*paths) as (weights, *partials):
-        save_file(checkpoints.contiguous(tensors), weights, {"format": "pt"})
+        save_file(contiguous(tensors), weights, {"format": "pt"})
         for partial, content in zip(partials, contents.values(), strict=True):
             partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     left_out = [name for name in ("head", "branches", "calibration") if getattr(model, name)]

@@ -4,10 +4,9 @@ import pathlib
 
 import numpy as np
 
-from daisy_jax.checkpoints import read_tensors
 from daisy_jax.conversions.torch_files import read_torch_file
 from daisy_jax.errors import InputError, require_file
-from daisy_jax.whole_files import read_json
+from daisy_jax.whole_files import read_json, read_tensors
 
 NAMES = ("model.safetensors", "pytorch_model.bin")  # the first is preferred
 INDEX = ".index.json"

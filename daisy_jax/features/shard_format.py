@@ -20,9 +20,15 @@ import numpy as np
 from jaxtyping import Shaped
 from safetensors.numpy import save_file
 
-from daisy_jax.checkpoints import contiguous
 from daisy_jax.errors import InputError
-from daisy_jax.whole_files import differences, files_digest, is_inside, parse_json, whole_files
+from daisy_jax.whole_files import (
+    contiguous,
+    differences,
+    files_digest,
+    is_inside,
+    parse_json,
+    whole_files,
+)
 
 if TYPE_CHECKING:
     import pyarrow

@@ -10,12 +10,9 @@ from jaxtyping import Bool, Float, Int
 
 from daisy_jax.checkpoints import (
     CONFIG,
-    TENSORS,
     check_numbers,
     fill,
     named_leaves,
-    read_folder,
-    write_folder,
 )
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
@@ -25,7 +22,7 @@ from daisy_jax.model.hubert import Hubert
 from daisy_jax.tasks.presets import make_task, settings_of, task_reference
 from daisy_jax.tasks.task import Task
 from daisy_jax.tasks.training import Params, new_params
-from daisy_jax.whole_files import parse_json
+from daisy_jax.whole_files import TENSORS, parse_json, read_folder, write_folder
 
 FORMAT = "daisy_jax_head/1"
 EXITS, EXITS_FORMAT = "exits.json", "daisy_jax_exits/1"

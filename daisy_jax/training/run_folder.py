@@ -26,11 +26,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from daisy_jax import parallel
-from daisy_jax.checkpoints import arrays_digest, fill, named_leaves
+from daisy_jax.checkpoints import fill, named_leaves
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import logger
 from daisy_jax.training.metrics_log import Metrics, MetricsLog, Values, as_numbers
-from daisy_jax.whole_files import differences, read_json, write_text
+from daisy_jax.whole_files import arrays_digest, differences, read_json, write_text
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 DIGEST = "sha256"

@@ -17,10 +17,21 @@ from daisy_jax.whole_files.reading import (
     read_numbers,
     read_text,
 )
+from daisy_jax.whole_files.tensors import (
+    TENSORS,
+    arrays_digest,
+    contiguous,
+    read_folder,
+    read_tensors,
+    write_folder,
+)
 from daisy_jax.whole_files.writing import whole_files, write_json, write_rows, write_text
 
 __all__ = [
+    "TENSORS",
+    "arrays_digest",
     "checked",
+    "contiguous",
     "differences",
     "files_digest",
     "is_inside",
@@ -28,10 +39,13 @@ __all__ = [
     "parse_json",
     "read_array",
     "read_arrays",
+    "read_folder",
     "read_json",
     "read_numbers",
+    "read_tensors",
     "read_text",
     "whole_files",
+    "write_folder",
     "write_json",
     "write_rows",
     "write_text",
