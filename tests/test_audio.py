@@ -92,6 +92,13 @@ def test_resampling_keeps_a_sine_where_it_is(tmp_path, rate):
     assert np.max(np.abs(clip.waveform - wanted)[inner]) < 0.5 * 2e-5
 
 
+@pytest.mark.parametrize("rate", [8_000, 11_025, 12_345, 22_050, 32_000, 44_100, 48_000, 96_000])
+def test_a_header_tells_what_resampling_makes(tmp_path, rate):
+    for samples in np.random.default_rng(rate).integers(rate // 10, rate, 8):
+        path = sounds.write(tmp_path / "sound.wav", np.full(samples, 0.25), rate)
+        assert audio.measured(path) == (len(audio.load(path)), rate)
+
+
 def test_everything_that_was_done_is_noted_once(tmp_path):
     stereo = np.stack([sounds.syllables(0.5, seed, 44_100) for seed in (0, 1)], axis=1)
     clip = audio.load_clip(sounds.write(tmp_path / "stereo.wav", stereo, 44_100, "PCM_24"))

@@ -116,8 +116,8 @@ def measured(path: str | os.PathLike) -> tuple[int, int]:
         frames = sound.frames
         if frames is None:
             frames = sum(map(len, sound.blocks()))
-        samples = frames * SAMPLE_RATE // sound.rate
         _refuse_rate(path, sound.rate)
+        samples = _resampled_length(frames, sound.rate)
         if samples < FRAME_WINDOW:
             raise InputError(f"{path}: shorter than {FRAME_WINDOW} samples (25 ms)")
         return samples, sound.rate
@@ -148,6 +148,11 @@ def _refuse_rate(path: pathlib.Path, rate: int) -> None:
             f"{path}: {rate} samples a second, of which no speech can be made; repair the file, or "
             "record it again"
         )
+
+
+def _resampled_length(frames: int, rate: int) -> int:
+    """Samples that soxr makes of so many: to the nearest, halves up."""
+    return (2 * frames * SAMPLE_RATE + rate) // (2 * rate)
 
 
 def _resampled(

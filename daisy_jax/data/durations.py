@@ -18,7 +18,7 @@ from daisy_jax.errors import InputError, said_of
 from daisy_jax.reporting import followed
 from daisy_jax.whole_files import read_json, write_json
 
-FORMAT = "daisy_jax_durations/1"
+FORMAT = "daisy_jax_durations/2"
 FORGOTTEN = 180 * 86_400
 """Seconds after which the durations of a folder that nobody opens are forgotten."""
 READERS = 8
