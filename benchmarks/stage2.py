@@ -85,7 +85,7 @@ def main() -> None:
         settings = read_preset(name, config.preset)
         task = make_task(name, settings)
         classes = CHARACTERS if name == "asr" else tuple(map(str, range(1251)))
-        optimizer = head_optimizer(1e-4, settings.weight_decay, settings.clip)
+        optimizer = head_optimizer(1e-4, settings)
         common = {"targets": targets[name], "number": np.asarray(0, np.int32)}
         live = {"waveform": mixture, "lengths": lengths} | common
         step = downstream_step(task, optimizer, 0)

@@ -6,7 +6,7 @@ For each run of train/downstream.py: the task's measures with 95 % intervals (bo
 utterances), the mean exit layer, forced exits, multiply-adds saved (branches included) and the time
 that the trunk saves against full depth (one utterance at a time, warm, in turns). A run with a
 ratio is evaluated as it was trained and with the three spans of section 3.3, as Table 1's rows,
-then at the compute of a static exit, and with oracles. Model, corpus and features are those of the
+and with oracles. Model, corpus and features are those of the
 run unless others are given. Writes results.json and utterances.parquet, a row an utterance and
 rule, into RUN/evaluation; eval/report.py collects them.
 """
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import numpy as np
 import tyro
 
-from daisy_jax import HubertConfig, InputError, load, parallel
+from daisy_jax import InputError, load, parallel
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.console.pages import table
@@ -31,7 +31,6 @@ from daisy_jax.tasks.evaluation import (
     Choice,
     at_ratio,
     best_layers,
-    equal_compute,
     label_oracle,
     spans,
     summary,
@@ -60,9 +59,6 @@ class Config:
     """Further static layers at inference, of the same head."""
     share: float = 0.15
     """Share of the exits that a layer of the span "threshold" must have."""
-    equal_compute: int = 0
-    """Also the threshold at which a ratio's head costs what a static exit at this layer costs; 0:
-    at the middle layer."""
     oracle: bool = True
     """Also two oracles that leave where frame labels no longer change, and one that leaves at the
     best layer for each utterance (an evaluation a layer); they need stored features."""
@@ -76,8 +72,8 @@ class Config:
     """For asr: words to decode with, a line a word (extra decode); empty: greedy decoding."""
     language_model: str = ""
     """For asr, with a lexicon: a KenLM file over upper-case words."""
-    timed: int = 20
-    """Utterances that are timed, spread over the part's durations; 0: none."""
+    timed: int | Literal["all"] = 20
+    """Utterances that are timed, spread over the part's durations, or all of them; 0: none."""
     timing_runs: int = 5
     """Measurements of each, after a warm-up."""
     batch_seconds: float = 60.0
@@ -86,10 +82,12 @@ class Config:
     """Where to compute."""
 
     def __post_init__(self) -> None:
-        least = {"timed": 0, "timing_runs": 1, "batch_seconds": 1, "equal_compute": 0, "share": 0}
+        least = {"timing_runs": 1, "batch_seconds": 1, "share": 0}
         for name, value in least.items():
             if not getattr(self, name) >= value:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {value}")
+        if self.timed != "all" and self.timed < 0:
+            raise InputError(f"timed is {self.timed}; it must be at least 0, or all")
 
 
 class Trained(TypedDict):
@@ -151,12 +149,12 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     data = with_features(task, config.part, examples, folder, trunk, features, live=live)
 
     # ---- rules ----
-    choices = chosen_rules(head, data, trunk.config, config)
+    choices = chosen_rules(head, config)
     params = parallel.replicate(head.params)
     evaluator = Evaluator(data, config.batch_seconds)
     timing = None
     if config.timed:
-        timed = (config.timed, config.timing_runs)
+        timed = (len(data.lengths) if config.timed == "all" else config.timed, config.timing_runs)
         timing = time_trunk(trunk, head.params, data, choices, *timed)
     if config.oracle and head.rule.threshold is not None:
         if live:
@@ -212,22 +210,16 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     say(f"written: {folder / 'results.json'}, {folder / 'utterances.parquet'}")
 
 
-def chosen_rules(
-    head: TrainedHead, data: TaskData, model: HubertConfig, config: Config
-) -> list[Choice]:
-    """What a user can do: the rule of training, spans, other ratios and layers, equal compute."""
-    layers, threshold = model.num_layers, head.rule.threshold
+def chosen_rules(head: TrainedHead, config: Config) -> list[Choice]:
+    """What a user can do: the rule of training, spans, other ratios and layers."""
+    layers = len(head.rule.allowed)
     choices = [Choice(head.rule.name, "own", None, head.rule)]
-    if threshold is not None:
+    if head.rule.threshold is not None:
         choices += spans(head, config.share)
     choices += [at_ratio(head, ratio) for ratio in config.ratios]
-    choices += [Choice(f"at layer {n}", "layer", n, fixed_layer(n, layers)) for n in config.layers]
-    if threshold is not None:
-        try:
-            choices.append(equal_compute(data, model, config.equal_compute or layers // 2))
-        except InputError as error:
-            say(f"no row at equal compute: {error}")
-    return choices
+    return choices + [
+        Choice(f"at layer {n}", "layer", n, fixed_layer(n, layers)) for n in config.layers
+    ]
 
 
 def unprocessed(data: TaskData) -> dict[str, float]:

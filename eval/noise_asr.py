@@ -55,7 +55,7 @@ class AsrSection(NamedTuple):
 
 
 def read_run(run: pathlib.Path) -> list[Rule]:
-    """A run's own rule, spans, equal compute; oracles are left out."""
+    """A run's own rule, spans, other ratios and layers; oracles are left out."""
     evaluated = read_evaluation(run)
     if evaluated is None:
         raise InputError(f"{run}: not evaluated; python eval/downstream.py {run}")
@@ -135,8 +135,8 @@ def asr_section(runs: list[pathlib.Path]) -> AsrSection:
         "plain averages.",
         *table(error_header, errors),
         "Compute: mean exit layer at each level, and multiply-adds saved against full depth, "
-        "branches included. Rows are comparable where these are equal; "
-        '"compute of layer n" has the threshold at which these files cost as much as that static '
+        'branches included. Rows are comparable where these are equal: "compute of layer n" was '
+        "trained with the threshold at which the development set costs as much as that static "
         "exit.",
         *table(cost_header, costs),
     ]

@@ -113,10 +113,14 @@ def is_static(row: Row) -> bool:
 def order_of(run: Evaluated) -> tuple[int, float]:
     """The paper's order: large ratios first, then static exits, full depth last."""
     settings = run.result["settings"]
-    if settings["full"]:
-        return 2, 0
-    layer, ratio = settings["layer"], settings["ratio"]
-    return (0, -ratio) if layer is None else (1, layer)
+    ratio = settings["ratio"]
+    kinds = (
+        None if ratio is None else -ratio,
+        settings.get("threshold"),  # which earlier versions did not have
+        settings.get("compute_of_layer"),
+        settings["layer"],
+    )
+    return next(((n, value) for n, value in enumerate(kinds) if value is not None), (len(kinds), 0))
 
 
 def table1(by_task: dict[str, list[Evaluated]]) -> list[str]:
@@ -150,8 +154,8 @@ def table1(by_task: dict[str, list[Evaluated]]) -> list[str]:
     lines = ["## Table 1", *table(two_a_task([*by_task]), body)]
     lines.append(
         "Time is that of the trunk with its branches, one utterance at a time, against full depth "
-        f"without branches in the same run, on {', '.join(sorted(devices))}. Below, 95 % intervals "
-        "stand in brackets; those of differences are paired."
+        f"without branches in the same run, on {', '.join(sorted(devices))}; {timed_of(by_task)}. "
+        "Below, 95 % intervals stand in brackets; those of differences are paired."
     )
     if comparable:
         paper = read_table1()
@@ -160,9 +164,19 @@ def table1(by_task: dict[str, list[Evaluated]]) -> list[str]:
         for label in paper.rows[comparable[0]]:
             entries = [paper.rows[task][label] for task in comparable]
             cells = [c for each in entries for c in (each["measures"], f"{each['time_saved']} %")]
-            body.append([label.removesuffix(", full depth"), *cells])
+            body.append([label, *cells])
         lines += table(two_a_task(comparable), body)
     return lines
+
+
+def timed_of(by_task: dict[str, list[Evaluated]]) -> str:
+    """Of how many utterances the times are, in words."""
+    counts = []
+    for task, runs in by_task.items():
+        rows = [(row, run.result["utterances"]) for run in runs for row in run.result["rows"]]
+        timed = {(row["time_saved"]["utterances"], all_) for row, all_ in rows if row["time_saved"]}
+        counts += [f"{count} of {all_} utterances of {task}" for count, all_ in sorted(timed)]
+    return f"timed were {', '.join(counts)}" if counts else "nothing was timed"
 
 
 def task_tables(runs: list[Evaluated]) -> list[str]:
@@ -180,7 +194,11 @@ def task_tables(runs: list[Evaluated]) -> list[str]:
             f"({result['utterances']} utterances, {result['hours']:.2g} h); {kind}"
         )
     measures = runs[0].measures
-    full = next((run for run in runs if run.result["settings"]["full"]), None)
+    # Like with like: full depth with eq. 4's LayerNorm, if there is such a run.
+    whole = [run for run in runs if run.result["settings"]["full"]]
+    full = min(
+        whole, key=lambda run: not run.result["settings"].get("normalize", True), default=None
+    )
     inputs = [cells for run in runs if (cells := input_cells(measures, run.result))][:1]
     pairs = [(run, row) for run in runs for row in run.result["rows"]]
     lines += rules_table(pairs, full, "full depth's", inputs)
@@ -192,17 +210,21 @@ def task_tables(runs: list[Evaluated]) -> list[str]:
 
 
 def equal_compute(runs: list[Evaluated]) -> list[str]:
-    """Each static exit beside the early exits that cost the same, branches included."""
+    """Each static exit beside the heads trained at a threshold that costs the same."""
     lines = []
     for static in runs:
         layer = static.result["settings"]["layer"]
         if layer is not None:
             pairs = [(static, static.result["rows"][0])]
             for run in runs:
-                rows = (row for row in run.result["rows"] if row["kind"] == "compute")
-                pairs += [(run, row) for row in rows if row["value"] == layer]
-            lines.append(f"\nAt the compute of a static exit at layer {layer}, branches included:")
-            lines += rules_table(pairs, static, "the static exit's")
+                if run.result["settings"].get("compute_of_layer") == layer:
+                    pairs.append((run, run.result["rows"][0]))
+            if len(pairs) > 1:
+                lines.append(
+                    f"\nTrained and tested at the compute of a static exit at layer {layer}, "
+                    "branches included (the threshold is chosen on the development set):"
+                )
+                lines += rules_table(pairs, static, "the static exit's")
     return lines
 
 

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from daisy_jax import Hubert, HubertConfig, InputError, multiply_adds
-from daisy_jax.cost import threshold_for_cost
+from daisy_jax.cost import rule_at_compute, threshold_for_cost
 from daisy_jax.exits import exit_layers
 from daisy_jax.model.forms import ELSEWHERE, FORMS, one_form
 from daisy_jax.model.hubert import embed
@@ -143,6 +143,19 @@ def test_a_threshold_for_a_cost_is_the_smallest_of_all(seed):
     for threshold in smaller:
         if threshold < found:
             assert cost(threshold) > budget
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_rule_at_the_compute_of_a_layer_costs_no_more_and_nearly_as_much(seed):
+    rng = np.random.default_rng(seed)
+    samples = rng.integers(8_000, 160_000, 40)
+    entropy = np.sort(rng.random((40, 12), np.float32), axis=1)[:, ::-1]
+    layer = int(rng.integers(3, 12))
+    rule = rule_at_compute(BASE, entropy, samples, layer)
+    static = int(multiply_adds(BASE, samples, layer, np.zeros(12, bool)).sum())
+    spent = int(multiply_adds(BASE, samples, rule.exits(entropy)[0], rule.evaluated).sum())
+    assert rule.name == f"compute of layer {layer}"
+    assert static - int(multiply_adds(BASE, samples.max(), 12)) < spent <= static
 
 
 def test_a_cost_that_cannot_be_kept_to_is_named():

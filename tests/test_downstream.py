@@ -24,7 +24,7 @@ from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.task import Measured
 from daisy_jax.tasks.task_data import open_examples, with_features
 from daisy_jax.tasks.trained_heads import TrainedHead, count_exits, load_head, save_head
-from daisy_jax.tasks.training import Evaluator, new_params
+from daisy_jax.tasks.training import Evaluator, downstream_step, head_optimizer, new_params
 
 LAYERS = SMALL.num_layers
 EVERYWHERE = np.ones(LAYERS, bool)
@@ -204,6 +204,44 @@ def loss_of(params, trunk, data, rule, batch):
     pooled, frames = features.pooled, features.num_frames
     targets = jax.tree.map(jnp.asarray, batch["targets"])
     return data.task.loss(params["head"], pooled, frames, targets, None)
+
+
+def test_superbs_sum_has_no_layer_norm(speakers, middle, params):
+    batch = batch_of(speakers, middle, crops_of(speakers, 3))
+    scores = np.linspace(-1, 1, LAYERS + 1, dtype=np.float32)
+    params = {**params, "layer_weights": jnp.asarray(scores)}
+    arguments = (params, None, middle.threshold, middle.allowed, batch)
+    plain = training.batch_features(*arguments, normalized=False).pooled
+    for row, layer in enumerate(batch["exit_layer"]):
+        weights = np.exp(scores[: layer + 1].astype(np.float64))
+        items = batch["items"][row, : layer + 1].astype(np.float64)
+        wanted = np.tensordot(weights / weights.sum(), items, axes=1)
+        np.testing.assert_allclose(np.asarray(plain[row]), wanted, atol=1e-5 * np.abs(wanted).max())
+    step_of = {}
+    for normalize in (True, False):
+        settings = dataclasses.replace(speakers.task.settings, normalize=normalize)
+        task = type(speakers.task)(settings)
+        optimizer = head_optimizer(1e-3, settings)
+        state = jax.tree.map(jnp.array, (params, optimizer.init(params)))
+        one = {**batch, "number": np.asarray(0, np.int32)}
+        arguments = (None, middle.threshold, middle.allowed, jax.tree.map(jnp.asarray, one))
+        with jax.numpy_dtype_promotion("standard"):  # which Optax needs
+            step_of[normalize] = downstream_step(task, optimizer, 0)(state, *arguments)[1]["loss"]
+    targets = jax.tree.map(jnp.asarray, batch["targets"])
+    frames = jnp.asarray(batch["num_frames"])
+    wanted = speakers.task.loss(params["head"], plain, frames, targets, None)
+    assert float(step_of[False]) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(step_of[True]) != pytest.approx(float(wanted), rel=1e-3)
+
+
+def test_the_optimizer_has_the_epsilon_of_its_preset():
+    settings = dataclasses.replace(read_preset("se", "superb"), clip=1e9)
+    gradient = jnp.asarray([3e-7], jnp.float32)
+    for epsilon in (1e-7, 1e-8):
+        optimizer = head_optimizer(1.0, dataclasses.replace(settings, epsilon=epsilon))
+        with jax.numpy_dtype_promotion("standard"):
+            update, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+        assert float(update[0]) == pytest.approx(-3e-7 / (3e-7 + epsilon), rel=1e-4)
 
 
 def test_no_gradient_reaches_the_trunk(corpora, model, middle, params):

@@ -202,6 +202,33 @@ def test_masks_of_one_give_the_mixture_back(features, mixtures):
             assert not np.any(found[row, source, length:])
 
 
+@pytest.mark.parametrize("value", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("name", MASKS)
+def test_constant_masks_act_on_the_magnitudes_that_were_learned(features, mixtures, name, value):
+    torch = pytest.importorskip("torch")
+    head = MaskHead(12, 2, MASKS[name], rngs=nnx.Rngs(1))
+    bias = value if name == "superb" else np.log(value / (1 - value))  # behind ReLU or sigmoid
+    head.output.kernel = nnx.Param(jnp.zeros_like(head.output.kernel))
+    head.output.bias = nnx.Param(jnp.full_like(head.output.bias, bias))
+    stft, (mixture, _) = head.settings.stft, mixtures
+    window = torch.hann_window(stft.window, dtype=torch.float64)
+    fields = stft.size, stft.hop, stft.window, window
+    found = np.asarray(run_separate(head, features, FRAMES, mixture, LENGTHS))
+    for row, length in enumerate(LENGTHS):
+        if not length:
+            continue
+        waveform = torch.tensor(mixture[row, :length], dtype=torch.float64)
+        spectrum = torch.stft(waveform, *fields, return_complex=True)
+        magnitude = value * spectrum.abs()
+        if name == "minisuperb":
+            magnitude = (1 + spectrum.abs()) ** value - 1
+        estimate = torch.polar(magnitude, spectrum.angle())
+        wanted = torch.istft(estimate, *fields, length=int(length)).numpy()
+        reach = length // stft.hop * stft.hop  # behind it torch divides by next to nothing
+        for source in range(2):
+            np.testing.assert_allclose(found[row, source, :reach], wanted[:reach], atol=2e-5)
+
+
 def test_masks_of_an_utterance_do_not_depend_on_its_batch(mask_head, features, mixtures):
     mixture, _ = mixtures
     together = np.asarray(run_separate(mask_head, features, FRAMES, mixture, LENGTHS))

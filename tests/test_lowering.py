@@ -251,9 +251,10 @@ def test_a_step_of_stage_1(platform):
 @pytest.mark.slow("lowers a whole training step")
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_step_of_stage_2_with_the_trunk_inside(platform):
-    task = make_task("asr", read_preset("asr", "daisy-tiny"))
+    settings = read_preset("asr", "daisy-tiny")
+    task = make_task("asr", settings)
     params = new_params(task, CONFIG.dim, CONFIG.num_layers, CHARACTERS, 0)
-    optimizer = head_optimizer(1e-3, 0.0, 1.0)
+    optimizer = head_optimizer(1e-3, settings)
     batch = {"waveform": WAVEFORM, "lengths": LENGTHS, "number": np.asarray(0, np.int32)}
     batch["targets"] = {"characters": np.ones((4, 5), np.int32)}
     program = Program(

@@ -17,8 +17,9 @@ from daisy_jax.data.librispeech import transcripts
 from daisy_jax.data.voicebank import open_voicebank
 from daisy_jax.data.voxceleb import open_voxceleb
 from daisy_jax.errors import InputError
-from daisy_jax.tasks.asr import CHARACTERS, greedy_text
+from daisy_jax.tasks.asr import CHARACTERS, AsrSettings, greedy_text
 from daisy_jax.tasks.presets import PRESETS, TASKS, make_task, read_preset
+from daisy_jax.tasks.spec_augment import SpecAugment
 
 REAL = pathlib.Path(os.environ.get("SPEECH", ""))
 needs_speech = pytest.mark.skipif(
@@ -176,6 +177,71 @@ def test_every_task_has_the_two_presets_with_the_papers_learning_rates():
         assert superb.criterion in make_task(task, superb).measures
         rates[task] = superb.learning_rate
     assert rates == {"asr": 1e-4, "sid": 1e-1, "se": 1e-4, "ss": 1e-4}
+
+
+# As they stand in the sources: s3prl's downstream/asr/config.yaml, voxceleb1/config.yaml,
+# enhancement_stft/configs/cfg_voicebank.yaml and separation_stft/configs/cfg.yaml, and MiniSUPERB's,
+# whose se and ss are enhancement_stft2 and separation_stft2. Learning rates of superb are the
+# paper's. Batches of asr hold 32, which the bucketing of both halves (downstream/asr/dataset.py:
+# longer than 2 000 samples), and those of sid 8, accumulated four times. Where a file does not name
+# it, the epsilon is that of the optimizer: 1e-8 of torch's Adam, 1e-7 of their own AdamW
+# (optimizers.py), whose weight decay is 0. STFT: size, window, hop; without a hop in v1, 320.
+RECIPES = {
+    "asr": {
+        "superb": (200_000, 16, 1e-4, 1e-8, 2_000),
+        "minisuperb": (20_000, 16, 1e-4, 1e-8, 20_000),
+    },
+    "sid": {
+        "superb": (200_000, 32, 1e-1, 1e-8, 5_000),
+        "minisuperb": (20_000, 32, 1e-3, 1e-8, 2_000),
+    },
+    "se": {
+        "superb": (150_000, 8, 1e-4, 1e-7, 1_250),
+        "minisuperb": (10_000, 8, 1e-3, 1e-7, 1_000),
+    },
+    "ss": {
+        "superb": (150_000, 8, 1e-4, 1e-7, 2_000),
+        "minisuperb": (15_000, 8, 1e-3, 1e-7, 1_500),
+    },
+}
+V1_MASKS = (896, 3, 0.5, (512, 512, 320), "relu", "phase", "linear", "squared")
+HEADS = {
+    ("asr", "superb"): (1024, 1024, 2, 0.2),
+    ("asr", "minisuperb"): (256, 256, 3, 0.2),
+    ("sid", "superb"): (256,),
+    ("sid", "minisuperb"): (256,),
+    ("se", "superb"): V1_MASKS,
+    ("ss", "superb"): V1_MASKS,
+    ("se", "minisuperb"): (
+        256,
+        3,
+        0.1,
+        (512, 400, 160),
+        "sigmoid",
+        "magnitude",
+        "log1p",
+        "absolute",
+    ),
+    ("ss", "minisuperb"): (256, 3, 0.1, (1024, 1024, 320), "sigmoid", "phase", "log1p", "squared"),
+}
+
+
+@pytest.mark.parametrize(("task", "preset"), HEADS)
+def test_presets_are_those_of_the_sources_in_every_field(task, preset):
+    settings = read_preset(task, preset)
+    steps, batch, rate, epsilon, validated = RECIPES[task][preset]
+    assert (settings.steps, settings.batch_size, settings.learning_rate) == (steps, batch, rate)
+    assert (settings.weight_decay, settings.epsilon, settings.clip) == (0, epsilon, 1)
+    assert (settings.validate_every or settings.save_every) == validated
+    assert settings.normalize  # DAISY's own eq. (4)
+    assert settings.crop_seconds == (8 if task == "sid" else 0)
+    head = tuple(
+        tuple(value.values()) if isinstance(value, dict) else value
+        for value in settings.head.values()
+    )
+    assert head == HEADS[task, preset]
+    if task == "asr":
+        assert AsrSettings(**settings.head).augment == SpecAugment(5, 4, 50, 2, 40)
 
 
 def test_a_preset_file_of_ones_own(tmp_path):

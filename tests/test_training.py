@@ -342,6 +342,38 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, uninterrupted):
     assert_as_uninterrupted(state, tmp_path, uninterrupted)
 
 
+@pytest.mark.parametrize(
+    ("validate_every", "validated", "saved"), [(0, {3, 6, 7}, {3, 6, 7}), (5, {5, 7}, {3, 5, 6, 7})]
+)
+def test_validations_have_an_interval_of_their_own(
+    tmp_path, monkeypatch, validate_every, validated, saved
+):
+    steps = {"validated": set(), "saved": set()}
+    run = Run(tmp_path, Config(str(tmp_path)), False)
+    save = run.save
+
+    def watched(state, step, recent, scores):
+        steps["saved"].add(step)
+        if scores is not None:
+            steps["validated"].add(step)
+        save(state, step, recent, scores)
+
+    monkeypatch.setattr(run, "save", watched)
+    state = {"w": np.zeros(3, np.float32), "count": np.int32(0)}
+    fit(
+        run,
+        state,
+        one_step,
+        made_batch,
+        steps=7,
+        save_every=3,
+        log_every=2,
+        validate_every=validate_every,
+        validate=lambda state: {"validation_loss": float(state["count"])},
+    )
+    assert steps == {"validated": validated, "saved": saved}
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
     train(Config(str(tmp_path)))
     state = train(Config(str(tmp_path), resume=True, accelerator="auto"))

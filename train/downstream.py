@@ -3,28 +3,33 @@
     python train/downstream.py --task=asr --ratio=0.7 --model runs/branches/model
 
 The trunk stays frozen, and utterances leave it while the task head is trained: at the first layer
-whose entropy is below a threshold (--ratio, of eq. 3 on the training set), or everybody at one
-layer (--layer), or at the last one (--full). Features of every utterance are stored once and serve
-all ratios, all layers and evaluation; --cache=entropies stores next to nothing and runs the trunk
-in each step. When it has ended, OUTPUT/head is the task head with its layer weights and exits.json:
+whose entropy is below a threshold (--ratio, of eq. 3 on the training set; --threshold;
+--compute-of-layer), or everybody at one layer (--layer), or at the last one (--full). On a CPU,
+features of every utterance are stored once and serve all ratios, all layers and evaluation; with
+--cache=entropies, the default elsewhere, next to nothing is stored and each step runs the trunk.
+When it has ended, OUTPUT/head is the task head with its layer weights and exits.json:
 eval/downstream.py takes it. docs/downstream.md leads through the four tasks.
 """
 
 import dataclasses
 import importlib.util
+import math
 import pathlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import tyro
 from jaxtyping import Float
 
-from daisy_jax import Hubert, InputError
+from daisy_jax import Hubert, HubertConfig, InputError
 from daisy_jax.console.terminal import given_options, run_command, say
 from daisy_jax.exits import ExitRule
 from daisy_jax.tasks.task import Task, TaskSettings
 from daisy_jax.training.metrics_log import Values
 from daisy_jax.training.settings import DistributedOptions, own_options_first
+
+if TYPE_CHECKING:
+    from daisy_jax.tasks.task_data import TaskData
 
 
 @own_options_first
@@ -49,10 +54,19 @@ class Config(DistributedOptions):
     ratio: float | None = None
     """Threshold as a share of the training set's mid entropy (eq. 3), in [0, 1]; smaller: later
     exits. 0.7 if nothing else is said."""
+    threshold: float | None = None
+    """The threshold itself, nats. The authors published 0.5145 (asr), 0.7595 (sid), 1.655 (se) and
+    1.13 (ss), for branches of their own."""
+    compute_of_layer: int | None = None
+    """The threshold with which the development set costs as much, branches included, as if
+    everybody left at this layer: for comparisons with --layer at equal compute."""
     layer: int | None = None
     """Everybody leaves at this layer: the static baseline."""
     full: bool = False
     """Everybody goes through all layers."""
+    normalize: bool = True
+    """LayerNorm on the layers' hidden states before they are summed (eq. 4). SUPERB's own figures,
+    such as HuBERT's in Table 1, are made without: --full --no-normalize."""
     train: tuple[str, ...] = ()
     """Parts of the corpus to train on, in its own names."""
     dev: tuple[str, ...] = ()
@@ -60,8 +74,10 @@ class Config(DistributedOptions):
     features: str = "runs/features"
     """Folder for the features of all runs, one store a task and part; or one finished store of
     daisy-jax extract --store layers that holds them all."""
-    cache: Literal["layers", "entropies"] = "layers"
-    """What is stored: every layer's features, or entropies alone."""
+    cache: Literal["auto", "layers", "entropies"] = "auto"
+    """What is stored: every layer's features, out of which crops are cut, or entropies alone, and
+    each step runs the trunk on its batch. auto: layers on a CPU, for tasks that take whole
+    utterances; else entropies."""
     steps: int = 0
     """Optimizer steps."""
     batch_size: int = 0
@@ -72,10 +88,13 @@ class Config(DistributedOptions):
     """What the task head is chosen by on the development set: a measure (wer, accuracy, pesq, stoi,
     si_sdri), or loss."""
     save_every: int = 0
-    """Steps between two checkpoints, and between two validations."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the trunk computes in. With float32 all products are, the task head's too; with the
-    others a GPU takes TF32 and a TPU bfloat16 for the task head's."""
+    """Steps between two checkpoints."""
+    validate_every: int = 0
+    """Steps between two validations; 0: one with each checkpoint."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the trunk computes in; branches always take float32. With float32 all products are, the
+    task head's too; with the others a GPU takes TF32 and a TPU bfloat16 for the task head's. auto:
+    float32 on a CPU, bfloat16 on a GPU or TPU, float16 on a GPU without it."""
 
 
 def defaults() -> Config:
@@ -84,7 +103,8 @@ def defaults() -> Config:
 
     task, preset = given_options("task", "preset")
     settings = read_preset(task_class(task or "asr").name, preset or "superb")
-    taken = ("steps", "batch_size", "learning_rate", "save_every", "criterion", "train", "dev")
+    taken = ("steps", "batch_size", "learning_rate", "save_every", "validate_every", "criterion")
+    taken += ("train", "dev")
     values = {name: getattr(settings, name) for name in taken}
     preset = preset or "superb"
     return Config(task=tyro.MISSING, data=settings.corpus, preset=preset, **values)
@@ -106,46 +126,85 @@ def require_exits(config: Config, trunk: Hubert) -> None:
     """Refuses exits that the model does not have."""
     from daisy_jax.exits import fixed_layer
 
-    if config.ratio is not None and trunk.branches is None:
+    if config.threshold is not None and math.isnan(config.threshold):
+        raise InputError("threshold is NaN; give nats, such as 0.5145")
+    layers = [layer for layer in (config.layer, config.compute_of_layer) if layer is not None]
+    if config.layer is None and not config.full and trunk.branches is None:
         raise InputError(
-            f"{config.model} has no branches, so no ratio can be met; train them with "
+            f"{config.model} has no branches, so no threshold can be met; train them with "
             "train/branches.py, or give --layer or --full"
         )
-    if config.layer is not None:
-        fixed_layer(config.layer, trunk.config.num_layers)  # a layer that there is
+    for layer in layers:
+        fixed_layer(layer, trunk.config.num_layers)  # a layer that there is
+
+
+def chosen_exits(config: Config) -> dict[str, float]:
+    """Which of the options that say where utterances leave are given, and what they say."""
+    options = {
+        "ratio": config.ratio,
+        "threshold": config.threshold,
+        "compute_of_layer": config.compute_of_layer,
+        "layer": config.layer,
+        "full": config.full or None,
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def with_defaults(config: Config) -> tuple[Config, TaskSettings]:
     """The configuration with what was left open, and the task's settings."""
+    import jax
+
+    from daisy_jax.accelerator import trunk_dtype
     from daisy_jax.tasks.presets import read_preset, task_class
 
-    if config.ratio is None and config.layer is None and not config.full:
+    if not chosen_exits(config):
         config = dataclasses.replace(config, ratio=0.7)
     name = task_class(config.task).name
-    exits = "full" if config.full else f"layer-{config.layer}"
-    exits = exits if config.ratio is None else f"ratio-{config.ratio:g}"
-    config = dataclasses.replace(config, output=config.output or f"runs/{name}-{exits}")
     chosen = {"train": config.train, "dev": config.dev, "criterion": config.criterion}
-    return config, dataclasses.replace(read_preset(name, config.preset), **chosen)
+    chosen["normalize"] = config.normalize
+    settings = dataclasses.replace(read_preset(name, config.preset), **chosen)
+    ((rule, value),) = chosen_exits(config).items()
+    exits = "full" if rule == "full" else f"{rule.replace('_', '-')}-{value:g}"
+    exits += "" if config.normalize else "-no-normalize"
+    device = jax.devices()[0]
+    in_steps = device.platform != "cpu" or settings.crop_seconds
+    left_open = {
+        "output": config.output or f"runs/{name}-{exits}",
+        "cache": ("entropies" if in_steps else "layers")
+        if config.cache == "auto"
+        else config.cache,
+        "dtype": trunk_dtype(device) if config.dtype == "auto" else config.dtype,
+    }
+    return dataclasses.replace(config, **left_open), settings
 
 
 def exit_rule(
-    config: Config, mean_entropy: Float[np.ndarray, " layers"], num_layers: int
+    config: Config, mean_entropy: Float[np.ndarray, " layers"], dev: "TaskData", model: HubertConfig
 ) -> ExitRule:
-    """Where utterances leave: eq. (3) on the training set, or one layer."""
+    """Where utterances leave: eq. (3) on the training set, equal compute on `dev`, or one layer."""
     from daisy_jax import exit_threshold
+    from daisy_jax.cost import rule_at_compute
     from daisy_jax.exits import fixed_layer
 
-    if config.ratio is None:
-        return fixed_layer(num_layers if config.layer is None else config.layer, num_layers)
-    threshold = float(exit_threshold(mean_entropy, config.ratio))
-    return ExitRule(f"ratio {config.ratio:g}", threshold, np.ones(num_layers, bool))
+    everywhere = np.ones(model.num_layers, bool)
+    if config.ratio is not None:
+        threshold = float(exit_threshold(mean_entropy, config.ratio))
+        rule = ExitRule(f"ratio {config.ratio:g}", threshold, everywhere)
+    elif config.threshold is not None:
+        rule = ExitRule(f"threshold {config.threshold:g}", config.threshold, everywhere)
+    elif config.compute_of_layer is not None:
+        rule = rule_at_compute(model, dev.entropy, dev.lengths, config.compute_of_layer)
+    else:
+        layer = model.num_layers if config.layer is None else config.layer
+        rule = fixed_layer(layer, model.num_layers)
+    return rule if config.normalize else rule._replace(name=f"{rule.name}, no LayerNorm")
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__, default=defaults())
-    if sum([config.ratio is not None, config.layer is not None, config.full]) > 1:
-        raise InputError("--ratio, --layer and --full exclude each other; give one of them")
+    given = [f"--{name.replace('_', '-')}" for name in chosen_exits(config)]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} exclude each other; give one of them")
     with config.started(config.dtype, config.strict) as device:
         train(config, device)
 
@@ -197,7 +256,7 @@ def train(config: Config, device: str) -> None:
 
     # ---- where utterances leave ----
     mean_entropy = training.entropy.mean(axis=0)
-    rule = exit_rule(config, mean_entropy, num_layers)
+    rule = exit_rule(config, mean_entropy, dev, trunk.config)
     exit_layer, forced = rule.exits(training.entropy)
     dataset = f"{corpus_name(config.data)} {','.join(config.train)}"
     exits = count_exits(exit_layer, forced, num_layers)
@@ -219,7 +278,7 @@ def train(config: Config, device: str) -> None:
 
     # ---- task head and optimizer ----
     params = new_params(task, dim, num_layers, classes, config.seed)
-    optimizer = head_optimizer(config.learning_rate, settings.weight_decay, settings.clip)
+    optimizer = head_optimizer(config.learning_rate, settings)
     step = downstream_step(task, optimizer, config.seed)
     evaluator = Evaluator(dev, config.batch_size * 15.0)
 
@@ -235,6 +294,7 @@ def train(config: Config, device: str) -> None:
         batch,
         steps=config.steps,
         save_every=config.save_every,
+        validate_every=config.validate_every,
         log_every=config.log_every,
         workers=config.workers,
         validate=lambda state: evaluator.scores(state[0], rule),

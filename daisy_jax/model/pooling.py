@@ -57,6 +57,8 @@ def pool(
     hidden_states: Float[Array, "batch items frames dim"],
     layer_weights: Float[Array, " items"],
     exit_layer: Int[Array, " batch"],
+    *,
+    normalized: bool = True,
 ) -> Float[Array, "batch frames dim"]:
     """Weighted sum of stored hidden states up to each utterance's exit: what a task head sees.
 
@@ -64,6 +66,7 @@ def pool(
       hidden_states: items 0..L; item 0 is what enters the transformer.
       layer_weights: raw scores; softmax over the entries up to the exit.
       exit_layer: 0..L.
+      normalized: whether `normalize` comes first; SUPERB sums the hidden states as they are.
 
     Returns:
       float32. Differentiable in `layer_weights`, one executable for all exits.
@@ -71,6 +74,5 @@ def pool(
     Paper: eq. (4), section 3.2, with the authors' softmax and item 0.
     """
     weights = prefix_softmax(layer_weights, exit_layer)
-    return jnp.einsum(
-        "bl,bltd->btd", weights, normalize(hidden_states), precision=jax.lax.Precision.HIGHEST
-    )
+    items = normalize(hidden_states) if normalized else hidden_states.astype(jnp.float32)
+    return jnp.einsum("bl,bltd->btd", weights, items, precision=jax.lax.Precision.HIGHEST)

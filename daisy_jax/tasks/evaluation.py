@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from daisy_jax.audio import SAMPLE_RATE, batch_of_one
-from daisy_jax.cost import multiply_adds, threshold_for_cost
+from daisy_jax.cost import multiply_adds
 from daisy_jax.encode import encode
 from daisy_jax.exits import ExitRule, exit_threshold, fixed_layer, span_rules
 from daisy_jax.model.config import HubertConfig
@@ -23,8 +23,8 @@ from daisy_jax.tasks.task_data import Exits, TaskData
 from daisy_jax.tasks.trained_heads import TrainedHead
 from daisy_jax.tasks.training import Evaluation, Evaluator, Params
 
-Kind = Literal["own", "span", "ratio", "layer", "compute", "oracle"]
-"""The head's own rule; a span; another ratio or layer; equal compute; or an oracle."""
+Kind = Literal["own", "span", "ratio", "layer", "oracle"]
+"""The head's own rule; a span; another ratio or layer; or an oracle."""
 
 
 class Choice(NamedTuple):
@@ -33,7 +33,7 @@ class Choice(NamedTuple):
     label: str
     kind: Kind
     value: str | float | None
-    """Which span, ratio, layer, or layer whose compute it is."""
+    """Which span, ratio or layer."""
     rule: ExitRule
     exits: Exits | None = None
     """What an oracle says in the place of the rule."""
@@ -63,19 +63,6 @@ def spans(head: TrainedHead, share: float) -> list[Choice]:
     assert threshold is not None
     rules = span_rules(counts, threshold, share)
     return [Choice(rule.name, "span", rule.name.removeprefix("span "), rule) for rule in rules]
-
-
-def equal_compute(data: TaskData, config: HubertConfig, layer: int) -> Choice:
-    """The threshold with which these utterances cost what a static exit at `layer` costs.
-
-    Raises:
-      InputError: even leaving at the first layer costs more, because of its branch.
-    """
-    none = np.zeros(config.num_layers, bool)
-    budget = int(multiply_adds(config, data.lengths, layer, none).sum())
-    threshold = threshold_for_cost(config, data.entropy, data.lengths, budget)
-    rule = ExitRule("", threshold, np.ones(config.num_layers, bool))
-    return Choice(f"compute of layer {layer}", "compute", layer, rule)
 
 
 def at_ratio(head: TrainedHead, ratio: float) -> Choice:

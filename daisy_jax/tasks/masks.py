@@ -47,7 +47,8 @@ class MaskSettings:
     """Magnitude of the source's spectrum, or the part of it that is in phase with the input's,
     where that is positive (NPSM)."""
     scale: str
-    """In what magnitudes of input and source are given; masks apply to them there."""
+    """In what magnitudes of input and source are given; masks apply to them there, in the loss and
+    when audio is made."""
     distance: str
 
     def __post_init__(self) -> None:
@@ -152,11 +153,20 @@ def separate(
     mixture: Float[Array, "batch samples"],
     lengths: Counts,
 ) -> Float[Array, "batch sources samples"]:
-    """The sources' waveforms, float32, with the input's phase."""
+    """The sources' waveforms, float32, with the input's phase.
+
+    A mask of log(1 + magnitude) is taken back to magnitudes, as MiniSUPERB does:
+    exp(mask log(1 + magnitude)) - 1.
+    """
     stft = head.settings.stft
     spectrum = stft.forward(mixture, lengths)
     masks = head(features, num_frames, lengths, spectrum.shape[1])
     batch, sources = masks.shape[:2]
+    magnitude = jnp.abs(spectrum)[:, None]
+    if head.settings.scale == "log1p":
+        # To a share of the magnitude itself; where there is none, there is no phase either.
+        estimate = jnp.expm1(masks * jnp.log1p(magnitude))
+        masks = estimate / jnp.maximum(magnitude, 1e-8)
     masked = (masks.astype(spectrum.dtype) * spectrum[:, None]).reshape(
         batch * sources, *spectrum.shape[1:]
     )

@@ -43,11 +43,17 @@ class TaskSettings:
     clip: float
     """Largest norm of the gradient."""
     save_every: int
-    """Steps between two checkpoints, and between two validations."""
+    """Steps between two checkpoints."""
     head: dict[str, Any]
     """The task head's own settings."""
     criterion: str
     """What a task head is chosen by on the development set: a measure's name, or "loss"."""
+    validate_every: int = 0
+    """Steps between two validations; 0: one with each checkpoint."""
+    normalize: bool = True
+    """LayerNorm on the hidden states before they are summed (eq. 4); SUPERB's own sum has none."""
+    epsilon: float = 1e-8
+    """Of Adam: what is added to the root of its second moment."""
     crop_seconds: float = 0.0
     """Longest part of an utterance to train on; 0: whole utterances."""
     split_file: str = ""

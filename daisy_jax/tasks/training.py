@@ -26,7 +26,7 @@ from daisy_jax.model.inputs import AnyArray
 from daisy_jax.model.pooling import pool
 from daisy_jax.parallel import fetched_behind
 from daisy_jax.tasks.metrics import Sums, quotient
-from daisy_jax.tasks.task import Measured, Task
+from daisy_jax.tasks.task import Measured, Task, TaskSettings
 from daisy_jax.tasks.task_data import Exits, TaskData
 
 
@@ -55,6 +55,8 @@ def batch_features(
     threshold: float | Float[AnyArray, "*batch"] | None,
     allowed: Bool[AnyArray, " layers"] | None,
     batch: dict[str, PyTree[AnyArray]],
+    *,
+    normalized: bool = True,
 ) -> Features:
     """Pools stored features, or those of the trunk, each device its own rows."""
     if trunk is None:
@@ -75,7 +77,8 @@ def batch_features(
         frozen = jax.lax.stop_gradient(trunk)
         arguments = (batch["waveform"], batch["lengths"], threshold)
         items, *rest = run((frozen, jax.tree.map(jnp.asarray, allowed)), *arguments)
-    return Features(pool(items, params["layer_weights"], rest[1]), *rest)
+    pooled = pool(items, params["layer_weights"], rest[1], normalized=normalized)
+    return Features(pooled, *rest)
 
 
 def new_params(
@@ -86,13 +89,10 @@ def new_params(
     return {"layer_weights": jnp.zeros(num_layers + 1, jnp.float32), "head": head}
 
 
-def head_optimizer(
-    learning_rate: float, weight_decay: float, clip: float
-) -> optax.GradientTransformation:
+def head_optimizer(learning_rate: float, settings: TaskSettings) -> optax.GradientTransformation:
     """Adam with a constant rate and decoupled weight decay; the gradient's norm is clipped."""
-    return optax.chain(
-        optax.clip_by_global_norm(clip), optax.adamw(learning_rate, weight_decay=weight_decay)
-    )
+    adam = optax.adamw(learning_rate, eps=settings.epsilon, weight_decay=settings.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(settings.clip), adam)
 
 
 def downstream_step(
@@ -103,6 +103,7 @@ def downstream_step(
     The batch is one of `TaskData.read` with a scalar "number", from which dropout and augmentation
     are drawn. The step returns the new state, for which the old one is given up, and metrics.
     """
+    options = {"normalized": task.settings.normalize}
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=parallel.replicated())
     def step(state, trunk, threshold, allowed, batch):
@@ -110,7 +111,7 @@ def downstream_step(
         key = jax.random.fold_in(jax.random.key(seed), batch["number"])
 
         def loss_of(params):
-            features = batch_features(params, trunk, threshold, allowed, batch)
+            features = batch_features(params, trunk, threshold, allowed, batch, **options)
             pooled, num_frames = features.pooled, features.num_frames
             loss = task.loss(params["head"], pooled, num_frames, batch["targets"], key)
             return loss, (num_frames, features.exit_layer)
@@ -166,10 +167,10 @@ class Evaluator:
         self._data, self.task = data, data.task
         samples = round(batch_seconds * audio.SAMPLE_RATE)
         self._draw = WholeBatches(data.lengths, samples, jax.device_count())
-        task = data.task
+        task, options = data.task, {"normalized": data.task.settings.normalize}
 
         def run(params, trunk, threshold, allowed, batch):
-            features = batch_features(params, trunk, threshold, allowed, batch)
+            features = batch_features(params, trunk, threshold, allowed, batch, **options)
             pooled, num_frames = features.pooled, features.num_frames
             head, targets = params["head"], batch["targets"]
             loss = task.loss(head, pooled, num_frames, targets, None)

@@ -43,6 +43,7 @@ def fit(
     steps: int,
     save_every: int,
     log_every: int,
+    validate_every: int = 0,
     workers: int = 0,
     validate: Callable[[State], Values] | None = None,
     describe: Callable[[Values], str] = loss_and_accuracy,
@@ -62,9 +63,10 @@ def fit(
       steps: how many steps the whole run has.
       save_every: steps between two checkpoints.
       log_every: steps between two lines of `metrics.jsonl`, whose values are means over them.
+      validate_every: steps between two validations; 0: one with each regular checkpoint.
       workers: processes that read batches; 0: threads.
-      validate: from a state to scores, "validation_loss" among them; called before each regular
-        checkpoint. None: no validation.
+      validate: from a state to scores, "validation_loss" among them; a checkpoint follows. None: no
+        validation.
       describe: from a line's values to what is reported of them.
 
     Returns:
@@ -93,10 +95,11 @@ def fit(
                 left = datetime.timedelta(seconds=round((steps - done) / rate))
                 show(done, f"{_log_means(run, recent, done, rate, describe)}  {left} left")
                 recent, started, counted = [], time.perf_counter(), done
-            if done % save_every == 0 or last or stopping:
+            # Also when it is to stop: a resumed run shall have the same scores.
+            due = validate is not None and (done % (validate_every or save_every) == 0 or last)
+            if done % save_every == 0 or due or last or stopping:
                 _check(as_numbers([metrics])[0], done)  # before it takes a good state's place
-                # Also when it is to stop: a resumed run shall have the same scores.
-                if validate is not None and (done % save_every == 0 or last):
+                if validate is not None and due:
                     before = time.perf_counter()
                     scores = validate(state)
                     run.log(done, scores)

@@ -38,7 +38,7 @@ class RunOptions:
     """Where to compute."""
 
     least: ClassVar[dict[str, float]] = {
-        **dict.fromkeys(("seed", "learning_rate", "clip", "workers"), 0),
+        **dict.fromkeys(("seed", "learning_rate", "clip", "workers", "validate_every"), 0),
         **dict.fromkeys(("log_every", "steps", "batch_size", "save_every"), 1),
         "crop_seconds": 0.025,
     }
