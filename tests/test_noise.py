@@ -1,5 +1,6 @@
 """Mixing noise into speech, and corpora of such mixtures."""
 
+import json
 import math
 
 import made_corpora
@@ -20,6 +21,8 @@ from daisy_jax.data.noisy_corpus import (
     draw_noises,
     draw_snrs,
     drawn,
+    noise_part,
+    part_for,
     read_speakers,
     speaker,
     unknown_speakers,
@@ -348,6 +351,55 @@ def test_a_noisy_corpus_is_in_the_clean_ones_layout(corpora, paper):
     assert sorted(row.snr for row in log if row.name.startswith("train")) == sorted(
         [CLEAN] * 4 + [10.0] * 3 + [5.0] * 2 + [0.0]
     )
+
+
+def test_training_and_test_hear_different_recordings(corpora, paper):
+    log = read_log(corpora / "noisy")
+    heard = {
+        part: {row.noise for row in log if row.name.startswith(part) and row.noise}
+        for part in ("train", "test")
+    }
+    assert all(heard.values())
+    assert not heard["train"] & heard["test"]
+    said = json.loads((corpora / "noisy" / "mixtures.json").read_text())["noise_parts"]
+    assert said["train-clean-100"]["part"] == "train"
+    assert said["test-clean"]["recordings"].startswith("1 utterances")
+
+
+@pytest.mark.parametrize("count", [3, 4, 10, 61])
+def test_parts_of_the_noise_share_nothing_and_leave_nothing_out(count):
+    names = [f"n{number}" for number in range(count)]
+    recordings = Arrays(**dict.fromkeys(names, np.ones(9, np.float32)))
+    turned = Arrays(**dict.fromkeys(reversed(names), np.ones(9, np.float32)))
+    seen = set()
+    for seed in (0, 1):
+        parts = {
+            name: noise_part(recordings, name, seed).names for name in ("train", "dev", "test")
+        }
+        assert sorted(sum(parts.values(), [])) == sorted(names)
+        assert len(parts["dev"]) == len(parts["test"]) == max(1, round(count / 10))
+        assert len(parts["train"]) >= len(parts["test"])
+        for name, found in parts.items():
+            assert set(noise_part(turned, name, seed).names) == set(found)
+        seen.add(tuple(parts["test"]))
+    assert len(seen) == 2 or count < 10
+    with pytest.raises(InputError, match="too few recordings of noise"):
+        noise_part(Selection(recordings, np.arange(2)), "test", 0)
+
+
+@pytest.mark.parametrize(
+    ("split", "part"),
+    [
+        ("train-clean-100", "train"),
+        ("dev-clean", "dev"),
+        ("test-other", "test"),
+        ("LibriSpeech/test-clean", "test"),
+        ("testimony", "train"),
+        ("", "train"),
+    ],
+)
+def test_a_splits_name_says_which_noise_it_hears(split, part):
+    assert part_for(split) == part
 
 
 def test_each_file_can_be_made_again_from_its_line_of_the_log(corpora, paper):

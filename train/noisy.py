@@ -5,9 +5,10 @@ r"""Makes a noisy version of a corpus, once, with a log of what each file was mi
 
 --recipe paper (section 4.3) leaves 40 % of each split's utterances clean, 30 % get noise at 10 dB,
 20 % at 5 dB and 10 % at 0 dB. --recipe every writes each utterance once for each of --snrs, into
-splits of their own (test-clean-clean, test-clean-10dB, ...). The same seed gives the same mixtures
-on every machine. Files are 16-bit FLAC in the corpus' layout, transcripts are copied, and
-OUTPUT/mixtures.tsv names each file's clean utterance, SNR, noise recording, offset and scale.
+splits of their own (test-clean-clean, test-clean-10dB, ...). Training, development and test hear
+different recordings of noise. The same seeds give the same mixtures on every machine. Files are
+16-bit FLAC in the corpus' layout, transcripts are copied, and OUTPUT/mixtures.tsv names each file's
+clean utterance, SNR, noise recording, offset and scale.
 """
 
 import collections
@@ -43,8 +44,13 @@ class Config:
     speakers: str = ""
     """A table of speakers, NAME SPEAKER lines as Kaldi's utt2spk, for noise that is speech: nobody
     is mixed with himself. LibriSpeech's and VoxCeleb's own names need none."""
+    noise_part: Literal["auto", "train", "dev", "test"] = "auto"
+    """Which of the noise recordings: those of training, development and test are different ones.
+    auto: by the split's name, dev... or test...; every other split gets those of training."""
+    noise_seed: int = 0
+    """Of the three parts of the noise recordings: the same in all corpora of one experiment."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Of everything else that is drawn."""
 
 
 def main() -> None:
@@ -59,6 +65,8 @@ def main() -> None:
         draw_noises,
         draw_snrs,
         label,
+        noise_part,
+        part_for,
         read_speakers,
         require_snrs,
         unknown_speakers,
@@ -70,12 +78,15 @@ def main() -> None:
     speakers = read_speakers(config.speakers) if config.speakers else {}
     noises = open_corpus(config.noise)
     corpora: list[tuple[NoisyCorpus, list[str]]] = []
-    used = {}
+    used, parts = {}, {}
     for split in [str(pathlib.PurePath(split)) for split in config.splits] or [""]:
         clean = open_corpus(config.data, (split,) if split else ())
         used[split] = fingerprint(clean)
-        draws = draw_noises(clean, noises, config.seed, speakers)
-        said = unknown_speakers(clean, noises, speakers)
+        part = part_for(split) if config.noise_part == "auto" else config.noise_part
+        heard = noise_part(noises, part, config.noise_seed)
+        parts[split] = {"part": part, "recordings": fingerprint(heard)}
+        draws = draw_noises(clean, heard, config.seed, speakers)
+        said = unknown_speakers(clean, heard, speakers)
         if said:
             say(f"{split or config.data}: {said}", to_stderr=True)
         if config.recipe == "paper":
@@ -89,13 +100,15 @@ def main() -> None:
         files = [pathlib.PurePath(name).with_suffix(".flac") for name in clean.names]
         inside = [file.relative_to(split) if split else file for file in files]
         for folder, snrs in versions.items():
-            noisy = NoisyCorpus(clean, noises, draws, snrs, config.level)
+            noisy = NoisyCorpus(clean, heard, draws, snrs, config.level)
             corpora.append((noisy, [str(pathlib.PurePath(folder, file)) for file in inside]))
     settings = {
         "clean": corpus_name(config.data),
         "clean_utterances": used,
         "noise": corpus_name(config.noise),
         "noise_recordings": fingerprint(noises),
+        "noise_parts": parts,
+        "noise_seed": config.noise_seed,
         "recipe": config.recipe,
         "snrs": [label(snr) for snr in config.snrs] if config.recipe == "every" else None,
         "level": config.level,

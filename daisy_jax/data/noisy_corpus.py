@@ -10,13 +10,13 @@ import hashlib
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 
 from daisy_jax import audio
-from daisy_jax.data.corpus import Corpus, Waveform
+from daisy_jax.data.corpus import Corpus, Selection, Waveform
 from daisy_jax.data.mixing import SpeechLevel, cut_noise, last_offset, mix
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import leave_out_item
@@ -26,6 +26,9 @@ CLEAN = float("inf")
 """The signal-to-noise ratio of clean speech."""
 RECIPES: dict[str, dict[float, float]] = {"paper": {CLEAN: 0.4, 10: 0.3, 5: 0.2, 0: 0.1}}
 """Shares of the utterances by signal-to-noise ratio, dB. Paper: section 4.3."""
+NoisePart: TypeAlias = Literal["train", "dev", "test"]
+HELD_OUT = 0.1
+"""Share of the noise recordings for development, and as much for test."""
 ATTEMPTS = 100
 """Cuts that are tried until one is not silent."""
 
@@ -99,6 +102,30 @@ def read_speakers(path: str | pathlib.Path) -> dict[str, str]:
     if bad is not None:
         raise InputError(f"{path}: {' '.join(bad)!r} is not a name and a speaker")
     return dict(rows)
+
+
+def part_for(split: str) -> NoisePart:
+    """The part of the noise recordings for a split of speech, by its name ("test-clean")."""
+    first = pathlib.PurePath(split).name.partition("-")[0]
+    return "dev" if first == "dev" else "test" if first == "test" else "train"
+
+
+def noise_part(noises: Corpus, part: NoisePart, seed: int) -> Corpus:
+    """The recordings for training, development or test; no two parts share one.
+
+    Raises:
+      InputError: there are too few recordings for three parts.
+    """
+    count = len(noises.names)
+    if count < 3:
+        raise InputError(
+            f"{', '.join(noises.names)}: too few recordings of noise for training, development and "
+            "test; give at least three"
+        )
+    order = sorted(range(count), key=lambda index: drawn(seed, "part", noises.names[index]))
+    held = max(1, round(HELD_OUT * count))
+    parts = {"dev": order[:held], "test": order[held : 2 * held], "train": order[2 * held :]}
+    return Selection(noises, np.sort(parts[part]))
 
 
 def draw_noises(
