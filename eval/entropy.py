@@ -2,11 +2,14 @@
 
     python eval/entropy.py clean=corpora/LibriSpeech/dev-clean other=corpora/LibriSpeech/dev-other
 
+    python eval/entropy.py asr=runs/asr-ratio-0.7 sid=runs/sid-ratio-0.7 se=runs/se-ratio-0.7
+
 Prints Markdown: a row a data set, with the straight line fitted to mean entropy over depth and its
 r squared. With --output also entropy.json and, where matplotlib is installed, entropy.png.
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -14,14 +17,16 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from daisy_jax import InputError, audio, calibrate, load
+from daisy_jax import Hubert, InputError, audio, calibrate, load
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command, say, shown_after
 from daisy_jax.data.batches import WholeBatches, read_whole
 from daisy_jax.data.corpus import open_corpus
+from daisy_jax.features.extractor import model_digest
 from daisy_jax.reporting import followed
+from daisy_jax.tasks.trained_heads import load_head
 from daisy_jax.whole_files import write_json
 
 if TYPE_CHECKING:
@@ -34,7 +39,8 @@ class Config:
 
     sets: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME=FOLDER...")]
     """Data sets: a name for the table and the picture, and a folder of sound files, a prepared
-    folder, or one of tensorflow-datasets."""
+    folder, one of tensorflow-datasets, or a run of train/downstream.py, whose task head has stored
+    the mean entropies of its training set."""
     model: str = ""
     """A model folder with branches; empty: the packaged model."""
     output: str = ""
@@ -53,43 +59,60 @@ class Line(NamedTuple):
     fitted: Float[np.ndarray, " layers"]
 
 
+class Found(NamedTuple):
+    """What is known of a data set."""
+
+    mean_entropy: Float[np.ndarray, " layers"]
+    """Nats."""
+    standard_deviation: list[float] | None
+    """Over the utterances, by layer; None where a task head does not say."""
+    utterances: int
+    hours: float | None
+    """As `standard_deviation`."""
+    model: str
+    """Digest."""
+
+
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     use_accelerator(config.accelerator)
-    model = load(config.model or None)
     pairs = [text.partition("=") for text in config.sets]
     for text, (name, _, folder) in zip(config.sets, pairs, strict=True):
         if not name or not folder:
             raise InputError(f"{text!r} is no NAME=FOLDER; give for example clean=SPEECH/dev-clean")
-    layers = np.arange(1, model.config.num_layers + 1)
+    found = [
+        of_head(folder) if (folder / "head").is_dir() else measured(name, folder, config)
+        for name, _, folder in ((name, _, pathlib.Path(folder)) for name, _, folder in pairs)
+    ]
     sets, body, lines = [], [], []
-    for name, _, folder in pairs:
-        corpus = open_corpus(folder)
-        draw_batch = WholeBatches(corpus.lengths, round(config.batch_seconds * audio.SAMPLE_RATE))
-        numbers = followed(range(len(draw_batch)), name)
-        batches = (read_whole(corpus, draw_batch(number)) for number in numbers)
-        calibration = calibrate(model, batches, folder)
-        count, hours = len(calibration.entropy), corpus.lengths.sum() / audio.SAMPLE_RATE / 3600
-        mean = np.asarray(calibration.mean_entropy, np.float64)
+    for (name, _, folder), each in zip(pairs, found, strict=True):
+        if each.model != found[0].model:
+            raise InputError(
+                f"{folder}: is of another model than {pairs[0][2]}; give data sets of one model"
+            )
+        mean = each.mean_entropy.astype(np.float64)
+        layers = np.arange(1, len(mean) + 1)
         slope, intercept = np.polyfit(layers, mean, 1)
         r_squared = np.corrcoef(layers, mean)[0, 1] ** 2
         sets.append(
             {
                 "name": name,
                 "folder": folder,
-                "utterances": count,
-                "hours": float(hours),
+                "utterances": each.utterances,
+                "hours": each.hours,
                 "mean_entropy": mean.tolist(),
-                "standard_deviation": np.std(calibration.entropy, axis=0).tolist(),
+                "standard_deviation": each.standard_deviation,
                 "slope": float(slope),
                 "intercept": float(intercept),
                 "r_squared": float(r_squared),
             }
         )
-        cells = [name, str(count), f"{hours:.3g}", *(f"{value:.3f}" for value in mean)]
+        hours = "" if each.hours is None else f"{each.hours:.3g}"
+        cells = [name, str(each.utterances), hours, *(f"{value:.3f}" for value in mean)]
         body.append([*cells, f"{slope:.4f}", f"{r_squared:.3f}"])
         lines.append(Line(f"{name} (r² {r_squared:.2f})", mean, intercept + slope * layers))
-    header = ["data set", "utterances", "hours", *map(str, layers), "slope", "r squared"]
+    numbers = map(str, range(1, len(found[0].mean_entropy) + 1))
+    header = ["data set", "utterances", "hours", *numbers, "slope", "r squared"]
     folder, name = pathlib.Path(config.output), config.model or "daisy-tiny"
     with shown_after("\n".join(table(header, body))):
         if config.output:
@@ -97,6 +120,32 @@ def main() -> None:
     if config.output:
         say(f"written: {folder / 'entropy.json'}")
         save_picture(folder / "entropy.png", lambda: draw(lines, name))
+
+
+def of_head(run: pathlib.Path) -> Found:
+    """What a task head knows of the data set that it was trained on."""
+    head = load_head(run / "head")
+    if not len(head.mean_entropy):
+        raise InputError(f"{run}: was trained without branches; give a run of a model with them")
+    return Found(head.mean_entropy, None, sum(head.exits["exit_counts"]), None, head.trunk)
+
+
+def measured(name: str, folder: pathlib.Path, config: Config) -> Found:
+    """Runs the model over a folder."""
+    corpus, model = open_corpus(folder), the_model(config.model)
+    draw_batch = WholeBatches(corpus.lengths, round(config.batch_seconds * audio.SAMPLE_RATE))
+    numbers = followed(range(len(draw_batch)), name)
+    batches = (read_whole(corpus, draw_batch(number)) for number in numbers)
+    calibration = calibrate(model, batches, str(folder))
+    hours = float(corpus.lengths.sum() / audio.SAMPLE_RATE / 3600)
+    mean, deviation = calibration.mean_entropy, np.std(calibration.entropy, axis=0).tolist()
+    return Found(mean, deviation, len(calibration.entropy), hours, model_digest(model))
+
+
+@functools.cache
+def the_model(folder: str) -> Hubert:
+    """The model of all data sets, read once if it is needed."""
+    return load(folder or None)
 
 
 def draw(lines: list[Line], model: str) -> "Figure":

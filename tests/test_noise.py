@@ -1,5 +1,6 @@
 """Mixing noise into speech, and corpora of such mixtures."""
 
+import itertools
 import json
 import math
 
@@ -376,7 +377,7 @@ def test_parts_of_the_noise_share_nothing_and_leave_nothing_out(count):
         parts = {
             name: noise_part(recordings, name, seed).names for name in ("train", "dev", "test")
         }
-        assert sorted(sum(parts.values(), [])) == sorted(names)
+        assert sorted(itertools.chain(*parts.values())) == sorted(names)
         assert len(parts["dev"]) == len(parts["test"]) == max(1, round(count / 10))
         assert len(parts["train"]) >= len(parts["test"])
         for name, found in parts.items():

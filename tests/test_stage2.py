@@ -26,6 +26,7 @@ FOLDERS = {
     "se": "noisy-vctk-16k",
     "ss": "Libri2Mix",
 }
+SID = ("--ratio", "1", "--cache", "layers")  # which is not what crops are trained on by default
 SHORT = "--preset daisy-tiny --steps 4 --save-every 2 --log-every 1 --batch-size 4"
 
 
@@ -67,7 +68,7 @@ def runs(data, tmp_path_factory):
     """A run a task, in every way: two ratios, a static layer, full depth; stored and computed."""
     folder = tmp_path_factory.mktemp("runs")
     said = {
-        "sid": run("train/downstream.py", *options(data, "sid", folder / "sid", "--ratio", "1")),
+        "sid": run("train/downstream.py", *options(data, "sid", folder / "sid", *SID)),
         "asr": run("train/downstream.py", *options(data, "asr", folder / "asr", "--full")),
         "se": run("train/downstream.py", *options(data, "se", folder / "se", "--layer", "2")),
         "ss": run(
@@ -79,7 +80,7 @@ def runs(data, tmp_path_factory):
 
 
 @pytest.mark.slow("trains heads from end to end")
-def test_a_run_leaves_a_head_with_its_exits(data, runs):
+def test_a_run_leaves_a_head_with_its_exits(data, runs, tmp_path):
     folder, said = runs
     assert "sid, ratio 1: 9 utterances" in said["sid"]
     assert "GB of features" in said["sid"]
@@ -95,6 +96,11 @@ def test_a_run_leaves_a_head_with_its_exits(data, runs):
     ]
     assert exits["exit_counts"] == [layers.count(layer) for layer in (1, 2, 3)]
     assert exits["mean"] == pytest.approx(np.mean(layers))
+    # Figure 2 needs no other pass over the training set.
+    run("eval/entropy.py", f"sid={folder / 'sid'}", "--output", tmp_path)
+    (found,) = json.loads((tmp_path / "entropy.json").read_text())["sets"]
+    np.testing.assert_allclose(found["mean_entropy"], mean, rtol=1e-4)
+    assert found["utterances"] == 9
     static = json.loads((folder / "se" / "head" / "exits.json").read_text())
     assert static["exit_counts"] == [0, 3, 0]
 
@@ -110,7 +116,7 @@ def test_exits_serve_the_command_line(data, runs):
 @pytest.mark.slow("stops a process, and goes on")
 def test_a_run_that_was_stopped_ends_with_the_same_head(data, runs, tmp_path):
     folder, _ = runs
-    again = options(data, "sid", tmp_path / "sid", "--ratio", "1")
+    again = options(data, "sid", tmp_path / "sid", *SID)
     process = subprocess.Popen(
         words_of("train/downstream.py", *again, "--accelerator=cpu"),
         stderr=subprocess.PIPE,
@@ -264,7 +270,7 @@ def test_a_ratio_needs_branches_and_an_evaluation_its_own_model(data, runs, tmp_
     arguments = options(data, "sid", tmp_path / "run")
     arguments[arguments.index("--model") + 1] = tmp_path / "model"
     said = run("train/downstream.py", *arguments, status=1)
-    assert "has no branches, so no ratio can be met" in said
+    assert "has no branches, so no threshold can be met" in said
     said = run("eval/downstream.py", folder / "sid", "--model", tmp_path / "model", status=1)
     assert "is not the model of" in said
     said = run("eval/downstream.py", tmp_path, status=1)

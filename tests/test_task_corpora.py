@@ -183,9 +183,9 @@ def test_every_task_has_the_two_presets_with_the_papers_learning_rates():
 # enhancement_stft/configs/cfg_voicebank.yaml, separation_stft/configs/cfg.yaml, and those of
 # MiniSUPERB, whose se and ss are enhancement_stft2 and separation_stft2. Learning rates of superb
 # are the paper's. Batches of asr hold 32, which the bucketing of both halves (dataset.py: longer
-# than 2 000 samples), and those of sid 8, accumulated four times. Where a file does not name it, the
-# epsilon is that of the optimizer: 1e-8 of torch's Adam, 1e-7 of their own AdamW (optimizers.py),
-# whose weight decay is 0. STFT: size, window, hop; without a hop in v1, 320.
+# than 2 000 samples), and those of sid 8, accumulated four times. Where a file does not name it,
+# the epsilon is that of the optimizer: 1e-8 of torch's Adam, 1e-7 of their own AdamW
+# (optimizers.py), whose weight decay is 0. STFT: size, window, hop; without a hop in v1, 320.
 RECIPES = {
     "asr": {
         "superb": (200_000, 16, 1e-4, 1e-8, 2_000),

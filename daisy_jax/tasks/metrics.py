@@ -1,6 +1,7 @@
 """Measures of the downstream tasks, each utterance by itself, and intervals for their means."""
 
 import functools
+import importlib.util
 import itertools
 import math
 import warnings
@@ -40,10 +41,10 @@ def wideband_pesq(
     NaN where its reference code finds no speech; NaN, and a warning once, if the package `pesq` is
     not there: pip builds it with a C compiler.
     """
+    say_if_no_pesq()
     try:
         import pesq
     except ModuleNotFoundError:
-        _say_no_pesq()
         return float("nan")
     if not np.any(estimate):
         return LOWEST_PESQ  # its reference code divides by the loudness
@@ -54,11 +55,13 @@ def wideband_pesq(
 
 
 @functools.cache
-def _say_no_pesq() -> None:
-    logger.warning(
-        "PESQ is left out: the package pesq is not installed; pip install pesq, which needs a C "
-        "compiler such as gcc"
-    )
+def say_if_no_pesq() -> None:
+    """Warns, once, where PESQ cannot be measured."""
+    if importlib.util.find_spec("pesq") is None:
+        logger.warning(
+            "PESQ is left out: the package pesq is not installed; pip install pesq, which needs a "
+            "C compiler such as gcc"
+        )
 
 
 def short_time_intelligibility(

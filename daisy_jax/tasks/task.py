@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 from daisy_jax import audio
 from daisy_jax.data.batches import Crop
 from daisy_jax.data.corpus import Corpus, Selection, WithSources, fingerprint
+from daisy_jax.data.side_processes import SideProcesses
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import leave_out
 from daisy_jax.tasks.losses import Counts, Features
@@ -168,6 +169,16 @@ class Task(abc.ABC, Generic[Head]):
     @abc.abstractmethod
     def measure(self, examples: Examples, index: int, output: Output) -> Measured:
         """One utterance's measures; `output` is cut to its valid frames or samples."""
+
+    def measure_beside(
+        self, examples: Examples, index: int, output: Output, processes: SideProcesses
+    ) -> Callable[[], Measured]:
+        """`measure`, begun in other processes where it is much work; what is returned waits for it.
+
+        What is handed to a process is pickled, so that files are read here.
+        """
+        measured = self.measure(examples, index, output)
+        return lambda: measured
 
     def cut(self, output: Output, num_frames: int, samples: int) -> Output:
         """One row of `outputs` without its padding; nothing to cut where it has no frames."""

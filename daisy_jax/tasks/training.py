@@ -4,6 +4,7 @@ Features come out of a store or out of the trunk itself; either way one jitted s
 exits, and no gradient reaches the trunk.
 """
 
+import collections
 import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypedDict
@@ -18,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from daisy_jax import audio, parallel
 from daisy_jax.data.batches import WholeBatches
 from daisy_jax.data.prefetch import Batch, batches
+from daisy_jax.data.side_processes import SideProcesses
 from daisy_jax.encode import encode_taps
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
@@ -141,6 +143,10 @@ class Utterance(NamedTuple):
     """Empty where nothing was measured."""
 
 
+WAITING = 64
+"""Utterances that may be with other processes, to be measured: their audio takes memory."""
+
+
 class Evaluation(NamedTuple):
     """What a task head does on one part of a corpus."""
 
@@ -178,6 +184,7 @@ class Evaluator:
             return loss, outputs, num_frames, features.exit_layer, features.forced
 
         self._run = jax.jit(run, out_shardings=parallel.replicated())
+        self._processes = SideProcesses()
 
     def __call__(
         self, params: Params, rule: ExitRule, exits: Exits | None = None, measures: bool = True
@@ -190,7 +197,14 @@ class Evaluator:
           exits: in the place of what the rule says; with stored features alone.
           measures: whether to measure each utterance; without, there is only the loss.
         """
-        data, utterances, losses = self._data, {}, []
+        data, losses = self._data, []
+        utterances: dict[int, Utterance] = {}
+        waiting: collections.deque[tuple[int, Callable[[], Measured]]] = collections.deque()
+
+        def take() -> None:
+            index, measured = waiting.popleft()
+            utterances[index] = utterances[index]._replace(measured=measured())
+
         if exits is not None and data.trunk is not None:
             raise InputError(
                 "exits can be told only where features are stored: with features computed on the "
@@ -214,14 +228,18 @@ class Evaluator:
             for row, crop in enumerate(self._draw(number)):
                 if not frames[row]:
                     continue
-                measured = Measured({})
-                if measures:
-                    output = data.task.cut(np.asarray(outputs[row]), int(frames[row]), crop.samples)
-                    measured = data.task.measure(data.examples, crop.index, output)
                 name, exit_layer = data.examples.corpus.names[crop.index], int(layers[row])
                 utterances[crop.index] = Utterance(
-                    name, crop.samples, exit_layer, bool(forced[row]), measured
+                    name, crop.samples, exit_layer, bool(forced[row]), Measured({})
                 )
+                if measures:
+                    output = data.task.cut(np.asarray(outputs[row]), int(frames[row]), crop.samples)
+                    begun = (data.examples, crop.index, output, self._processes)
+                    waiting.append((crop.index, data.task.measure_beside(*begun)))
+                    if len(waiting) > WAITING:
+                        take()
+        while waiting:
+            take()
         total, count = np.sum(losses, axis=0)
         in_order = [utterances[index] for index in sorted(utterances)]
         return Evaluation(in_order, float(total / max(count, 1)))
