@@ -27,6 +27,8 @@ FOLDERS = {
     "ss": "Libri2Mix",
 }
 SID = ("--ratio", "1", "--cache", "layers")  # which is not what crops are trained on by default
+EQUAL = ("--compute-of-layer", "2", "--cache", "entropies")
+BASELINE = ("--full", "--no-normalize")
 SHORT = "--preset daisy-tiny --steps 4 --save-every 2 --log-every 1 --batch-size 4"
 
 
@@ -65,15 +67,15 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
-    """A run a task, in every way: two ratios, a static layer, full depth; stored and computed."""
+    """A run a task: a ratio, equal compute, a static layer, SUPERB's baseline; stored and not."""
     folder = tmp_path_factory.mktemp("runs")
     said = {
         "sid": run("train/downstream.py", *options(data, "sid", folder / "sid", *SID)),
-        "asr": run("train/downstream.py", *options(data, "asr", folder / "asr", "--full")),
+        "asr": run("train/downstream.py", *options(data, "asr", folder / "asr", *BASELINE)),
         "se": run("train/downstream.py", *options(data, "se", folder / "se", "--layer", "2")),
         "ss": run(
             "train/downstream.py",
-            *options(data, "ss", folder / "ss", "--ratio", "0.7", "--cache", "entropies"),
+            *options(data, "ss", folder / "ss", *EQUAL),
         ),
     }
     return folder, said
@@ -144,7 +146,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_head(data, runs, tmp_path):
 @pytest.mark.slow("trains heads from end to end")
 def test_devices_share_the_batches(data, runs, tmp_path):
     folder, _ = runs
-    spread = options(data, "ss", tmp_path, "--ratio", "0.7", "--cache", "entropies")
+    spread = options(data, "ss", tmp_path, *EQUAL)
     run("train/downstream.py", *spread, start=run_in_process, env=environment(1))
     for line, other in zip(metrics_of(tmp_path), metrics_of(folder / "ss"), strict=True):
         assert line.keys() == other.keys()
@@ -189,7 +191,7 @@ def test_every_row_of_an_evaluation(runs, report):
     timed = [row for row in table.to_pylist() if row["upstream_seconds"] is not None]
     assert len(timed) == len(rules) - 3
     full = json.loads((folder / "asr" / "evaluation" / "results.json").read_text())["rows"]
-    assert [row["rule"] for row in full] == ["full depth"]
+    assert [row["rule"] for row in full] == ["full depth, no LayerNorm"]
     assert full[0]["multiply_adds_saved"] == 0
     live = json.loads((folder / "ss" / "evaluation" / "results.json").read_text())["rows"]
     assert not any("of the final labels" in row["rule"] for row in live)
@@ -209,6 +211,33 @@ def test_a_report_says_that_small_corpora_are_stand_ins(report):
     assert (output / "report.md").read_text() in text + "\n"
     assert (output / "figure3.png").stat().st_size > 10_000
     assert len(json.loads((output / "report.json").read_text())["results"]) == 4
+
+
+@pytest.mark.slow("trains heads from end to end")
+def test_heads_are_compared_at_the_compute_that_they_were_trained_for(data, runs, report, tmp_path):
+    folder, _ = runs
+    result = json.loads((folder / "ss" / "evaluation" / "results.json").read_text())
+    assert result["trained"] == "compute of layer 2"
+    layers = result["upstream"]["layers"]
+    own = result["rows"][0]
+    none, config = np.zeros(layers, bool), daisy_jax.load(data / "model").config
+    mixtures = sorted((data / "Libri2Mix/wav16k/min/dev/mix_clean").glob("*.wav"))
+    found = list(
+        daisy_jax.encode_files(daisy_jax.load(data / "model"), mixtures, threshold=own["threshold"])
+    )
+    samples = [len(daisy_jax.audio.load(path)) for path in mixtures]
+    spent = daisy_jax.multiply_adds(config, samples, [each.exit_layer for each in found])
+    assert sum(spent) <= sum(daisy_jax.multiply_adds(config, samples, 2, none))
+    shutil.copytree(folder / "ss", tmp_path / "static")
+    result["settings"] |= {"layer": 2, "compute_of_layer": None}
+    result["trained"] = own["rule"] = "static layer 2"
+    (tmp_path / "static" / "evaluation" / "results.json").write_text(json.dumps(result))
+    text = run_here("eval/report.py", folder / "ss", tmp_path / "static").stdout
+    table = text[text.index("Trained and tested at the compute of a static exit at layer 2") :]
+    assert re.findall(r"^\| (\w+ \w+ \w+[ \w]*) \|", table, re.MULTILINE) == [
+        "static layer 2",
+        "compute of layer 2",
+    ]
 
 
 @pytest.mark.slow("trains heads from end to end")
