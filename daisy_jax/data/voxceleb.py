@@ -5,6 +5,7 @@ test, and a path below the folder `wav`.
 """
 
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +70,13 @@ def open_voxceleb(
     roots = [root for root in roots if root.is_dir()]
     copies = {path: [root / path for root in roots if (root / path).is_file()] for path in paths}
     missing = [path for path in paths if not copies[path]]
+    compressed = next(filter(pathlib.Path.is_file, _as_m4a(missing, roots)), None)
+    if compressed is not None:
+        raise InputError(
+            f"{compressed}: AAC, which libsndfile does not read; convert every such file to WAV "
+            f"beside it (ffmpeg -i {compressed.name} -ac 1 -ar 16000 "
+            f"{compressed.with_suffix('.wav').name})"
+        )
     if missing:
         raise InputError(
             f"{len(missing)} of {len(paths)} files of {listing} are missing, the first is "
@@ -79,6 +87,11 @@ def open_voxceleb(
     numbers = {name: number for number, name in enumerate(names)}
     speakers = [numbers[files[folder / name]] for name in corpus.names]
     return Speakers(corpus, np.asarray(speakers, np.int32), names)
+
+
+def _as_m4a(paths: list[str], roots: list[pathlib.Path]) -> Iterator[pathlib.Path]:
+    """Where files would be, had they been kept as some mirrors offer them."""
+    return ((root / path).with_suffix(".m4a") for path in paths for root in roots)
 
 
 def _speaker(path: str) -> str:
