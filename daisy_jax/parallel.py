@@ -140,13 +140,22 @@ def by_row() -> NamedSharding:
     return NamedSharding(_mesh(), PartitionSpec("data"))
 
 
-def over_rows(function: Callable[..., T], arguments: int) -> Callable[..., T]:
+def over_rows(
+    function: Callable[..., T], arguments: int, *, checked: bool = True
+) -> Callable[..., T]:
     """A function of a replicated tree and of `arguments` batches, on each device's own rows.
 
     Without it XLA may gather all rows on every device, where a computation follows the data.
+
+    Args:
+      function: of the tree and the batches.
+      arguments: how many batches.
+      checked: whether JAX keeps book of what differs between devices; it cannot where a primitive
+        says nothing of it.
     """
     specs = (PartitionSpec(), *[PartitionSpec("data")] * arguments)
-    return jax.shard_map(function, mesh=_mesh(), in_specs=specs, out_specs=PartitionSpec("data"))
+    rows = PartitionSpec("data")
+    return jax.shard_map(function, mesh=_mesh(), in_specs=specs, out_specs=rows, check_vma=checked)
 
 
 def replicate(tree: T) -> T:

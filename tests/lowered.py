@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo
 from jax._src.interpreters import mlir
+from jax.experimental import rnn
 from jaxlib.mlir import ir
 
 from daisy_jax.model import attention
@@ -102,3 +103,9 @@ def fused_on_cpu(seen: list):
         yield
     finally:
         del mlir._platform_specific_lowerings["cpu"][primitive]
+
+
+def cudnn_as_documented(x, h, c, weights, lengths, inputs, units, layers, dropout, both, precision):
+    """What cuDNN does with these arguments, as JAX writes it down for its own tests."""
+    unpacked = rnn.unpack_lstm_weights(weights, inputs, units, layers, both)
+    return rnn.lstm_ref(x, h, c, *unpacked, lengths, inputs, units, layers, dropout, both)

@@ -11,6 +11,8 @@ import pytest
 from conftest import AS_FOR_USERS, CONFIGS, speech_like
 from flax import nnx
 from helpers import assert_close_to_scale
+from jax.experimental import rnn
+from lowered import cudnn_as_documented
 
 from daisy_jax import HubertConfig, encode
 from daisy_jax.audio import pad_batch
@@ -19,6 +21,7 @@ from daisy_jax.model.branches import Branches
 from daisy_jax.model.feature_encoder import FeatureEncoder
 from daisy_jax.model.forms import FORMS, one_form, run_form
 from daisy_jax.model.transformer import PositionalConvolution
+from daisy_jax.tasks import lstm
 from daisy_jax.tasks.lstm import BidirectionalLstm
 
 FULL_WIDTH = pytest.mark.slow("compiles every form, with its gradient, at full width")
@@ -146,7 +149,10 @@ def test_branches_gradients_are_as_exact_as_their_products():
     assert_all_equal("branch", gradients, branches, tapped, compiler_options=AS_FOR_USERS)
 
 
-def test_lstm_directions():
+def test_lstm_directions(monkeypatch):
+    monkeypatch.setattr(lstm, "_cudnn_runs", lambda: True)
+    monkeypatch.setattr(rnn, "lstm", cudnn_as_documented)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     stack = BidirectionalLstm(6, 5, 2, rngs=nnx.Rngs(0))
     mask = np.arange(17) < np.array([17, 9, 1, 13])[:, None]
 

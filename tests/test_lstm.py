@@ -1,11 +1,20 @@
 """Bidirectional LSTMs against torch's, forward and backward, on ragged batches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental import rnn
+from jax.interpreters import mlir
+from jaxlib import gpu_rnn
+from lowered import cudnn_as_documented
 
+from daisy_jax import parallel
+from daisy_jax.model.forms import one_form
+from daisy_jax.tasks import lstm as lstm_module
 from daisy_jax.tasks.lstm import BidirectionalLstm, recurrence
 
 LENGTHS = (17, 9, 1, 13)
@@ -130,3 +139,85 @@ def test_dropout_lies_between_the_layers_and_keeps_the_mean(batch):
     assert np.abs(first - plain).max() > 0.01
     plain, dropped, _ = jax.jit(all_ways)(single)
     np.testing.assert_array_equal(dropped, plain)
+
+
+# ---- NVIDIA's kernels, played ----
+
+
+def in_form(form, lstm, x, mask, weights):
+    def loss(lstm, x):
+        out = lstm(x, mask)
+        return jnp.sum(out * weights), out
+
+    with one_form("lstm", form):
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(lstm, x)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_nvidias_kernels_get_the_weights_where_they_expect_them(lstm, batch, monkeypatch, devices):
+    monkeypatch.setattr(lstm_module, "_cudnn_runs", lambda: True)
+    monkeypatch.setattr(rnn, "lstm", cudnn_as_documented)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    x, mask, weights = map(jnp.asarray, batch)
+    mask = mask.at[1].set(False)  # a row without frames
+    if devices > 1:
+        lstm = parallel.replicate(lstm)
+        x, mask, weights = (parallel.place(np.asarray(array)) for array in (x, mask, weights))
+    with jax.default_matmul_precision("highest"):
+        ours, theirs = (in_form(form, lstm, x, mask, weights) for form in ("cudnn", "in_turn"))
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+@pytest.fixture
+def played_plugin(monkeypatch, request):
+    """The part of JAX's CUDA plugin that is asked while a program is lowered."""
+
+    class Plugin:
+        @staticmethod
+        def build_rnn_descriptor(*fields):
+            return repr(fields).encode()
+
+    sizes = "compute_rnn_workspace_reserve_space_sizes"
+    monkeypatch.setattr(gpu_rnn, sizes, lambda *fields: (16, 32), raising=False)
+    monkeypatch.setattr(lstm_module, "_cudnn_runs", lambda: True)
+    for primitive, lowering, real in (
+        (rnn.rnn_fwd_p, gpu_rnn._rnn_fwd_lowering, gpu_rnn.cudnn_rnn_lowering),
+        (rnn.rnn_bwd_p, gpu_rnn._rnn_bwd_lowering, gpu_rnn.cudnn_rnn_bwd_lowering),
+    ):
+        played = functools.partial(lowering, Plugin, "cu")
+        mlir.register_lowering(primitive, played, platform="cuda")
+        request.addfinalizer(
+            functools.partial(mlir.register_lowering, primitive, real, platform="cuda")
+        )
+
+
+def test_a_step_on_a_gpu_is_nvidias_kernels_and_no_loop(lstm, batch, played_plugin):
+    x, mask, weights = map(jnp.asarray, batch)
+
+    def loss(lstm, x):
+        return jnp.sum(lstm(x, mask) * weights)
+
+    traced = jax.jit(jax.grad(loss)).trace(lstm, x)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    layers = len(lstm.forward)
+    assert text.count("@cudnn_rnn_ffi") == text.count("@cudnn_rnn_bwd_ffi") == layers
+    assert "stablehlo.while" not in text
+    assert "stablehlo.while" in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+def has_gpu() -> bool:
+    return any(device.platform == "gpu" for device in jax.devices())
+
+
+@pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")
+def test_nvidias_kernels_give_what_the_loop_gives():
+    rng = np.random.default_rng(0)
+    lstm = BidirectionalLstm(48, 64, 2, rngs=nnx.Rngs(0))
+    x = jnp.asarray(rng.standard_normal((5, 200, 48)), jnp.float32)
+    mask = jnp.arange(200) < jnp.array([200, 3, 0, 120, 1])[:, None]
+    weights = jnp.asarray(rng.standard_normal((5, 200, 128)), jnp.float32)
+    with jax.default_matmul_precision("highest"):
+        ours, theirs = (in_form(form, lstm, x, mask, weights) for form in ("cudnn", "in_turn"))
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.max(np.abs(other)))

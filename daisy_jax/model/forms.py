@@ -37,8 +37,9 @@ FORMS: dict[str, dict[str, str]] = {
     # mind, and gains from slices that fit exactly (measured there, estimated elsewhere).
     "layer": {"cpu": "loops", ELSEWHERE: "switch"},
     # A step of a recurrence is too small for a GPU, so that two directions in one step take half
-    # the time (estimated). On a CPU both forms take about the same (measured).
-    "lstm": {"cpu": "in_turn", ELSEWHERE: "together"},
+    # the time, and NVIDIA's own kernels less than that (estimated). On a CPU both forms take about
+    # the same (measured).
+    "lstm": {"cpu": "in_turn", "cuda": "cudnn", ELSEWHERE: "together"},
 }
 """For each step with several forms: platform, as JAX names it while lowering, to form.
 

@@ -5,13 +5,14 @@ step. It is one matrix product once all steps are known, so the backward pass is
 """
 
 import functools
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from daisy_jax import parallel
 from daisy_jax.model.forms import run_form
 
 Gates: TypeAlias = Float[Array, "frames batch gates"]
@@ -126,7 +127,7 @@ class Direction(nnx.Module):
 
 UNROLLED = 4
 """Steps in one turn of the loop where both directions go together (estimated;
-benchmarks/first_gpu.py decides): between two turns, a GPU's host has to start new kernels."""
+benchmarks/first_gpu.py decides): between two turns, an accelerator's host starts new kernels."""
 
 
 def both_directions(
@@ -134,22 +135,62 @@ def both_directions(
 ) -> Float[Array, "frames batch outputs"]:
     """One bidirectional layer: the backward direction begins at each sequence's last frame."""
 
-    def in_turn(projected, reversed_projected, mask):
-        there = recurrence(projected, forward.recurrent_kernel[...], mask)
-        back = recurrence(reversed_projected, backward.recurrent_kernel[...], mask[::-1])
-        return there, back
+    def in_turn(x, mask):
+        there: Units = recurrence(forward.project(x), forward.recurrent_kernel[...], mask)
+        projected = backward.project(x)[::-1]
+        back: Units = recurrence(projected, backward.recurrent_kernel[...], mask[::-1])
+        return jnp.concatenate([there, back[::-1]], axis=-1)
 
-    def together(projected, reversed_projected, mask):
+    def together(x, mask):
         kernels = jnp.stack([forward.recurrent_kernel[...], backward.recurrent_kernel[...]])
+        projected = jnp.stack([forward.project(x), backward.project(x)[::-1]])
         run = jax.vmap(functools.partial(recurrence, unroll=UNROLLED))
-        return tuple(
-            run(jnp.stack([projected, reversed_projected]), kernels, jnp.stack([mask, mask[::-1]]))
-        )
+        there, back = run(projected, kernels, jnp.stack([mask, mask[::-1]]))
+        return jnp.concatenate([there, back[::-1]], axis=-1)
 
-    forms = {"in_turn": in_turn, "together": together}
-    projected = forward.project(x), backward.project(x)[::-1]
-    there, back = run_form("lstm", forms, *projected, mask)
-    return jnp.concatenate([there, back[::-1]], axis=-1)
+    def cudnn(x, mask):
+        one = jax.device_count() == 1
+        run = _cudnn if one else parallel.over_rows(_cudnn, 2, checked=False)
+        out = run((forward, backward), jnp.swapaxes(x, 0, 1), mask.T)
+        return jnp.swapaxes(out, 0, 1)
+
+    fast = cudnn if _cudnn_runs() else together
+    forms = {"in_turn": in_turn, "together": together, "cudnn": fast}
+    return run_form("lstm", forms, x, mask)
+
+
+def _cudnn(
+    directions: tuple[Direction, Direction],
+    x: Float[Array, "batch frames inputs"],
+    mask: Bool[Array, "batch frames"],
+) -> Float[Array, "batch frames outputs"]:
+    """NVIDIA's own kernels for all steps of both directions."""
+    from jax.experimental import rnn
+
+    batch, units = len(x), directions[0].recurrent_kernel.shape[0]
+    kernels = [p[...].T for one in directions for p in (one.kernel, one.recurrent_kernel)]
+    # It has two biases, of which the second is zero.
+    biases = [b for one in directions for b in (one.bias[...], jnp.zeros_like(one.bias[...]))]
+    weights = jnp.concatenate([jnp.ravel(array) for array in (*kernels, *biases)])
+    none = jnp.zeros_like(x, shape=(2, batch, units))
+    # A row without frames has one here, which is not kept.
+    lengths = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32), 1)
+    settings: Any = jax.config
+    exact = settings.jax_default_matmul_precision in ("highest", "float32")
+    precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.HIGH
+    lstm: Any = rnn.lstm
+    out, _, _ = lstm(x, none, none, weights, lengths, x.shape[-1], units, 1, 0.0, True, precision)
+    return jnp.where(mask[..., None], out, 0)
+
+
+def _cudnn_runs() -> bool:
+    """Whether this process has NVIDIA GPUs, which JAX asks for sizes while it traces the call."""
+    try:
+        devices = jax.local_devices(backend="cuda")
+    except RuntimeError:  # none at all
+        return False
+    # A device that plays a GPU has no compute capability.
+    return all(hasattr(device, "compute_capability") for device in devices)
 
 
 class BidirectionalLstm(nnx.Module):
