@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Integer
 
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, frame_count
 from daisy_jax.errors import InputError
-from daisy_jax.exits import ExitRule, exit_layers
+from daisy_jax.exits import exit_layers
 from daisy_jax.model.config import HubertConfig
 
 
@@ -90,28 +90,3 @@ def threshold_for_cost(
         )
     # The cost falls as the threshold rises.
     return candidates[bisect.bisect_left(candidates, True, key=within)]
-
-
-def rule_at_compute(
-    config: HubertConfig,
-    entropy: Float[np.ndarray, "utterances layers"],
-    samples: npt.ArrayLike,
-    layer: int,
-) -> ExitRule:
-    """The threshold with which utterances cost what they cost if all leave at `layer`.
-
-    The static exit is computed without any branch, the other with its branches.
-
-    Args:
-      config: the model's.
-      entropy: float [utterances, L], nats.
-      samples: int [utterances], valid samples.
-      layer: 1..L.
-
-    Raises:
-      InputError: even leaving at the first layer costs more, because of its branch.
-    """
-    none = np.zeros(config.num_layers, bool)
-    budget = int(multiply_adds(config, samples, layer, none).sum())
-    threshold = threshold_for_cost(config, entropy, samples, budget)
-    return ExitRule(f"compute of layer {layer}", threshold, np.ones(config.num_layers, bool))

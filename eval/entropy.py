@@ -24,9 +24,8 @@ from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command, say, shown_after
 from daisy_jax.data.batches import WholeBatches, read_whole
 from daisy_jax.data.corpus import open_corpus
-from daisy_jax.features.extractor import model_digest
 from daisy_jax.reporting import followed
-from daisy_jax.tasks.trained_heads import load_head
+from daisy_jax.tasks.trained_heads import TrainedHead, load_head, require_trunk
 from daisy_jax.whole_files import write_json
 
 if TYPE_CHECKING:
@@ -69,8 +68,8 @@ class Found(NamedTuple):
     utterances: int
     hours: float | None
     """As `standard_deviation`."""
-    model: str
-    """Digest."""
+    head: TrainedHead | None
+    """Which knows of what model it is."""
 
 
 def main() -> None:
@@ -85,11 +84,8 @@ def main() -> None:
         for name, _, folder in ((name, _, pathlib.Path(folder)) for name, _, folder in pairs)
     ]
     sets, body, lines = [], [], []
+    require_one_model([folder for _, _, folder in pairs], found, config.model)
     for (name, _, folder), each in zip(pairs, found, strict=True):
-        if each.model != found[0].model:
-            raise InputError(
-                f"{folder}: is of another model than {pairs[0][2]}; give data sets of one model"
-            )
         mean = each.mean_entropy.astype(np.float64)
         layers = np.arange(1, len(mean) + 1)
         slope, intercept = np.polyfit(layers, mean, 1)
@@ -122,12 +118,23 @@ def main() -> None:
         save_picture(folder / "entropy.png", lambda: draw(lines, name))
 
 
+def require_one_model(folders: list[str], found: list[Found], model: str) -> None:
+    """Raises an InputError if a task head is of another model than the other data sets."""
+    heads = {folder: each.head for folder, each in zip(folders, found, strict=True) if each.head}
+    for folder, head in heads.items():
+        wrong = f"{folder}: is of another model than the other data sets; give those of one model"
+        if len(heads) < len(found):
+            require_trunk(head, the_model(model), wrong)
+        elif head.trunk != next(iter(heads.values())).trunk:
+            raise InputError(wrong)
+
+
 def of_head(run: pathlib.Path) -> Found:
     """What a task head knows of the data set that it was trained on."""
     head = load_head(run / "head")
     if not len(head.mean_entropy):
         raise InputError(f"{run}: was trained without branches; give a run of a model with them")
-    return Found(head.mean_entropy, None, sum(head.exits["exit_counts"]), None, head.trunk)
+    return Found(head.mean_entropy, None, sum(head.exits["exit_counts"]), None, head)
 
 
 def measured(name: str, folder: pathlib.Path, config: Config) -> Found:
@@ -139,7 +146,7 @@ def measured(name: str, folder: pathlib.Path, config: Config) -> Found:
     calibration = calibrate(model, batches, str(folder))
     hours = float(corpus.lengths.sum() / audio.SAMPLE_RATE / 3600)
     mean, deviation = calibration.mean_entropy, np.std(calibration.entropy, axis=0).tolist()
-    return Found(mean, deviation, len(calibration.entropy), hours, model_digest(model))
+    return Found(mean, deviation, len(calibration.entropy), hours, None)
 
 
 @functools.cache

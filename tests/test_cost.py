@@ -11,10 +11,11 @@ import pytest
 from flax import nnx
 
 from daisy_jax import Hubert, HubertConfig, InputError, multiply_adds
-from daisy_jax.cost import rule_at_compute, threshold_for_cost
+from daisy_jax.cost import threshold_for_cost
 from daisy_jax.exits import exit_layers
 from daisy_jax.model.forms import ELSEWHERE, FORMS, one_form
 from daisy_jax.model.hubert import embed
+from daisy_jax.tasks.evaluation import rule_at_compute
 
 BASE = HubertConfig.base(num_classes=500)
 

@@ -170,7 +170,7 @@ def test_nvidias_kernels_get_the_weights_where_they_expect_them(lstm, batch, mon
 
 
 @pytest.fixture
-def played_plugin(monkeypatch, request):
+def played_plugin(monkeypatch):
     """The part of JAX's CUDA plugin that is asked while a program is lowered."""
 
     class Plugin:
@@ -181,15 +181,15 @@ def played_plugin(monkeypatch, request):
     sizes = "compute_rnn_workspace_reserve_space_sizes"
     monkeypatch.setattr(gpu_rnn, sizes, lambda *fields: (16, 32), raising=False)
     monkeypatch.setattr(lstm_module, "_cudnn_runs", lambda: True)
-    for primitive, lowering, real in (
-        (rnn.rnn_fwd_p, gpu_rnn._rnn_fwd_lowering, gpu_rnn.cudnn_rnn_lowering),
-        (rnn.rnn_bwd_p, gpu_rnn._rnn_bwd_lowering, gpu_rnn.cudnn_rnn_bwd_lowering),
+    for primitive, lowering in (
+        (rnn.rnn_fwd_p, gpu_rnn._rnn_fwd_lowering),
+        (rnn.rnn_bwd_p, gpu_rnn._rnn_bwd_lowering),
     ):
         played = functools.partial(lowering, Plugin, "cu")
         mlir.register_lowering(primitive, played, platform="cuda")
-        request.addfinalizer(
-            functools.partial(mlir.register_lowering, primitive, real, platform="cuda")
-        )
+    yield
+    mlir.register_lowering(rnn.rnn_fwd_p, gpu_rnn.cudnn_rnn_lowering, platform="cuda")
+    mlir.register_lowering(rnn.rnn_bwd_p, gpu_rnn.cudnn_rnn_bwd_lowering, platform="cuda")
 
 
 def test_a_step_on_a_gpu_is_nvidias_kernels_and_no_loop(lstm, batch, played_plugin):

@@ -183,8 +183,8 @@ def exit_rule(
 ) -> ExitRule:
     """Where utterances leave: eq. (3) on the training set, equal compute on `dev`, or one layer."""
     from daisy_jax import exit_threshold
-    from daisy_jax.cost import rule_at_compute
     from daisy_jax.exits import fixed_layer
+    from daisy_jax.tasks.evaluation import rule_at_compute
 
     everywhere = np.ones(model.num_layers, bool)
     if config.ratio is not None:

@@ -7,10 +7,11 @@ from typing import Literal, NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Float, Int
 
 from daisy_jax.audio import SAMPLE_RATE, batch_of_one
-from daisy_jax.cost import multiply_adds
+from daisy_jax.cost import multiply_adds, threshold_for_cost
 from daisy_jax.encode import encode
 from daisy_jax.exits import ExitRule, exit_threshold, fixed_layer, span_rules
 from daisy_jax.model.config import HubertConfig
@@ -63,6 +64,31 @@ def spans(head: TrainedHead, share: float) -> list[Choice]:
     assert threshold is not None
     rules = span_rules(counts, threshold, share)
     return [Choice(rule.name, "span", rule.name.removeprefix("span "), rule) for rule in rules]
+
+
+def rule_at_compute(
+    config: HubertConfig,
+    entropy: Float[np.ndarray, "utterances layers"],
+    samples: npt.ArrayLike,
+    layer: int,
+) -> ExitRule:
+    """The threshold with which utterances cost what they cost if all leave at `layer`.
+
+    The static exit is computed without any branch, the other with its branches.
+
+    Args:
+      config: the model's.
+      entropy: float [utterances, L], nats.
+      samples: int [utterances], valid samples.
+      layer: 1..L.
+
+    Raises:
+      InputError: even leaving at the first layer costs more, because of its branch.
+    """
+    none = np.zeros(config.num_layers, bool)
+    budget = int(multiply_adds(config, samples, layer, none).sum())
+    threshold = threshold_for_cost(config, entropy, samples, budget)
+    return ExitRule(f"compute of layer {layer}", threshold, np.ones(config.num_layers, bool))
 
 
 def at_ratio(head: TrainedHead, ratio: float) -> Choice:
