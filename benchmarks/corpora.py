@@ -8,6 +8,11 @@ whole command, start included, with compiled programs in a cache that a first ru
 way. The model is daisy-tiny.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+import daisy_jax
+
+# isort: split
+
 import dataclasses
 import pathlib
 import shutil
@@ -20,7 +25,6 @@ import numpy as np
 import tyro
 from timing import TimingOptions, resident_bytes, write_noise
 
-import daisy_jax
 from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command, say
 from daisy_jax.parallel import medians

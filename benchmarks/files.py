@@ -9,6 +9,11 @@ daisy-tiny at ratio 0.7. Then `--stream` short files go through it one by one, a
 is printed on the way.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+import daisy_jax
+
+# isort: split
+
 import dataclasses
 import itertools
 import pathlib
@@ -19,7 +24,6 @@ import numpy as np
 import tyro
 from timing import TimingOptions, resident_bytes, write_noise
 
-import daisy_jax
 from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command, say
 from daisy_jax.parallel import medians

@@ -10,6 +10,11 @@ run spends its time on measuring. `--small` takes tiny shapes; its times say not
 everything runs.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax import InputError
+
+# isort: split
+
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -27,7 +32,6 @@ from gpu_rules import decisions
 from gpu_sizes import Line, Measure, Sizes, sizes
 from timing import TimingOptions
 
-from daisy_jax import InputError
 from daisy_jax.accelerator import use_accelerator, use_compilation_cache
 from daisy_jax.console.terminal import run_command, say
 

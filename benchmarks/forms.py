@@ -7,6 +7,11 @@ turns; medians are printed, and what each takes of the form that this platform h
 benchmarks/first_gpu.py does more, for GPUs.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax import InputError
+
+# isort: split
+
 import dataclasses
 import functools
 
@@ -17,7 +22,6 @@ import tyro
 from gpu_sizes import sizes
 from timing import TimingOptions, milliseconds
 
-from daisy_jax import InputError
 from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command, say
 from daisy_jax.model.forms import ELSEWHERE, FORMS

@@ -6,6 +6,11 @@ Forward pass alone, and with all gradients, on a ragged batch or a full one; med
 take turns.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax.accelerator import use_accelerator
+
+# isort: split
+
 import dataclasses
 import functools
 
@@ -17,7 +22,6 @@ from flax import nnx
 from gpu_steps import torch_lstm
 from timing import TimingOptions, milliseconds
 
-from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command, say
 from daisy_jax.tasks.lstm import BidirectionalLstm
 

@@ -9,6 +9,11 @@ reached), and the largest batch that fits. Weights are random: time does not dep
 say. The files are made of the package's own sample clips.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+import daisy_jax
+
+# isort: split
+
 import dataclasses
 import functools
 import itertools
@@ -25,7 +30,6 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, PyTree
 from timing import StepOptions
 
-import daisy_jax
 from daisy_jax import Hubert, parallel
 from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command, say

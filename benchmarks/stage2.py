@@ -8,6 +8,11 @@ layers; in turns, medians. Weights are random and exits are forced: time does no
 they say.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+import daisy_jax
+
+# isort: split
+
 import dataclasses
 from collections.abc import Callable
 from typing import Literal
@@ -18,7 +23,6 @@ import tyro
 from jaxtyping import Array, Float32, PyTree
 from timing import StepOptions
 
-import daisy_jax
 from daisy_jax import parallel
 from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command, say

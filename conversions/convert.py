@@ -5,9 +5,13 @@
 The same as `daisy-jax convert`; docs/checkpoints.md lists checkpoints and what is in them.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax.commands.convert import Convert
+
+# isort: split
+
 import tyro
 
-from daisy_jax.commands.convert import Convert
 from daisy_jax.console.terminal import run_command
 
 

@@ -13,6 +13,11 @@ kin, of `6313-76958-0021.flac`) those are checked as well:
         --features sample.base.L9.npy --features-layer 9
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+import daisy_jax
+
+# isort: split
+
 import dataclasses
 import importlib
 import math
@@ -25,7 +30,6 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float, Float64, Int
 
-import daisy_jax
 from daisy_jax import InputError
 from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command, say

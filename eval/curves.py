@@ -6,6 +6,11 @@ Prints Markdown: the validation after each checkpoint (training, where there was
 column a layer. Draws both into RUN/curves.png where matplotlib is installed.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax import InputError
+
+# isort: split
+
 import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +19,6 @@ import numpy as np
 import tyro
 from jaxtyping import Float, Int
 
-from daisy_jax import InputError
 from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command, say

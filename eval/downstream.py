@@ -11,6 +11,11 @@ run unless others are given. Writes results.json and utterances.parquet, a row a
 rule, into RUN/evaluation; eval/report.py collects them.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax import InputError, load, parallel
+
+# isort: split
+
 import dataclasses
 import pathlib
 from typing import Annotated, Any, Literal, TypedDict
@@ -18,7 +23,6 @@ from typing import Annotated, Any, Literal, TypedDict
 import numpy as np
 import tyro
 
-from daisy_jax import InputError, load, parallel
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.console.pages import table

@@ -8,6 +8,11 @@ Prints Markdown: a row a data set, with the straight line fitted to mean entropy
 r squared. With --output also entropy.json and, where matplotlib is installed, entropy.png.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax import Hubert, InputError, audio, calibrate, load
+
+# isort: split
+
 import dataclasses
 import functools
 import pathlib
@@ -17,7 +22,6 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from daisy_jax import Hubert, InputError, audio, calibrate, load
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture

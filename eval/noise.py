@@ -14,6 +14,11 @@ corpus of train/noisy.py. Prints Markdown; --output keeps it, as a page with its
 (report.html) too, with every utterance's entropies and the log of the mixtures.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax import Calibration, Hubert, InputError, audio, exit_threshold, load
+
+# isort: split
+
 import dataclasses
 import functools
 import pathlib
@@ -27,7 +32,6 @@ from noise_asr import asr_section
 from noise_pictures import pictures
 from noise_report import report
 
-from daisy_jax import Calibration, Hubert, InputError, audio, exit_threshold, load
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pages import html_page
 from daisy_jax.console.terminal import run_command, say, shown_after

@@ -6,6 +6,11 @@ Labels SPEECH with the centroids of the run (train/pretrain.py) and prints the s
 the prediction head gets right: masked frames, unmasked frames beside them, and without any mask.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax import InputError, audio, load
+
+# isort: split
+
 import dataclasses
 import pathlib
 from typing import TypedDict
@@ -15,7 +20,6 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Bool, Float, Int
 
-from daisy_jax import InputError, audio, load
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.terminal import run_command, say
 from daisy_jax.data.corpus import open_corpus

@@ -9,6 +9,11 @@ figures stand beside ours where the set-up is the paper's on the whole corpora; 
 marked, with the reasons, and say nothing about the paper's.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax import InputError
+
+# isort: split
+
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -16,7 +21,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from daisy_jax import InputError
 from daisy_jax.console.pages import escaped, table
 from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command, say, shown_after

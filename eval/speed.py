@@ -12,6 +12,11 @@ The ideal that exits are compared with is computed from the same run: the time o
 front of the layers, plus the mean exit layer times the mean time of a layer without branches.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+import daisy_jax
+
+# isort: split
+
 import contextlib
 import dataclasses
 import importlib
@@ -31,7 +36,6 @@ import tyro
 from jaxtyping import Array, Float, Int
 from torch_place import torch_place
 
-import daisy_jax
 from daisy_jax import audio, multiply_adds
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pages import table

@@ -1,7 +1,10 @@
 """How commands end: errors in one line, missing extras by name, signals that wait."""
 
+import ast
+import gc
 import itertools
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -93,6 +96,40 @@ def test_signals_wait_for_the_end_of_the_work(number, capsys):
     code, _ = ended(command, capsys)
     assert code == (130 if number == signal.SIGINT else 143)
     assert done == ["work"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_callback_swallows_comes_again(number, capsys):
+    """As JAX's own callback does when garbage is collected."""
+    done = []
+
+    def swallow(phase, info):
+        if not done:
+            done.append("collected")
+            signal.raise_signal(number)
+
+    def command():
+        gc.callbacks.append(swallow)
+        try:
+            gc.collect()
+            time.sleep(5)
+            done.append("went on")
+        finally:
+            gc.callbacks.remove(swallow)
+
+    code, said = ended(command, capsys)
+    assert (code, said) == (130 if number == signal.SIGINT else 143, "")
+    assert done == ["collected"]
+
+
+def test_what_an_interrupted_import_raises_is_no_error(capsys):
+    def command():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("an error while initializing the extension") from None
+
+    assert ended(command, capsys) == (130, "")
 
 
 def test_what_is_ignored_stays_ignored_and_does_not_hide_the_other(capsys):
@@ -194,6 +231,42 @@ def test_ctrl_c_in_the_first_second_leaves_no_traceback(tmp_path, wait):
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1] == ""
     assert process.returncode == -signal.SIGINT
+
+
+ROOT = pathlib.Path(__file__).parents[1]
+SCRIPTS = [
+    path
+    for folder in ("train", "eval", "conversions", "benchmarks")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if "run_command(" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_package_is_what_a_script_imports_first(script):
+    """Whatever is imported before it would be interrupted with a traceback."""
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    first = next(node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
+    name = first.module if isinstance(first, ast.ImportFrom) else first.names[0].name
+    assert name.partition(".")[0] == "daisy_jax"
+
+
+@pytest.mark.slow("starts processes and stops them while they import")
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal to a process")
+@pytest.mark.parametrize("script", ["eval/speed.py", "conversions/verify.py", "train/pretrain.py"])
+def test_ctrl_c_in_the_first_second_of_a_script(script):
+    for wait in (0.2, 0.5, 0.8):
+        process = subprocess.Popen(
+            [sys.executable, script, "--help"],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1] == ""
+        assert process.returncode in (0, 130, -signal.SIGINT)
 
 
 def test_programs_of_others_keep_their_handler(monkeypatch):

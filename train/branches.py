@@ -8,12 +8,16 @@ it has ended, OUTPUT/model is the model with its branches and a calibration: dai
 it. docs/training.md leads through it.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax import InputError
+
+# isort: split
+
 import dataclasses
 import functools
 import pathlib
 from typing import Literal
 
-from daisy_jax import InputError
 from daisy_jax.accelerator import trunk_dtype
 from daisy_jax.console.terminal import parse_config, run_command, say
 from daisy_jax.data.corpus import Corpus

@@ -11,6 +11,11 @@ When it has ended, OUTPUT/head is the task head with its layer weights and exits
 eval/downstream.py takes it. docs/downstream.md leads through the four tasks.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax import Hubert, HubertConfig, InputError
+
+# isort: split
+
 import dataclasses
 import importlib.util
 import math
@@ -21,7 +26,6 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from daisy_jax import Hubert, HubertConfig, InputError
 from daisy_jax.console.terminal import given_options, run_command, say
 from daisy_jax.exits import ExitRule
 from daisy_jax.tasks.task import Task, TaskSettings

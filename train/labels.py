@@ -7,12 +7,16 @@ trained on often. Labels are those of whole utterances on unmasked input, at mos
 run that was interrupted goes on when it is started again.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax.accelerator import Accelerator, use_accelerator
+
+# isort: split
+
 import dataclasses
 from typing import Literal
 
 import tyro
 
-from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.terminal import run_command, say
 
 

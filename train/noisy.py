@@ -11,6 +11,11 @@ different recordings of noise. The same seeds give the same mixtures on every ma
 clean utterance, SNR, noise recording, offset and scale.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax.console.terminal import run_command, say
+
+# isort: split
+
 import collections
 import dataclasses
 import pathlib
@@ -18,8 +23,6 @@ import sys
 from typing import Literal
 
 import tyro
-
-from daisy_jax.console.terminal import run_command, say
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,17 @@ Any format of libsndfile, any sampling rate; 16 kHz 16-bit files keep their very
 cannot be read are named and left out. Needs about 1.9 MB a minute of audio.
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax import InputError
+
+# isort: split
+
 import dataclasses
 import pathlib
 from typing import Annotated
 
 import tyro
 
-from daisy_jax import InputError
 from daisy_jax.console.terminal import run_command, say
 from daisy_jax.data.prepared import PreparedCorpus, prepare
 

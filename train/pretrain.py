@@ -8,13 +8,17 @@ The defaults are the recipe of the packaged `daisy-tiny`; see its model card. SP
 folders of sound files or prepared folders (train/prepare.py).
 """
 
+# First, so that Ctrl-C ends the program while everything else is loaded.
+from daisy_jax.console.terminal import run_command, say
+
+# isort: split
+
 import dataclasses
 import functools
 import pathlib
 
 import tyro
 
-from daisy_jax.console.terminal import run_command, say
 from daisy_jax.training.cluster_targets import load_targets
 from daisy_jax.training.settings import SpeechOptions, own_options_first
 

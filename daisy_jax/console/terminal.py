@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn, TypeVar, cast
 
@@ -55,15 +56,60 @@ def shown_after(text: str) -> Iterator[None]:
         say(text, flush=True)
 
 
+SIGNALS: dict[int, type[BaseException]] = {
+    signal.SIGTERM: Terminated,
+    signal.SIGINT: KeyboardInterrupt,
+}
+"""What ends a command, and what each raises."""
+AGAIN = 0.02
+"""Seconds until a signal that was swallowed comes again."""
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[list[int]]:
+    """Signals raise what belongs to them, wherever the program is; yields those that have come.
+
+    Python and JAX run callbacks (`__del__`, when garbage is collected) out of which nothing can be
+    raised. There the signal comes again a moment later.
+    """
+    received: list[int] = []
+
+    def raise_it(number: int, frame: object) -> NoReturn:
+        received.append(number)
+        raise SIGNALS[number]
+
+    def say_ignored(ignored: "sys.UnraisableHookArgs") -> None:
+        numbers = [n for n, kind in SIGNALS.items() if issubclass(ignored.exc_type, kind)]
+        if not numbers:
+            return before(ignored)
+        again = threading.Timer(AGAIN, _interrupt_main_thread, numbers)
+        again.daemon = True
+        again.start()
+
+    before, sys.unraisablehook = sys.unraisablehook, say_ignored
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGTERM:
+            signal.signal(number, raise_it)
+    try:
+        yield received
+    finally:
+        sys.unraisablehook = before
+
+
+def _interrupt_main_thread(number: int) -> None:
+    if hasattr(signal, "pthread_kill"):  # which also ends what it waits for
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
+
+
 def run_command(command: Callable[[], int | None]) -> NoReturn:
     """Runs a command and exits: 0 on success, 1 after an error, 130 and 143 after a signal."""
+    with _signals_raise() as received:
+        _run(command, received)
 
-    def terminate(number: int, frame: object) -> NoReturn:
-        raise Terminated
 
-    signal.signal(signal.SIGTERM, terminate)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as programs of ours begin
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def _run(command: Callable[[], int | None], received: list[int]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that it cannot print must not end a run
             stream.reconfigure(errors="backslashreplace")
@@ -86,6 +132,8 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         say(f"error: {printable(text)}", to_stderr=True)
         sys.exit(1)
     except Exception as error:
+        if received:  # such as an ImportError of a module that was being loaded
+            sys.exit(128 + received[0])
         if not is_out_of_memory(error):
             raise
         said = " ".join(str(error).split())[:200] or type(error).__name__
