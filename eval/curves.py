@@ -50,6 +50,12 @@ def read(folder: pathlib.Path, prefix: str) -> Curves:
     """The lines that have losses by layer, whose names begin so."""
     names = ("step", f"{prefix}layer_loss", f"{prefix}layer_accuracy")
     lines = [line for line in read_metrics(folder) if names[1] in line]
+    sizes = {np.shape(line.get(name, 0)) for line in lines for name in names[1:]}
+    if len(sizes) > 1 or any(len(size) != 1 for size in sizes):
+        raise InputError(
+            f"{folder / METRICS}: its lines have other numbers of layers ({sorted(sizes)}); give "
+            "the folder of one run"
+        )
     return Curves(*(np.asarray([line[name] for line in lines]) for name in names))
 
 

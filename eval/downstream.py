@@ -30,7 +30,7 @@ from daisy_jax.console.terminal import run_command, say, shown_after
 from daisy_jax.data.corpus import corpus_name
 from daisy_jax.exits import fixed_layer
 from daisy_jax.reporting import followed
-from daisy_jax.study.evaluated_runs import Result, input_cells, rule_cells, rule_header
+from daisy_jax.study.evaluated_runs import Result, fields_of, input_cells, rule_cells, rule_header
 from daisy_jax.tasks.evaluation import (
     Choice,
     at_ratio,
@@ -44,7 +44,7 @@ from daisy_jax.tasks.evaluation import (
 from daisy_jax.tasks.task_data import TaskData, open_examples, with_features
 from daisy_jax.tasks.trained_heads import TrainedHead, load_head, require_trunk
 from daisy_jax.tasks.training import Evaluator
-from daisy_jax.whole_files import checked, files_digest, read_json, write_json, write_rows
+from daisy_jax.whole_files import checked, read_json, write_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,7 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "exits": head.exits,
         "decoder": task.decoding,
         "device": device,
-        "measures": {name: measure._asdict() for name, measure in task.measures.items()},
+        "measures": {name: fields_of(measure) for name, measure in task.measures.items()},
         "unprocessed": unprocessed(data),
         "rows": rows,
     }
@@ -208,9 +208,7 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     body += [rule_cells(task.measures, row) for row in rows]
     folder = run / FOLDERS[config.part]
     with shown_after("\n".join(lines + table(rule_header(task.measures), body))):
-        write_rows(folder / "utterances.parquet", utterances)
-        result["utterances_sha256"] = files_digest([folder / "utterances.parquet"])
-        write_json(folder / "results.json", result)  # last, so that its rows are there
+        write_results(folder, result, utterances)
     say(f"written: {folder / 'results.json'}, {folder / 'utterances.parquet'}")
 
 

@@ -30,7 +30,7 @@ from daisy_jax.data.batches import WholeBatches, read_whole
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.reporting import followed
 from daisy_jax.tasks.trained_heads import TrainedHead, load_head, require_trunk
-from daisy_jax.whole_files import write_json
+from daisy_jax.whole_files import json_text, whole_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,7 +116,11 @@ def main() -> None:
     folder, name = pathlib.Path(config.output), config.model or "daisy-tiny"
     with shown_after("\n".join(table(header, body))):
         if config.output:
-            write_json(folder / "entropy.json", {"model": name, "sets": sets})
+            content = json_text({"model": name, "sets": sets})
+            with whole_files(folder / "entropy.json", replaces=[folder / "entropy.png"]) as (
+                partial,
+            ):
+                partial.write_text(content, encoding="utf-8")
     if config.output:
         say(f"written: {folder / 'entropy.json'}")
         save_picture(folder / "entropy.png", lambda: draw(lines, name))

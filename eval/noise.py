@@ -48,7 +48,7 @@ from daisy_jax.data.noisy_folder import LOG, NoisyFile, log_of, write_log
 from daisy_jax.exits import ExitRule, span_rules
 from daisy_jax.study.noise_results import EVERY_LAYER, RuleResults, Study, results
 from daisy_jax.study.noise_study import Condition, measure
-from daisy_jax.whole_files import write_json, write_rows, write_text
+from daisy_jax.whole_files import whole_files, write_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +133,10 @@ def main() -> None:
         return
     files = pictures(study, asr, folder)
     text = "\n".join([*report(study, numbers, files), *asr.with_picture(files)]) + "\n"
-    write_text(folder / "report.md", text)
     page = html_page("Noise study", text, folder, list(files.values()))
-    write_text(folder / "report.html", page)
+    with whole_files(folder / "report.md", folder / "report.html") as (markdown, html):
+        markdown.write_text(text, encoding="utf-8")
+        html.write_text(page, encoding="utf-8")
     say(f"written: {folder / 'report.html'}, and beside it what it was made of")
 
 
@@ -229,7 +230,6 @@ def write(
         for condition in study.conditions
     }
     content |= {"rules": [dataclasses.asdict(rule) for rule in rules], "asr": asr}
-    write_json(folder / "results.json", content)
     rows = []
     for condition in study.conditions:
         columns = (condition.names, condition.samples, condition.entropy, condition.agreement)
@@ -237,8 +237,8 @@ def write(
             row = {"condition": condition.kind, "snr": condition.snr, "name": name}
             row |= {"samples": int(samples), "entropy": entropy.tolist()}
             rows.append(row | {"agreement": agreement.tolist()})
-    write_rows(folder / "utterances.parquet", rows)
-    (folder / LOG).unlink(missing_ok=True)  # of an earlier study
+    pages = [folder / "report.md", folder / "report.html", *folder.glob("*.png"), folder / LOG]
+    write_results(folder, content, rows, replaces=pages)  # which would be of an earlier study
     if log:
         write_log(folder, log)
 

@@ -34,7 +34,7 @@ from daisy_jax.study.evaluated_runs import (
 )
 from daisy_jax.tasks.evaluation import Row
 from daisy_jax.tasks.presets import TASKS, read_table1
-from daisy_jax.whole_files import write_json, write_text
+from daisy_jax.whole_files import json_text, whole_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,11 +78,13 @@ def main() -> None:
     folder = pathlib.Path(config.output)
     with shown_after(text):
         if config.output:
-            write_text(folder / "report.md", text + "\n")
             rows = read_table1().rows
             paper = {task: rows.get(task, {}) for task in by_task}
             results = [each.result for each in evaluations]
-            write_json(folder / "report.json", {"results": results, "paper": paper})
+            names = [folder / "report.md", folder / "report.json"]
+            with whole_files(*names, replaces=[folder / "figure3.png"]) as (markdown, numbers):
+                markdown.write_text(text + "\n", encoding="utf-8")
+                numbers.write_text(json_text({"results": results, "paper": paper}), "utf-8")
     if config.output:
         say(f"written: {folder / 'report.md'}, {folder / 'report.json'}")
         save_picture(folder / "figure3.png", lambda: draw(by_task))
@@ -267,7 +269,7 @@ def draw(by_task: dict[str, list[Evaluated]]) -> "Figure":
                     marker = markers[str(row["value"])]
                 measured, time = row["measures"][name], row["time_saved"]
                 value, (low, high) = measured["value"], measured["interval"]
-                if marker is None or time is None or value is None:
+                if marker is None or time is None or value is None or low is None or high is None:
                     continue
                 axis.errorbar(
                     100 * time["value"],

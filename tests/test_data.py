@@ -506,7 +506,7 @@ def test_labels_of_a_crop_are_those_of_its_frames():
 
 
 def test_labels_of_another_corpus_are_refused():
-    with pytest.raises(ValueError, match="4 labels for 5 frames"):
+    with pytest.raises(InputError, match="4 labels for 5 frames"):
         LabelsInOrder(numbered(1_999), np.zeros(4, int))
 
 

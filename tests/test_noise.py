@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import platform
 
 import made_corpora
 import numpy as np
@@ -448,6 +449,30 @@ def test_the_same_seed_gives_the_same_files_and_an_interrupted_folder_is_finishe
     assert make(*arguments).returncode == 0
     assert (second / "mixtures.tsv").read_text() == (first / "mixtures.tsv").read_text()
     assert len(list(second.rglob("*.flac"))) == 14
+
+
+def test_what_a_kill_left_is_no_other_folder(corpora, paper, tmp_path):
+    (tmp_path / "out" / f".{platform.node()}-999999999-abcdefgh.partial").mkdir(parents=True)
+    assert make(*paper[0][:-1], tmp_path / "out").returncode == 0
+
+
+def test_files_that_are_gone_or_cut_are_made_again(corpora, paper, tmp_path):
+    arguments = [*paper[0][:-1], tmp_path / "out"]
+    assert make(*arguments).returncode == 0
+    gone, cut, *others = sorted((tmp_path / "out").rglob("*.flac"))
+    contents = {path: path.read_bytes() for path in (gone, cut)}
+    gone.unlink()
+    cut.write_bytes(contents[cut][:2])
+    before = {path: path.stat().st_mtime_ns for path in others}
+    assert make(*arguments).returncode == 0
+    assert {path: path.read_bytes() for path in contents} == contents
+    assert {path: path.stat().st_mtime_ns for path in others} == before
+
+
+def test_a_folder_inside_the_clean_corpus_is_refused(corpora, paper):
+    done = make(*paper[0][:-1], corpora / "LibriSpeech" / "noisy")
+    assert done.returncode == 1
+    assert "of which it would be a part; give a folder elsewhere" in done.stderr
 
 
 def test_every_level_is_a_split_of_its_own(corpora):

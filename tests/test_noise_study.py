@@ -31,6 +31,7 @@ from daisy_jax.study.noise_study import (
     snr_correlation,
     spread,
 )
+from daisy_jax.whole_files import write_results
 
 RULE = ExitRule("every layer", 1.0, np.ones(3, bool))
 
@@ -404,7 +405,9 @@ EVALUATED = {
     **dict.fromkeys(("run", "task", "title", "device"), "asr"),
     **dict.fromkeys(("whole", "decoder"), None),
     **dict.fromkeys(("training_utterances", "utterances", "hours"), 24),
-    **{key: {} for key in ("upstream", "measures", "unprocessed")},
+    "upstream": {"path": "", "digest": "", "layers": 3, "dim": 8},
+    "measures": {"wer": {"title": "WER", "unit": "%", "higher_is_better": False, "scale": 100.0}},
+    "unprocessed": {},
     "mean_entropy": [],
     "exits": {
         **{"format": "daisy_jax_exits/1", "exit_counts": [], "forced_counts": []},
@@ -412,10 +415,12 @@ EVALUATED = {
     },
 }
 """What is not looked at here of results.json."""
+TRAINED = {"steps": 1, "batch_size": 1, "learning_rate": 0.1}
+SETTINGS = TRAINED | {"preset": "superb", "ratio": None, "full": False, "settings": TRAINED}
 ROW = {
     **dict.fromkeys(("value", "forced", "time_saved"), None),
     **dict.fromkeys(("mean_exit_layer", "layers_saved", "multiply_adds_saved"), 0.5),
-    "measures": {},
+    "measures": {"wer": {"value": 0.5, "interval": [0.4, 0.6], "undefined": 0}},
 }
 
 
@@ -436,17 +441,14 @@ def test_recognition_under_noise_is_read_from_evaluated_runs(there, tmp_path):
             "trained": trained,
             "trained_on": "made",
             "tested_on": "made test",
-            "settings": {"layer": 2 if name == "layer" else None},
+            "settings": SETTINGS | {"layer": 2 if name == "layer" else None},
             "rows": [
                 ROW | {"rule": rule, "kind": kind, "threshold": 0.5, "allowed": [1, 2, 3]}
                 for rule, kind in kinds.items()
             ],
         }
         place = tmp_path / name / "evaluation"
-        place.mkdir(parents=True)
-        (place / "results.json").write_text(json.dumps(result))
-        table = pyarrow.Table.from_pylist([{"rule": rule, **row} for rule in kinds for row in rows])
-        pyarrow.parquet.write_table(table, place / "utterances.parquet")
+        write_results(place, result, [{"rule": rule, **row} for rule in kinds for row in rows])
     arguments = ["--asr", tmp_path / "layer", tmp_path / "ratio", "--output", tmp_path / "out"]
     done = noise_script(there, *arguments)
     assert done.returncode == 0, done.stderr
@@ -462,8 +464,9 @@ def test_recognition_under_noise_is_read_from_evaluated_runs(there, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png") == 5  # entropies, three ratios, figure 5
     # Runs that were tested on other files are not put beside each other.
-    path = tmp_path / "layer" / "evaluation" / "results.json"
-    path.write_text(path.read_text().replace("made test", "made dev"))
+    place = tmp_path / "layer" / "evaluation"
+    result = json.loads((place / "results.json").read_text()) | {"tested_on": "made dev"}
+    write_results(place, result, [{"rule": "static layer 2", **row} for row in static])
     done = noise_script(there, *arguments)
     assert done.returncode == 1
     assert "give runs of one corpus, evaluated on the same files" in done.stderr

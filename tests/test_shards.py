@@ -1,5 +1,7 @@
 """Whole corpora: every file exactly once, whatever is killed, cut off, repeated or full."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
@@ -281,6 +283,30 @@ def test_files_are_readable_for_whom_the_mask_says(extractor, listed, tmp_path):
     encode_shard(extractor, read_list(listed), 0, 3, tmp_path)
     modes = {path.stat().st_mode for path in (shard_file(tmp_path, 0), part_file(tmp_path, 0))}
     assert len(modes) == 1
+
+
+@pytest.mark.parametrize("npy", [False, True])
+def test_a_shard_that_is_made_again_and_stopped_is_not_half_another(
+    extractor, listed, tmp_path, monkeypatch, npy
+):
+    """Its part of the index must not speak of features that are no longer there."""
+    encode_shard(extractor, read_list(listed), 0, 1, tmp_path, npy=npy)
+    calls, replace = [], pathlib.Path.replace
+
+    def stopped(partial, target):
+        calls.append(target)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return replace(partial, target)
+
+    with monkeypatch.context() as context:
+        context.setattr(pathlib.Path, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            encode_shard(extractor, read_list(listed), 0, 1, tmp_path, npy=npy, retry=True)
+    with pytest.raises(InputError, match="no feature store there"):
+        FeatureStore(tmp_path)
+    encode_shard(extractor, read_list(listed), 0, 1, tmp_path, npy=npy)
+    assert FeatureStore(tmp_path).verify() == []
 
 
 def test_a_finished_shard_is_left_alone(extractor, listed, tmp_path):

@@ -109,6 +109,9 @@ def train(config: Config, device: str) -> None:
         num_classes = trunk.config.num_clusters
     else:
         num_classes = StoredLabels(stored, np.arange(0)).num_classes
+        changed = stored.verify()
+        if changed:
+            raise InputError(changed[0])
     trunk = parallel.replicate(trunk)
 
     # ---- data ----

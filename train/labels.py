@@ -67,7 +67,7 @@ def main() -> int:
             f"{corpus.names[longest]}: {seconds:.0f} s long; labels are those of utterances of up "
             "to a minute, so split it"
         )
-    store = extract_corpus(config.output, extractor, corpus, config.data)
+    store = extract_corpus(config.output, extractor, corpus, config.data, verify=True)
     labelled, _ = store.of(corpus)  # says which utterances could not be read
     failed = len(corpus.names) - len(labelled.names)
     say(f"{config.output}: labels of {len(labelled.names)} utterances, {failed} missing")

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from daisy_jax import audio
 from daisy_jax.data.durations import Entry, measure
-from daisy_jax.data.file_list import SUFFIXES, sound_files
+from daisy_jax.data.file_list import SUFFIXES, nameable, sound_files
 from daisy_jax.data.prepared import INDEX, PreparedCorpus
 from daisy_jax.data.tfds import TfdsCorpus, dataset_name, is_tfds_folder
 from daisy_jax.errors import InputError
@@ -62,7 +62,7 @@ class FolderCorpus:
     def __init__(self, folder: pathlib.Path, files: list[pathlib.Path], entries: list[Entry]):
         """Files that can be used, and what `measure` found in each."""
         self._files, self._rates = files, [entry.rate for entry in entries]
-        self.names = [str(file.relative_to(folder)) for file in files]
+        self.names = [nameable(str(file.relative_to(folder))) for file in files]
         self.lengths = np.asarray([entry.samples for entry in entries], np.int64)
 
     def read(self, index: int, start: int, samples: int) -> Waveform:

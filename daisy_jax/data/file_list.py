@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, require_file
 from daisy_jax.reporting import leave_out_item
 from daisy_jax.whole_files import is_inside, read_text
 
@@ -29,20 +29,29 @@ SUFFIXES = (
 def sound_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
     """All sound files below a folder, by name; links to folders are not followed.
 
-    A folder that cannot be listed is left out.
+    A folder that cannot be listed, a pipe and a link that leads nowhere are left out.
     """
     found, folders = [], [pathlib.Path(folder)]
     while folders:  # no recursion, for folders may be nested more deeply than calls
         here = folders.pop()
         try:
-            with os.scandir(here) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(here / entry.name)
-                    elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
-                        found.append(here / entry.name)
+            with os.scandir(here) as listed:
+                entries = list(listed)
         except OSError as error:
             leave_out_item(here, error)
+            continue
+        for entry in entries:
+            path = here / entry.name
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
+                elif path.suffix.lower() in SUFFIXES and not entry.is_dir():
+                    if not entry.is_file():
+                        entry.stat()  # raises for a link that leads nowhere
+                        require_file(path)
+                    found.append(path)
+            except (OSError, InputError) as error:
+                leave_out_item(path, error)
     return sorted(found)
 
 
@@ -92,13 +101,13 @@ def read_list(path: str | pathlib.Path) -> FileList:
     """
     head, *lines = read_text(path, errors="surrogateescape").split("\n")
     folder = pathlib.Path(head)
-    if not head or head != _nameable(head) or not folder.is_dir():
+    if not head or head != nameable(head) or not folder.is_dir():
         raise InputError(
-            f"{path}: its first line is {_nameable(head)[:80]!r}; it must be a folder, and the "
+            f"{path}: its first line is {nameable(head)[:80]!r}; it must be a folder, and the "
             "other lines paths below it (fairseq's manifest format)"
         )
     pairs = [line.partition("\t")[::2] for line in lines]
-    rows = [(_nameable(str(pathlib.PurePath(name))), number) for name, number in pairs if name]
+    rows = [(nameable(str(pathlib.PurePath(name))), number) for name, number in pairs if name]
     if not rows:
         raise InputError(f"{path}: lists no file")
     for name, _ in rows:
@@ -111,8 +120,8 @@ def read_list(path: str | pathlib.Path) -> FileList:
     return FileList(folder.resolve(), names, samples, len(rows) - len(names))
 
 
-def _nameable(name: str) -> str:
-    """The name with what is neither UTF-8 nor text escaped."""
+def nameable(name: str) -> str:
+    """The name with what is neither UTF-8 nor text escaped, so that any table can hold it."""
     return "".join(
         f"\\x{ord(character) & 0xFF:02x}"
         if unicodedata.category(character) in ("Cc", "Cs")

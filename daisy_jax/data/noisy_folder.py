@@ -5,17 +5,21 @@ Beside the files, in the clean corpus' layout, lie `mixtures.tsv`, a line a file
 folder is whole.
 """
 
+import contextlib
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from daisy_jax import audio
 from daisy_jax.data.corpus import Waveform
+from daisy_jax.data.file_list import nameable
 from daisy_jax.data.noisy_corpus import CLEAN, NoisyCorpus
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import followed, leave_out_item
 from daisy_jax.whole_files import (
     differences,
+    is_unused,
     read_json,
     read_text,
     whole_files,
@@ -41,6 +45,8 @@ class NoisyFile(NamedTuple):
     """Its first sample, at 16 kHz."""
     scale: float | None
     """What the sum was multiplied with so that it does not exceed full scale; None: not known."""
+    size: int | None = None
+    """Bytes of the file; None: not known."""
 
 
 def write_noisy(
@@ -52,7 +58,8 @@ def write_noisy(
     """Writes 16-bit FLAC files, their log, and the clean corpus' transcripts beside them.
 
     Args:
-      folder: where; made if absent. One that was interrupted is made anew, file by file.
+      folder: where; made if absent. One that was interrupted is made anew, file by file; of a
+        whole one, the files that are missing.
       corpora: what to write, and each file's name below the folder.
       clean: the clean corpus' folder, for the transcripts (`*.trans.txt` beside the utterances).
       settings: what the mixtures depend on; kept in mixtures.json.
@@ -61,7 +68,8 @@ def write_noisy(
       The log.
 
     Raises:
-      InputError: the folder holds something else, or two files would have one name.
+      InputError: the folder holds something else, or lies in the clean corpus, or two files would
+        have one name.
       OSError: a file cannot be written.
     """
     folder = pathlib.Path(folder)
@@ -69,9 +77,9 @@ def write_noisy(
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{folder / double}: two utterances would have this name; rename one")
-    unprintable = next((name for name in names if not name.isprintable()), None)
-    if unprintable is not None:
-        raise InputError(f"{unprintable!r}: the log cannot hold this name; rename the file")
+    bad = next((name for name in names if nameable(name) != name), None)
+    if bad is not None:
+        raise InputError(f"{nameable(bad)}: the log cannot hold this name; rename the file")
     settings = {"format": FORMAT, **settings}
     if (folder / SETTINGS).is_file():
         changed = differences(
@@ -82,23 +90,33 @@ def write_noisy(
                 f"{folder}: holds mixtures of other settings ({', '.join(changed)}); give another "
                 "folder, or remove this one"
             )
-        if (folder / LOG).is_file():
-            return read_log(folder)
-    elif folder.exists() and any(folder.iterdir()):
+    elif not is_unused(folder):
         raise InputError(f"{folder}: holds something else; give a new folder")
+    inside = pathlib.Path(clean).resolve() in (folder.resolve(), *folder.resolve().parents)
+    if inside:
+        raise InputError(
+            f"{folder}: lies in {clean}, of which it would be a part; give a folder elsewhere"
+        )
+    whole = {row.name: row for row in _whole_rows(folder)}
+    jobs = [(corpus, i, name) for corpus, theirs in corpora for i, name in enumerate(theirs)]
+    if len(whole) == len(jobs) and (folder / LOG).is_file():
+        return read_log(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS, settings)
     rows = []
     folders = set()
-    jobs = [(corpus, i, name) for corpus, theirs in corpora for i, name in enumerate(theirs)]
     for corpus, index, name in followed(jobs, "mixing"):
+        if name in whole:
+            rows.append(whole[name])
+            continue
         try:
             waveform, scale = corpus.mixed(index)
         except Exception as error:
             leave_out_item(corpus.clean.names[index], error)
             continue
         _write(folder / name, waveform)
-        row = _row(corpus, index, name, scale)
+        size = (folder / name).stat().st_size
+        row = _row(corpus, index, name, scale)._replace(size=size)
         rows.append(row)
         folders.add((pathlib.Path(clean, row.clean).parent, (folder / name).parent))
     for origin, target in sorted(folders):
@@ -106,6 +124,16 @@ def write_noisy(
             shutil.copyfile(text, target / text.name)
     write_log(folder, rows)
     return rows
+
+
+def _whole_rows(folder: pathlib.Path) -> Iterator[NoisyFile]:
+    """The files of a log that are there as they were written; none without a log."""
+    if not (folder / LOG).is_file():
+        return
+    for row in read_log(folder):
+        with contextlib.suppress(OSError):
+            if (folder / row.name).stat().st_size == row.size or row.size is None:
+                yield row
 
 
 def log_of(corpus: NoisyCorpus) -> list[NoisyFile]:
@@ -125,7 +153,8 @@ def write_log(folder: pathlib.Path, rows: list[NoisyFile]) -> None:
     for row in rows:
         snr = "clean" if row.snr == CLEAN else f"{row.snr:g}"
         scale = "" if row.scale is None else f"{row.scale:.9g}"
-        lines.append("\t".join([row.name, row.clean, snr, row.noise, str(row.offset), scale]))
+        size = "" if row.size is None else str(row.size)
+        lines.append("\t".join([row.name, row.clean, snr, row.noise, str(row.offset), scale, size]))
     write_text(folder / LOG, "\n".join(lines) + "\n")
 
 
@@ -150,15 +179,19 @@ def read_log(folder: str | pathlib.Path) -> list[NoisyFile]:
     if not path.is_file():
         raise InputError(f"{folder}: no {LOG} there; make it with train/noisy.py")
     head, *lines = read_text(path).splitlines() or [""]
-    if head.split("\t") != list(NoisyFile._fields):
-        raise InputError(f"{path}: not a log of mixtures; make the folder again")
+    remedy = f"remove it, and train/noisy.py makes {folder} again"
+    fields = list(NoisyFile._fields)
+    if head.split("\t") not in (fields, fields[:-1]):  # earlier versions gave no size
+        raise InputError(f"{path}: not a log of mixtures; {remedy}")
     rows = []
     for line in lines:
         try:
-            name, clean, snr, noise, offset, scale = line.split("\t")
+            name, clean, snr, noise, offset, scale, *size = line.split("\t")
             decibels = CLEAN if snr == "clean" else float(snr)
             factor = float(scale) if scale else None
-            rows.append(NoisyFile(name, clean, decibels, noise, int(offset), factor))
+            bytes_written = int(size[0]) if size and size[0] else None
+            row = NoisyFile(name, clean, decibels, noise, int(offset), factor, bytes_written)
         except ValueError:
-            raise InputError(f"{path}: {line!r} is no line of it; make the folder again") from None
+            raise InputError(f"{path}: {line!r} is no line of it; {remedy}") from None
+        rows.append(row)
     return rows

@@ -20,10 +20,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from daisy_jax import audio
-from daisy_jax.data.file_list import sound_files
+from daisy_jax.data.file_list import nameable, sound_files
 from daisy_jax.errors import InputError, require_file
 from daisy_jax.reporting import followed, leave_out_item
-from daisy_jax.whole_files import files_digest, read_json, whole_files
+from daisy_jax.whole_files import files_digest, is_written_to, read_json, whole_files
 
 FORMAT = "daisy_jax_audio/1"
 INDEX = "index.json"
@@ -43,14 +43,23 @@ class _Index:
     """The file of samples, which earlier versions did not name."""
     sha256: str | None = None
     """Of that file."""
+    listed: str | None = None
+    """SHA-256 of names and lengths."""
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.lengths):
             raise ValueError("names and lengths do not belong together")
         if not all(0 <= length < MOST for length in self.lengths):
             raise ValueError(f"lengths must be 0 to {MOST} samples")
+        if self.listed is not None and self.listed != listed_digest(self.names, self.lengths):
+            raise ValueError("names and lengths are not those that were written")
         if pathlib.PurePath(self.samples).name != self.samples:
             raise ValueError(f"its samples {self.samples!r} do not lie beside it")
+
+
+def listed_digest(names: list[str], lengths: list[int]) -> str:
+    """SHA-256 of names and lengths."""
+    return hashlib.sha256(json.dumps([names, lengths]).encode()).hexdigest()
 
 
 class PreparedCorpus:
@@ -95,6 +104,14 @@ class PreparedCorpus:
         return self._samples[begin:end].astype(np.float32) / audio.FULL_SCALE
 
 
+def _samples_of(folder: pathlib.Path) -> str | None:
+    """The file of samples that an index names; None if there is no whole one."""
+    try:
+        return read_json(folder / INDEX, _Index, "prepare the folder again", FORMAT).samples
+    except (InputError, OSError):
+        return None
+
+
 def prepare(folders: Iterable[str | pathlib.Path], output: str | pathlib.Path) -> tuple[int, int]:
     """Decodes every sound file below `folders` into a prepared folder.
 
@@ -111,11 +128,13 @@ def prepare(folders: Iterable[str | pathlib.Path], output: str | pathlib.Path) -
       OSError: `output` cannot be written.
     """
     folders = [pathlib.Path(folder) for folder in folders]
+    output = pathlib.Path(output)
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give folders of sound files")
+        if folder.resolve() == output.resolve():
+            raise InputError(f"{output}: holds the sound files themselves; give another --output")
     files = [(folder, file) for folder in folders for file in sound_files(folder)]
-    output = pathlib.Path(output)
     samples = output / f"samples-{secrets.token_hex(4)}.int16"
     names, lengths, digest = [], [], hashlib.sha256()
     with whole_files(samples, output / INDEX) as (partial, index):
@@ -129,7 +148,7 @@ def prepare(folders: Iterable[str | pathlib.Path], output: str | pathlib.Path) -
                 content = audio.as_int16(waveform).astype("<i2").tobytes()
                 stream.write(content)
                 digest.update(content)
-                names.append(str(pathlib.Path(folder.name) / file.relative_to(folder)))
+                names.append(nameable(str(pathlib.Path(folder.name) / file.relative_to(folder))))
                 lengths.append(len(waveform))
         if not names:
             raise InputError(
@@ -140,11 +159,15 @@ def prepare(folders: Iterable[str | pathlib.Path], output: str | pathlib.Path) -
             "format": FORMAT,
             "samples": samples.name,
             "sha256": digest.hexdigest(),
+            "listed": listed_digest(names, lengths),
             "names": names,
             "lengths": lengths,
         }
         index.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    for earlier in [path for pattern in EARLIER for path in output.glob(pattern)]:
-        if earlier != samples:
-            earlier.unlink(missing_ok=True)
+    # Another process may be about to write the index that names its samples.
+    if not is_written_to(output):
+        named = _samples_of(output)
+        for path in {path for pattern in EARLIER for path in output.glob(pattern)}:
+            if path.name != named:
+                path.unlink(missing_ok=True)
     return len(names), len(files) - len(names)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from daisy_jax.data.corpus import Corpus, measured_files
+from daisy_jax.data.file_list import nameable
 from daisy_jax.errors import InputError
 from daisy_jax.whole_files import read_text
 
@@ -82,10 +83,12 @@ def open_voxceleb(
             f"{len(missing)} of {len(paths)} files of {listing} are missing, the first is "
             f"{missing[0]} below {' or '.join(map(str, roots))}; unpack the archives there"
         )
-    files = {copies[path][0]: _speaker(path) for path in paths}
-    corpus = measured_files(folder, list(files))
+    corpus = measured_files(folder, [copies[path][0] for path in paths])
+    speaker_of = {
+        nameable(str(copies[path][0].relative_to(folder))): _speaker(path) for path in paths
+    }
     numbers = {name: number for number, name in enumerate(names)}
-    speakers = [numbers[files[folder / name]] for name in corpus.names]
+    speakers = [numbers[speaker_of[name]] for name in corpus.names]
     return Speakers(corpus, np.asarray(speakers, np.int32), names)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from daisy_jax import audio, parallel
 from daisy_jax.data.corpus import Corpus, FolderCorpus, Selection, fingerprint, sound_fingerprint
 from daisy_jax.data.durations import READERS, Entry, open_file
-from daisy_jax.data.file_list import FileList, deal
+from daisy_jax.data.file_list import FileList, deal, nameable
 from daisy_jax.errors import InputError, said_of
 from daisy_jax.features.extractor import Extractor, model_source
 from daisy_jax.features.files import MAX_SECONDS
@@ -58,12 +58,26 @@ def plan_shards(sizes: Int[np.ndarray, " utterances"]) -> list[Int[np.ndarray, "
 
 
 def extract_corpus(
-    folder: str | pathlib.Path, extractor: Extractor, corpus: Corpus, root: str | pathlib.Path
+    folder: str | pathlib.Path,
+    extractor: Extractor,
+    corpus: Corpus,
+    root: str | pathlib.Path,
+    *,
+    verify: bool = False,
+    no_room: str = "make room, or give another folder",
 ) -> FeatureStore:
     """Makes a store of a corpus, or goes on with one that was interrupted, or opens a finished one.
 
     The corpus, which lies in `root`, has utterances of at most a minute. Those that cannot be read
     have no features; their rows say why, and who uses the store reports it.
+
+    Args:
+      folder: of the store.
+      extractor: model and content.
+      corpus: the utterances.
+      root: the corpus' folder.
+      verify: whether shards that are there are read, and made again if their bytes have changed.
+      no_room: what to do where the disk has no room.
 
     Raises:
       InputError: the disk has no room, or the folder holds another model's or corpus' features; or,
@@ -72,13 +86,12 @@ def extract_corpus(
     """
     folder = pathlib.Path(folder)
     for name in corpus.names:
-        if not name.isprintable():
-            shown = name.encode("utf-8", "backslashreplace").decode()
-            raise InputError(f"{shown}: no store can have this name; rename the file")
+        if nameable(name) != name:
+            raise InputError(f"{nameable(name)}: no store can have this name; rename the file")
     sizes = audio.frame_count(corpus.lengths) * extractor.bytes_per_frame
     members = plan_shards(sizes)
     source = extractor.source(corpus_source(corpus), len(members))
-    parts = [finished_part(folder, number, source) for number in range(len(members))]
+    parts = [finished_part(folder, number, source, verify) for number in range(len(members))]
     missing = [
         number
         for number, rows in enumerate(parts)
@@ -86,7 +99,8 @@ def extract_corpus(
     ]
     if missing:
         chosen = np.concatenate([members[number] for number in missing])
-        _require_room(folder, int(corpus.lengths[chosen].sum()), int(sizes[chosen].sum()))
+        length, size = int(corpus.lengths[chosen].sum()), int(sizes[chosen].sum())
+        _require_room(folder, length, size, no_room)
     for number in missing:
         part = Selection(corpus, members[number])
         rows = extractor.write_shard(folder, number, part, root, source)
@@ -97,7 +111,7 @@ def extract_corpus(
     return FeatureStore(folder)
 
 
-def _require_room(folder: pathlib.Path, samples: int, size: int) -> None:
+def _require_room(folder: pathlib.Path, samples: int, size: int, no_room: str) -> None:
     """Says how many bytes will be written, and refuses where there is no room for them."""
     above = folder.resolve()
     while not above.exists():
@@ -108,10 +122,7 @@ def _require_room(folder: pathlib.Path, samples: int, size: int) -> None:
     if parallel.is_first():
         logger.info("%s; %.0f GB are free", text, free / 1e9)
     if free < size + size // 50 + 10_000_000:
-        raise InputError(
-            f"{text}, and {free / 1e9:.3g} GB are free; make room, give another folder, or store "
-            "entropies alone (--cache=entropies) and run the trunk in each step"
-        )
+        raise InputError(f"{text}, and {free / 1e9:.3g} GB are free; {no_room}")
 
 
 def shard_size(items: int) -> int:
@@ -138,9 +149,9 @@ def encode_shard(
     """Encodes one shard of a list into one shard of a feature store, all of it or nothing.
 
     A shard that is there, has the bytes that were written, and whose files have the size and the
-    time that they had, is left as it is. So this may be
-    called for any shards in any order, again, and by several processes or machines at once, and in
-    the end each file is there exactly once. (Where two machines of different kinds write one shard
+    time that they had, is left as it is. So this may be called for any shards in any order, again,
+    and by several processes or machines at once, and in the end each file is there exactly once.
+    (Where two machines of different kinds write one shard
     at once, bytes and checksum may disagree; the next call sees it and makes the shard again.) When
     all shards are there, `FeatureStore` opens the folder.
 

@@ -81,6 +81,18 @@ class Part(NamedTuple):
     """What the features belong to."""
     sha256: str | None
     """Of the shard's files; None if it has none."""
+    size: int | None = None
+    """Bytes of the shard's files; None if it has none, and in earlier versions."""
+
+    def has_its_size(self, folder: pathlib.Path, number: int) -> bool:
+        """Whether the files of shard `number` are there and as long as they were written."""
+        if self.size is None:
+            return True
+        files = shard_files(folder, number, self.rows, self.source)
+        try:
+            return sum(file.stat().st_size for file in files) == self.size
+        except OSError:
+            return False
 
     def is_whole(self, folder: pathlib.Path, number: int) -> bool:
         """Whether the bytes of shard `number` are those that were written."""
@@ -135,7 +147,7 @@ def write_shard(
     # at the parts alone, and so never see half a shard. The digest inside the part tells a shard of
     # which one machine's file and another one's part have stayed.
     try:
-        with whole_files(*files, part) as (*partials, table):
+        with whole_files(*files, part, replaces=[part]) as (*partials, table):
             if source.get("layout") == "npy":
                 for row, partial in zip((row for row in rows if row.frames), partials, strict=True):
                     value = features[row.id]
@@ -145,6 +157,7 @@ def write_shard(
                 save_file(contiguous(features), partials[0], {"format": FORMAT})
             if features:
                 kept["sha256"] = str(files_digest(partials))
+                kept["bytes"] = str(sum(partial.stat().st_size for partial in partials))
             written = pyarrow.Table.from_pylist([row._asdict() for row in rows], _schema())
             kept["rows"] = _rows_digest(written, kept)
             metadata = {FORMAT: json.dumps(kept)}
@@ -167,8 +180,8 @@ def finished_part(
 ) -> list[Row] | None:
     """The rows of a shard that is there already; None if it is not.
 
-    With `verify` it is taken for missing if its bytes are not those that were written, or if its
-    part of the index cannot be read.
+    It is taken for missing if its files are not as long as they were written; with `verify` also if
+    their bytes are others, or if its part of the index cannot be read.
 
     Raises:
       InputError: it belongs to something else than `source`.
@@ -189,7 +202,8 @@ def finished_part(
             f"{folder}: holds features of something else ({said}); give another folder, or remove "
             "this one"
         )
-    return part.rows if not verify or part.is_whole(folder, number) else None
+    whole = part.is_whole if verify else part.has_its_size
+    return part.rows if whole(folder, number) else None
 
 
 def _schema() -> "pyarrow.Schema":
@@ -225,11 +239,13 @@ def read_part(path: pathlib.Path) -> Part:
         rows = source.pop("rows", None)
         if rows is not None and rows != _rows_digest(table, source):
             raise ValueError("its rows are not those that were written")
-        digest = source.pop("sha256", None)
+        digest, size = source.pop("sha256", None), source.pop("bytes", None)
         # Parts of earlier versions have no size and no time.
         types = [field for field in _schema() if field.name in table.column_names]
         held = table.cast(pyarrow.schema(types)).to_pylist()
-        part = Part([Row(**row) for row in held], source, digest)
+        part = Part(
+            [Row(**row) for row in held], source, digest, None if size is None else int(size)
+        )
         _check(part.rows, int(path.stem))
         return part
     except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:

@@ -66,13 +66,15 @@ class FeatureStore:
         """What is stored: of 0 to L, none if there are only entropies; or one of "exit", "pooled",
         "labels" and "units"."""
         self._npy = self.source.get("layout") == "npy"
-        lacking = [
-            shard_file(self.folder, number)
-            for number in {row.shard for row in self.rows if row.frames}
-            if self.items and not self._npy and not shard_file(self.folder, number).is_file()
-        ]
-        if lacking:
-            raise InputError(f"{lacking[0]}: is missing; remove its part of the index, too")
+        for path, part, number in zip(paths, parts, numbers, strict=True):
+            used = self.items and not self._npy and any(row.frames for row in part.rows)
+            there = shard_file(self.folder, number).is_file()
+            if used and not (there and part.has_its_size(self.folder, number)):
+                fault = "is cut off" if there else "is missing"
+                raise InputError(
+                    f"{shard_file(self.folder, number)}: {fault}; remove {path}, and its shard is "
+                    "made again"
+                )
         self.frames = np.asarray([row.frames for row in self.rows], np.int32)
         self.entropy = np.asarray([row.entropy for row in self.rows if row.frames], np.float32)
         """float32 [readable utterances, L]."""
@@ -186,7 +188,12 @@ class StoredLabels:
                 f"{store.folder}: holds {', '.join(map(str, store.items)) or 'entropies'} and no "
                 "labels; give a folder that train/labels.py made"
             )
-        self.num_classes = int(store.source["classes"])
+        classes = store.source.get("classes", "")
+        if not classes.isdecimal():
+            raise InputError(
+                f"{store.folder}: does not say how many classes there are; make the store again"
+            )
+        self.num_classes = int(classes)
         self._store, self._numbers = store, numbers
 
     def part(self, indices: Int[np.ndarray, " chosen"]) -> "StoredLabels":

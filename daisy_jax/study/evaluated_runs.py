@@ -11,7 +11,54 @@ from daisy_jax.tasks.evaluation import Row
 from daisy_jax.tasks.metrics import Sums, paired_interval, quotient
 from daisy_jax.tasks.task import Measure
 from daisy_jax.tasks.trained_heads import ExitCounts
-from daisy_jax.whole_files import files_digest, read_json
+from daisy_jax.whole_files import RESULTS, checked, read_results
+
+
+class _Upstream(TypedDict):
+    """The trunk."""
+
+    path: str
+    digest: str
+    layers: int
+    dim: int
+
+
+class _Preset(TypedDict):
+    """What is looked at of a run's preset."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+class _Settings(_Preset):
+    """What is looked at of a run's config.json."""
+
+    preset: str
+    settings: _Preset
+    """The preset itself."""
+    ratio: float | None
+    threshold: NotRequired[float | None]
+    """This one and the next two earlier versions do not have."""
+    compute_of_layer: NotRequired[int | None]
+    normalize: NotRequired[bool]
+    layer: int | None
+    full: bool
+
+
+class _Measure(TypedDict):
+    """The fields of a `Measure`."""
+
+    title: str
+    unit: str
+    higher_is_better: bool
+    scale: float
+
+
+def fields_of(measure: Measure) -> _Measure:
+    """As results.json holds it."""
+    title, unit, higher_is_better, scale = measure
+    return {"title": title, "unit": unit, "higher_is_better": higher_is_better, "scale": scale}
 
 
 class Result(TypedDict):
@@ -30,21 +77,17 @@ class Result(TypedDict):
     tested_on: str
     utterances: int
     hours: float
-    upstream: dict[str, str | int]
-    """Path, digest, layers and dim of the trunk."""
+    upstream: _Upstream
     settings: dict[str, Any]
     """The run's config.json."""
     mean_entropy: list[float]
     exits: ExitCounts
     decoder: str | None
     device: str
-    measures: dict[str, dict[str, Any]]
-    """The fields of each `Measure`."""
+    measures: dict[str, _Measure]
     unprocessed: dict[str, float]
     """Measures of the input itself, where the task has such."""
     rows: list[Row]
-    utterances_sha256: NotRequired[str | None]
-    """Of utterances.parquet; earlier versions have none."""
 
 
 class Evaluated(NamedTuple):
@@ -67,23 +110,18 @@ def read_evaluation(run: pathlib.Path) -> Evaluated | None:
     Raises:
       InputError: it is cut off, or of an older version.
     """
-    import pyarrow
-    import pyarrow.parquet
-
-    path = run / "evaluation" / "results.json"
-    if not path.is_file():
+    folder = run / "evaluation"
+    if not (folder / RESULTS).is_file():
         return None
-    try:
-        result = read_json(path, Result, f"evaluate {run} again")
-        beside = path.with_name("utterances.parquet")
-        digest = result.get("utterances_sha256")
-        if digest is not None and files_digest([beside]) != digest:
-            raise InputError(
-                f"{beside}: is of another evaluation, or has changed; evaluate {run} again"
-            )
-        table = pyarrow.parquet.read_table(beside)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path.parent}: not whole ({error}); evaluate {run} again") from None
+    remedy = f"evaluate {run} again"
+    result, table = read_results(folder, Result, remedy)
+    checked(f"{folder / RESULTS}, settings", result["settings"], _Settings, remedy)
+    if (
+        not result["rows"]
+        or not result["measures"]
+        or any(row["measures"].keys() != result["measures"].keys() for row in result["rows"])
+    ):
+        raise InputError(f"{folder / RESULTS}: its rows have other measures than it; {remedy}")
     columns = {name: table[name].to_numpy() for name in table.column_names}
     utterances = {}
     for row in result["rows"]:

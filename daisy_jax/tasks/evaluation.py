@@ -185,7 +185,7 @@ class MeasuredValue(TypedDict):
     """A measure of a whole part of a corpus; None in the place of what is not defined."""
 
     value: float | None
-    interval: Sequence[float]
+    interval: tuple[float | None, float | None]
     """Both ends, 95 %; None where the value is."""
     undefined: int
     """Utterances for which it is not defined."""
@@ -196,7 +196,7 @@ class TimeSaved(TypedDict):
 
     value: float
     """Share of it."""
-    interval: Sequence[float]
+    interval: tuple[float, float]
     """Both ends, 95 %."""
     utterances: int
     """So many were timed."""

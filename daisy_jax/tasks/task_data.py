@@ -125,6 +125,8 @@ def with_features(
             Extractor(trunk, contents.layers(items)),
             examples.corpus,
             folder,
+            no_room="make room, give another folder (--features), or train with entropies alone "
+            "(train/downstream.py --cache=entropies), which runs the trunk in each step",
         )
     return TaskData(task, examples, store, parallel.replicate(trunk) if live else None)
 

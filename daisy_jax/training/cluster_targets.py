@@ -122,8 +122,21 @@ def load_targets(
     path: pathlib.Path,
 ) -> tuple[Int[np.ndarray, " all_frames"], Float[np.ndarray, "clusters features"]]:
     """Labels and centroids that `save_targets` wrote; an InputError if the file is damaged."""
-    labels, centroids = read_arrays(path, "labels", "centroids")
-    return labels, numbers_of(path, centroids)
+    remedy = "remove it, and train/pretrain.py --resume makes it again"
+    try:
+        labels, found = read_arrays(path, "labels", "centroids")
+        centroids = numbers_of(path, found)
+    except InputError as error:
+        raise InputError(f"{error} ({remedy})") from None
+    if labels.dtype.kind not in "iu" or labels.ndim != 1 or centroids.ndim != 2:
+        shapes = f"labels {labels.dtype} {labels.shape}, centroids {centroids.shape}"
+        raise InputError(f"{path}: holds {shapes}, no numbers of clusters; {remedy}")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(centroids):
+        raise InputError(
+            f"{path}: its labels are {labels.min()} to {labels.max()} of {len(centroids)} clusters;"
+            f" {remedy}"
+        )
+    return labels, centroids
 
 
 class LabelsInOrder:
@@ -132,7 +145,10 @@ class LabelsInOrder:
     def __init__(self, corpus: Corpus, labels: Int[np.ndarray, " all_frames"]):
         counts = audio.frame_count(corpus.lengths)
         if counts.sum() != len(labels):
-            raise ValueError(f"{len(labels)} labels for {counts.sum()} frames")
+            raise InputError(
+                f"targets: {len(labels)} labels for {counts.sum()} frames; remove targets.npz, and "
+                "train/pretrain.py --resume makes it again"
+            )
         self._labels, self._starts = labels, np.cumsum(counts) - counts
 
     def read(self, index: int, frames: slice) -> Int[np.ndarray, " frames"]:

@@ -7,19 +7,27 @@ import importlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
-from daisy_jax.whole_files import parse_json, read_text, write_text
+from daisy_jax.whole_files import checked, parse_json, read_text, write_text
 
 METRICS, TENSORBOARD = "metrics.jsonl", "events"
 
 Values: TypeAlias = Mapping[str, float | list[float]]
 """A line: numbers, and lists of numbers such as those of each layer."""
 _Line: TypeAlias = dict[str, int | float | list[float]]
+
+
+class _Step(TypedDict):
+    """What every line has."""
+
+    step: int
+
+
 Metrics: TypeAlias = Mapping[str, Array | np.ndarray | np.generic | float | list[float]]
 """What a step returns, still on the device, or what a checkpoint has kept of it."""
 
@@ -71,11 +79,14 @@ def read_metrics(folder: pathlib.Path) -> list[Values]:
     path = folder / METRICS
     if not path.is_file():
         return []
-    return [
-        parse_json(f"{path}:{number}", line, _Line, "remove this line")
-        for number, line in enumerate(read_text(path).splitlines(keepends=True), 1)
-        if line.endswith("\n")
-    ]
+    lines = []
+    for number, text in enumerate(read_text(path).splitlines(keepends=True), 1):
+        if text.endswith("\n"):
+            place = f"{path}:{number}"
+            line = parse_json(place, text, _Line, "remove this line")
+            checked(place, line, _Step, "remove this line")
+            lines.append(line)
+    return lines
 
 
 def one_number(value: float | list[float]) -> float:

@@ -27,7 +27,7 @@ from jaxtyping import PyTree
 
 from daisy_jax import parallel
 from daisy_jax.checkpoints import fill, named_leaves
-from daisy_jax.errors import InputError
+from daisy_jax.errors import InputError, require_file
 from daisy_jax.reporting import logger
 from daisy_jax.training.metrics_log import Metrics, MetricsLog, Values, as_numbers
 from daisy_jax.whole_files import arrays_digest, differences, read_json, write_text
@@ -176,6 +176,10 @@ class Run:
         """The state of one checkpoint, in the place of `state`, and its recent metrics."""
         import orbax.checkpoint as ocp
 
+        place = self.folder / CHECKPOINTS / str(step)
+        for path in place.rglob("*"):  # reading a pipe would never end
+            if not path.is_dir():
+                require_file(path)
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
             named_leaves(state),
@@ -190,14 +194,14 @@ class Run:
         except Exception as error:  # of Orbax, TensorStore, zstd, JSON
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"{self.folder / CHECKPOINTS / str(step)}: not a whole checkpoint ({reason:.80}); "
+                f"{place}: not a whole checkpoint ({reason:.80}); "
                 "remove this folder, and --resume takes the one before"
             ) from error
         found = fill(state, restored["state"])
         written = restored["config"].get(DIGEST)  # which earlier versions did not write
         if written is not None and written != state_digest(found):
             raise InputError(
-                f"{self.folder / CHECKPOINTS / str(step)}: its numbers are not those that were "
+                f"{place}: its numbers are not those that were "
                 "saved; remove this folder, and --resume takes the one before"
             )
         return found, restored["config"].get("recent", [])

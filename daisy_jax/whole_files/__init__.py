@@ -17,6 +17,7 @@ from daisy_jax.whole_files.reading import (
     read_numbers,
     read_text,
 )
+from daisy_jax.whole_files.results import RESULTS, read_results, write_results
 from daisy_jax.whole_files.tensors import (
     TENSORS,
     arrays_digest,
@@ -25,9 +26,17 @@ from daisy_jax.whole_files.tensors import (
     read_tensors,
     write_folder,
 )
-from daisy_jax.whole_files.writing import whole_files, write_json, write_rows, write_text
+from daisy_jax.whole_files.writing import (
+    is_unused,
+    is_written_to,
+    json_text,
+    whole_files,
+    write_json,
+    write_text,
+)
 
 __all__ = [
+    "RESULTS",
     "TENSORS",
     "arrays_digest",
     "checked",
@@ -35,6 +44,9 @@ __all__ = [
     "differences",
     "files_digest",
     "is_inside",
+    "is_unused",
+    "is_written_to",
+    "json_text",
     "numbers_of",
     "parse_json",
     "read_array",
@@ -42,11 +54,12 @@ __all__ = [
     "read_folder",
     "read_json",
     "read_numbers",
+    "read_results",
     "read_tensors",
     "read_text",
     "whole_files",
     "write_folder",
     "write_json",
-    "write_rows",
+    "write_results",
     "write_text",
 ]

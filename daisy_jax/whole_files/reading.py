@@ -158,10 +158,15 @@ def differences(
 
 
 def files_digest(paths: Iterable[pathlib.Path]) -> str | None:
-    """SHA-256 of the bytes of some files, one after the other; None if one is missing."""
+    """SHA-256 of the bytes of some files, one after the other; None if one is missing.
+
+    Raises:
+      InputError: one is a pipe, a device or a folder.
+    """
     digest = hashlib.sha256()
     try:
         for path in paths:
+            require_file(path)
             with open(path, "rb") as stream:
                 while block := stream.read(1 << 22):
                     digest.update(block)

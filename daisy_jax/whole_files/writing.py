@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from safetensors import SafetensorError
 
@@ -27,11 +27,14 @@ ABANDONED = 7 * 86_400
 
 
 @contextlib.contextmanager
-def whole_files(*paths: pathlib.Path) -> Iterator[tuple[pathlib.Path, ...]]:
+def whole_files(
+    *paths: pathlib.Path, replaces: Iterable[pathlib.Path] = ()
+) -> Iterator[tuple[pathlib.Path, ...]]:
     """Yields paths to write to; when the block ends, they take the places of `paths` in this order.
 
     Folders are made if absent. Paths that were not written to are left out. If the block raises,
-    nothing takes any place, and what was written is removed.
+    nothing takes any place, and what was written is removed. What `replaces` names is removed
+    before: files that would not belong to the new ones.
 
     Raises:
       OSError: a path cannot be written, or is a folder; it names the path.
@@ -53,6 +56,8 @@ def whole_files(*paths: pathlib.Path) -> Iterator[tuple[pathlib.Path, ...]]:
         partials[0].unlink()
         yield partials
         with delayed_signals():  # not between two that belong together
+            for path in replaces:
+                path.unlink(missing_ok=True)
             for path, partial in zip(paths, partials, strict=True):
                 if partial.exists():
                     partial.chmod(mode)  # safetensors lets the owner alone read
@@ -80,6 +85,19 @@ def _of_target(
         if partial in name.parents:
             name = folder / name.name
     return OSError(error.errno, error.strerror or os.strerror(error.errno), str(name))
+
+
+def is_written_to(folder: pathlib.Path) -> bool:
+    """Whether a process is writing a file of this folder, or was killed while it did."""
+    return any(folder.glob(".*-*.partial"))
+
+
+def is_unused(folder: pathlib.Path) -> bool:
+    """Whether nothing is in a folder but what dead processes began to write."""
+    if not folder.exists():
+        return True
+    _sweep(folder)
+    return not any(folder.iterdir())
 
 
 def _sweep(folder: pathlib.Path) -> None:
@@ -111,16 +129,12 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def write_json(path: pathlib.Path, content: object) -> None:
     """Writes a JSON file as a whole. NaN and infinities, which JSON does not have, become null."""
-    write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(content))
 
 
-def write_rows(path: pathlib.Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Writes rows of a table as a whole Parquet file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    with whole_files(path) as (partial,):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial)
+def json_text(content: object) -> str:
+    """The content of a JSON file, as `write_json` writes it."""
+    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
 
 
 def _finite(content: object) -> object:
