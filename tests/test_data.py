@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -27,7 +28,12 @@ from daisy_jax.data.mixing import draw_noise, mix
 from daisy_jax.data.prepared import prepare
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import strictly
-from daisy_jax.training.cluster_targets import LabelsInOrder, cluster_targets, mfcc
+from daisy_jax.training.cluster_targets import (
+    LabelsInOrder,
+    cluster_targets,
+    load_targets,
+    mfcc,
+)
 
 
 class Arrays:
@@ -547,6 +553,27 @@ def test_mfcc_agrees_with_a_direct_computation():
     cepstra = decibels @ cosines.T
     wanted = (cepstra - cepstra.mean(axis=0)) / (cepstra.std(axis=0) + 1e-3)
     assert np.max(np.abs(mfcc(waveform.astype(np.float32))[:, :13] - wanted)) < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("labels", "centroids", "said"),
+    [
+        ([0, 7], np.zeros((3, 2)), "its labels are 0 to 7 of 3 clusters"),
+        ([-7, 1], np.zeros((3, 2)), "its labels are -7 to 1 of 3 clusters"),
+        ([[0, 1]], np.zeros((3, 2)), "holds labels int64 (1, 2)"),
+        (["a"], np.zeros((3, 2)), "holds labels <U1"),
+        ([0.5], np.zeros((3, 2)), "holds labels float64"),
+        ([0], np.zeros(3), "centroids (3,)"),
+        ([0], np.full((3, 2), np.nan), "NaN"),
+    ],
+)
+def test_targets_that_are_none_are_refused_with_what_makes_them_again(
+    tmp_path, labels, centroids, said
+):
+    np.savez(tmp_path / "targets.npz", labels=np.asarray(labels), centroids=centroids)
+    with pytest.raises(InputError, match=re.escape(said)) as error:
+        load_targets(tmp_path / "targets.npz")
+    assert "remove it, and train/pretrain.py --resume makes it again" in str(error.value)
 
 
 def test_targets_are_the_nearest_centroids():

@@ -4,10 +4,12 @@ import copy
 import json
 import os
 import pathlib
+import runpy
 import shutil
 
 import jax
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 import pytest
 import sounds
@@ -31,6 +33,7 @@ from daisy_jax.exits import Calibration, ExitRule
 from daisy_jax.features import contents
 from daisy_jax.features.extract import Extractor, encode_shard, extract_corpus
 from daisy_jax.features.store import FeatureStore
+from daisy_jax.study.evaluated_runs import read_evaluation
 from daisy_jax.tasks.lexicon_decoding import read_lexicon
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.trained_heads import TrainedHead, count_exits, load_head, save_head
@@ -91,7 +94,66 @@ def metrics(folder, model, speech):
     return folder / "metrics.jsonl", lambda: read_metrics(folder)
 
 
+TRAINED = {"steps": 9, "batch_size": 2, "learning_rate": 0.1}
+EVALUATION = {
+    **{"run": "r", "task": "sid", "title": "Speakers", "whole": [9, 3], "trained": "ratio 1"},
+    **{"trained_on": "a", "training_utterances": 9, "data": "d", "tested_on": "b"},
+    **{"utterances": 3, "hours": 0.1, "mean_entropy": [0.5], "decoder": None, "device": "cpu"},
+    "upstream": {"path": "m", "digest": "x", "layers": 3, "dim": 8},
+    "settings": {
+        **TRAINED,
+        **{"preset": "superb", "ratio": 1.0, "threshold": None, "compute_of_layer": None},
+        **{"normalize": True, "layer": None, "full": False, "settings": TRAINED},
+    },
+    "exits": {
+        **{"format": "daisy_jax_exits/1", "exit_counts": [1, 2, 0], "forced_counts": [0, 0, 0]},
+        **{"mean": 1.7, "min": 1, "max": 2},
+    },
+    "measures": {
+        "accuracy": {"title": "accuracy", "unit": "%", "higher_is_better": True, "scale": 100.0}
+    },
+    "unprocessed": {"accuracy": 0.1},
+    "rows": [
+        {
+            **{
+                "rule": "ratio 1",
+                "kind": "own",
+                "value": None,
+                "threshold": 0.5,
+                "allowed": [1, 2],
+            },
+            "measures": {"accuracy": {"value": 0.5, "interval": [0.4, 0.6], "undefined": 0}},
+            **{"mean_exit_layer": 2.0, "forced": 0.0, "layers_saved": 0.3},
+            "multiply_adds_saved": 0.2,
+            "time_saved": {
+                **{"value": 0.2, "interval": [0.1, 0.3], "utterances": 2},
+                "multiply_adds_saved": 0.2,
+            },
+        }
+    ],
+}
+
+
+def an_evaluation(folder, model, speech):
+    """As earlier versions wrote it: today's results.json is not what counts."""
+    rows = [{"rule": "ratio 1", "id": "a", "accuracy_total": 1.0, "accuracy_weight": 1.0}]
+    place = folder / "evaluation"
+    place.mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), place / "utterances.parquet")
+    (place / "results.json").write_text(json.dumps(EVALUATION))
+    report = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "eval" / "report.py"))
+
+    def opened():
+        evaluated = read_evaluation(folder)
+        by_task = {evaluated.result["task"]: [evaluated]}
+        report["table1"](by_task)
+        report["task_tables"]([evaluated])
+
+    return place / "results.json", opened
+
+
 OWN = {
+    "evaluation": an_evaluation,
     "model": a_model,
     "prepared": a_prepared_folder,
     "head": lambda folder, *_: a_head(folder, "config.json"),

@@ -175,6 +175,19 @@ def test_other_json_is_refused_in_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_json_that_is_not_utf8_has_the_remedy_of_its_kind(tmp_path):
+    (tmp_path / "it.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(InputError, match=r"it\.json: not UTF-8 text \(at byte 7\); make it again"):
+        read_json(tmp_path / "it.json", dict[str, str], "make it again")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such pipes")
+def test_a_pipe_has_no_digest(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is a pipe or a device"):
+        files_digest([tmp_path / "pipe"])
+
+
 def test_a_digest_is_of_all_bytes_in_turn(tmp_path):
     (tmp_path / "a").write_bytes(b"ab")
     (tmp_path / "b").write_bytes(b"c")

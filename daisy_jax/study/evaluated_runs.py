@@ -1,6 +1,7 @@
 """What eval/downstream.py leaves in RUN/evaluation, and rows of tables made of it."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -85,8 +86,8 @@ class Result(TypedDict):
     decoder: str | None
     device: str
     measures: dict[str, _Measure]
-    unprocessed: dict[str, float]
-    """Measures of the input itself, where the task has such."""
+    unprocessed: Mapping[str, float | None]
+    """Measures of the input itself, where the task has such; None where one is not defined."""
     rows: list[Row]
 
 
@@ -116,11 +117,10 @@ def read_evaluation(run: pathlib.Path) -> Evaluated | None:
     remedy = f"evaluate {run} again"
     result, table = read_results(folder, Result, remedy)
     checked(f"{folder / RESULTS}, settings", result["settings"], _Settings, remedy)
-    if (
-        not result["rows"]
-        or not result["measures"]
-        or any(row["measures"].keys() != result["measures"].keys() for row in result["rows"])
-    ):
+    measured = [set(row["measures"]) for row in result["rows"]]
+    measured += [set(result["unprocessed"])] if result["unprocessed"] else []
+    names = set(result["measures"])
+    if not names or not result["rows"] or any(each != names for each in measured):
         raise InputError(f"{folder / RESULTS}: its rows have other measures than it; {remedy}")
     columns = {name: table[name].to_numpy() for name in table.column_names}
     utterances = {}

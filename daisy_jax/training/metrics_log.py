@@ -79,8 +79,8 @@ def read_metrics(folder: pathlib.Path) -> list[Values]:
     path = folder / METRICS
     if not path.is_file():
         return []
-    lines = []
-    for number, text in enumerate(read_text(path).splitlines(keepends=True), 1):
+    remedy, lines = "remove the line that is not", []
+    for number, text in enumerate(read_text(path, remedy=remedy).splitlines(keepends=True), 1):
         if text.endswith("\n"):
             place = f"{path}:{number}"
             line = parse_json(place, text, _Line, "remove this line")

@@ -21,12 +21,13 @@ Kind: TypeAlias = type[Schema] | types.GenericAlias
 """A schema: a dataclass, a TypedDict, or a builtin type such as dict[str, object]."""
 
 
-def read_text(path: Path, errors: str = "strict") -> str:
+def read_text(path: Path, errors: str = "strict", remedy: str = "save it as UTF-8") -> str:
     """The content of a text file in UTF-8, with or without a mark at its beginning.
 
     Args:
       path: the file.
       errors: as of `bytes.decode`; "surrogateescape" takes every file.
+      remedy: what to do about a file that is not UTF-8.
 
     Raises:
       InputError: it is a pipe, a device or a folder, or not UTF-8.
@@ -36,9 +37,7 @@ def read_text(path: Path, errors: str = "strict") -> str:
     try:
         return pathlib.Path(path).read_text(encoding="utf-8-sig", errors=errors)
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: not UTF-8 text (at byte {error.start}); save it as UTF-8"
-        ) from None
+        raise InputError(f"{path}: not UTF-8 text (at byte {error.start}); {remedy}") from None
 
 
 def read_json(path: Path, schema: Kind[Schema], remedy: str, wanted: str | None = None) -> Schema:
@@ -55,7 +54,7 @@ def read_json(path: Path, schema: Kind[Schema], remedy: str, wanted: str | None 
         the file and the place in it.
       OSError: it cannot be opened.
     """
-    return parse_json(os.fspath(path), read_text(path), schema, remedy, wanted)
+    return parse_json(os.fspath(path), read_text(path, remedy=remedy), schema, remedy, wanted)
 
 
 def parse_json(

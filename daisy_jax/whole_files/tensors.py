@@ -73,10 +73,11 @@ def read_folder(folder: pathlib.Path, names: tuple[str, ...]) -> Stored:
       InputError: a file is none of its kind, or not what was written.
       OSError: a file is missing or unreadable.
     """
-    texts = {name: read_text(folder / name) for name in names}
+    remedy = "copy it again"
+    texts = {name: read_text(folder / name, remedy=remedy) for name in names}
     tensors, metadata = _read(folder / TENSORS)
     if WRITTEN in metadata:
-        place, remedy = f"{folder / TENSORS}, {WRITTEN}", "copy it again"
+        place = f"{folder / TENSORS}, {WRITTEN}"
         written = parse_json(place, metadata[WRITTEN], dict[str, str], remedy)
         digest = written.pop(DIGEST, "")
         if _digest(tensors, written) != digest:
