@@ -270,6 +270,7 @@ def test_ctrl_c_in_the_first_second_of_a_script(script):
 
 
 def test_programs_of_others_keep_their_handler(monkeypatch):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     end_at_once_on_interrupts()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     for name in ("/somewhere/bin/daisy-jax", "C:/x/daisy-jax.exe"):
