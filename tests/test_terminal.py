@@ -117,6 +117,7 @@ def test_a_signal_that_a_callback_swallows_comes_again(number, capsys):
         finally:
             gc.callbacks.remove(swallow)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     code, said = ended(command, capsys)
     assert (code, said) == (130 if number == signal.SIGINT else 143, "")
     assert done == ["collected"]
@@ -129,6 +130,7 @@ def test_what_an_interrupted_import_raises_is_no_error(capsys):
         except KeyboardInterrupt:
             raise ImportError("an error while initializing the extension") from None
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     assert ended(command, capsys) == (130, "")
 
 
