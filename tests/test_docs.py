@@ -12,9 +12,12 @@ from daisy_jax.tasks.presets import TASKS, read_preset
 
 GUIDES = {
     "training.md": ("train/branches.py", "train/labels.py"),
-    "noise.md": ("train/noisy.py", "eval/noise.py", "eval/downstream.py"),
+    "noise.md": ("train/noisy.py", "eval/noise.py", "train/downstream.py", "eval/downstream.py"),
     "corpora.md": ("daisy-jax extract", "train/downstream.py"),
-    "downstream.md": ("train/downstream.py", "eval/downstream.py", "eval/report.py"),
+    "downstream.md": (
+        *("train/downstream.py", "eval/downstream.py", "eval/report.py"),
+        "eval/reproduce.py",
+    ),
 }
 """Each with the scripts whose options its text names."""
 TEXTS = {guide: (ROOT / "docs" / guide).read_text(encoding="utf-8") for guide in GUIDES}

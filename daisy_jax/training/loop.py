@@ -50,23 +50,20 @@ def fit(
 ) -> State:
     """Trains from the run's newest checkpoint to the last step.
 
-    A run that was interrupted and resumed computes the same numbers as one that was not: a batch
-    depends on its number alone, and the state holds everything else. SIGTERM and Ctrl-C end it
-    after the current step, which is saved; a signal to one of several processes ends them all.
+    A resumed run computes the same numbers as one that was not interrupted. SIGTERM and Ctrl-C end
+    it after the current step, which is saved; a signal to one of several processes ends them all.
 
     Args:
       run: where checkpoints and metrics go.
       state: a pytree of arrays; donated.
       step: jitted; from a state and a batch to the next state and metrics, numbers or vectors.
-      batch: from a step number (from 0) to numpy arrays, a function of the number alone; called
-        ahead, in threads or worker processes. Of arrays it gives this process's rows.
+      batch: this process's rows of a step's batch, by the step's number alone (from 0); called ahead.
       steps: how many steps the whole run has.
       save_every: steps between two checkpoints.
       log_every: steps between two lines of `metrics.jsonl`, whose values are means over them.
-      validate_every: steps between two validations; 0: one with each regular checkpoint.
       workers: processes that read batches; 0: threads.
-      validate: from a state to scores, "validation_loss" among them; a checkpoint follows. None: no
-        validation.
+      validate_every: steps between two validations; a checkpoint follows each. 0: `save_every`.
+      validate: from a state to scores, "validation_loss" among them; None: no validation.
       describe: from a line's values to what is reported of them.
 
     Returns:
@@ -95,10 +92,10 @@ def fit(
                 left = datetime.timedelta(seconds=round((steps - done) / rate))
                 show(done, f"{_log_means(run, recent, done, rate, describe)}  {left} left")
                 recent, started, counted = [], time.perf_counter(), done
-            # Also when it is to stop: a resumed run shall have the same scores.
-            due = validate is not None and (done % (validate_every or save_every) == 0 or last)
-            if done % save_every == 0 or due or last or stopping:
+            due = done % (validate_every or save_every) == 0 or last
+            if done % save_every == 0 or due or stopping:
                 _check(as_numbers([metrics])[0], done)  # before it takes a good state's place
+                # Also when it is to stop: a resumed run shall have the same scores.
                 if validate is not None and due:
                     before = time.perf_counter()
                     scores = validate(state)
