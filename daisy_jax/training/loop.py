@@ -57,7 +57,7 @@ def fit(
       run: where checkpoints and metrics go.
       state: a pytree of arrays; donated.
       step: jitted; from a state and a batch to the next state and metrics, numbers or vectors.
-      batch: this process's rows of a step's batch, by the step's number alone (from 0); called ahead.
+      batch: this process's rows of a step's batch, by the step's number (from 0); called ahead.
       steps: how many steps the whole run has.
       save_every: steps between two checkpoints.
       log_every: steps between two lines of `metrics.jsonl`, whose values are means over them.
