@@ -7,8 +7,8 @@ import sys
 
 from daisy_jax.console.pages import table
 from daisy_jax.console.terminal import say
-from daisy_jax.study.reproduction import Input, Places, Scale, Step
-from daisy_jax.study.step_runner import ROOT, command_of
+from daisy_jax.study.reproduction import ROOT, Input, Places, Scale, Step
+from daisy_jax.study.step_runner import command_of
 
 MEASURED_SECONDS = 8.0
 """Length of the utterances that are measured."""

@@ -8,6 +8,8 @@ from daisy_jax.tasks.presets import TASKS
 
 Target = Literal["table1", "figure2", "figure3", "figure4", "figure5"]
 TARGETS: tuple[Target, ...] = ("table1", "figure2", "figure3", "figure4", "figure5")
+ROOT = pathlib.Path(__file__).parents[2]
+"""The project's folder, with the scripts."""
 LAYER = 6
 """Of the paper's static exit."""
 RULES = {
@@ -52,7 +54,8 @@ class Scale:
     preset: str
     """Of the task heads."""
     model: str
-    """A model folder in the place of a converted checkpoint; empty: the checkpoint."""
+    """A model folder, below the project's, in the place of a converted checkpoint; empty: the
+    checkpoint."""
     branches: tuple[str, ...]
     """Further options of stage 1."""
     heads: dict[str, tuple[str, ...]]

@@ -1,6 +1,7 @@
 """The steps of a reproduction: every command, in order, and what each one needs."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterable
 
@@ -10,6 +11,7 @@ from daisy_jax.study.reproduction import (
     HOURS,
     LEVELS,
     MEAN_SECONDS,
+    ROOT,
     RULES,
     SOURCES,
     STORED,
@@ -51,9 +53,9 @@ def _device(places: Places) -> tuple[str, ...]:
 
 def _trunk_steps(places: Places, scale: Scale) -> Iterable[Step]:
     """Conversion, verification, stage 1."""
-    trunk, after = scale.model, ()
+    trunk, after = os.path.relpath(ROOT / scale.model), ()
     speech = places.corpus("LibriSpeech")
-    if not trunk:
+    if not scale.model:
         folder = places.output / "hubert-base"
         trunk, after = str(folder), ("convert", "verify")
         checkpoint = Input(pathlib.Path(places.checkpoint), SOURCES["checkpoint"])

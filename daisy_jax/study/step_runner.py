@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
 
 from daisy_jax import InputError
-from daisy_jax.study.reproduction import Step
+from daisy_jax.study.reproduction import ROOT, Step
 from daisy_jax.whole_files import read_json, write_json, write_text
 
-ROOT = pathlib.Path(__file__).parents[2]
-"""The project's folder, with the scripts."""
 RECORDS = "steps"
 MINUTE = 60.0
 
