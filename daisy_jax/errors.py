@@ -69,6 +69,8 @@ def said_of_system(error: OSError, name: str | None = None) -> str:
     line = text if file is None else f"{file}: {text}"
     if error.errno in NO_ROOM:
         line += "; make room and start again (what was finished before is kept)"
+    if error.errno == errno.EISDIR:
+        line += "; remove this folder, or give another place"
     return line
 
 
