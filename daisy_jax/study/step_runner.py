@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 import time
@@ -30,8 +31,7 @@ class Record(TypedDict):
 def command_of(step: Step) -> str:
     """The command as a person would type it in the project's folder or wherever paths hold."""
     script = os.path.relpath(ROOT / step.script)
-    words = ["python", script, *step.arguments]
-    return " ".join(f"'{word}'" if " " in word else word for word in words)
+    return shlex.join(["python", script, *step.arguments])
 
 
 class Runner:
