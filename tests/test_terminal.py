@@ -24,8 +24,9 @@ from daisy_jax.reporting import as_table, followed, leave_out, strictly
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Signal handlers are put back."""
+    """Signal handlers are put back; Ctrl-C is not ignored, as it is in a background job."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which processes inherit
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -92,7 +93,6 @@ def test_signals_wait_for_the_end_of_the_work(number, capsys):
             done.append("work")
         done.append("more")
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     code, _ = ended(command, capsys)
     assert code == (130 if number == signal.SIGINT else 143)
     assert done == ["work"]
@@ -117,7 +117,6 @@ def test_a_signal_that_a_callback_swallows_comes_again(number, capsys):
         finally:
             gc.callbacks.remove(swallow)
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     code, said = ended(command, capsys)
     assert (code, said) == (130 if number == signal.SIGINT else 143, "")
     assert done == ["collected"]
@@ -130,7 +129,6 @@ def test_what_an_interrupted_import_raises_is_no_error(capsys):
         except KeyboardInterrupt:
             raise ImportError("an error while initializing the extension") from None
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     assert ended(command, capsys) == (130, "")
 
 
@@ -272,7 +270,6 @@ def test_ctrl_c_in_the_first_second_of_a_script(script):
 
 
 def test_programs_of_others_keep_their_handler(monkeypatch):
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     end_at_once_on_interrupts()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     for name in ("/somewhere/bin/daisy-jax", "C:/x/daisy-jax.exe"):
