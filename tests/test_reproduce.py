@@ -67,6 +67,7 @@ def test_only_some_targets_need_only_some_steps(tmp_path):
     assert chosen(steps, ["figure3"])[-1].name == "table1"
     assert "noisy" not in {step.name for step in chosen(steps, ["table1", "figure2"])}
     assert chosen(steps, ["table1", "figure2", "figure4", "figure5"]) == steps
+    assert chosen(steps, []) == steps
 
 
 # ---- the runner, with steps of its own ----

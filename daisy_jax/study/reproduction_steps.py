@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from daisy_jax import InputError
 from daisy_jax.study.reproduction import (
@@ -260,15 +260,15 @@ def _noise_steps(places: Places, scale: Scale, model: str) -> Iterable[Step]:
     )
 
 
-def chosen(steps: list[Step], only: Iterable[Target]) -> list[Step]:
-    """The steps that some of the targets need, in order; all steps for all targets.
+def chosen(steps: list[Step], only: Sequence[Target]) -> list[Step]:
+    """The steps that some of the targets need, in order; without targets, all steps.
 
     Raises:
       InputError: there is no such target.
     """
     by_name = {step.name: step for step in steps}
     wanted: list[str] = []
-    for target in only:
+    for target in only or TARGETS:
         if target not in TARGETS:
             raise InputError(f"only is {target!r}; give some of {', '.join(TARGETS)}")
         wanted.append("table1" if target == "figure3" else target)  # which the report draws
