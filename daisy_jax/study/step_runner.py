@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import platform
 import shlex
 import subprocess
 import sys
@@ -42,6 +43,9 @@ class Runner:
     ):
         """Shows lines, those of the commands among them, with `show`; commands keep the `lock`."""
         self._folder, self._show, self._lock = folder / RECORDS, show, lock
+        # Many steps run the same programs; those of another machine may not run here.
+        kept = (folder / "compiled" / (platform.node() or "host")).resolve()
+        self._environment = {"JAX_COMPILATION_CACHE_DIR": str(kept), **os.environ}
 
     def record(self, step: Step) -> Record | None:
         """What is known of a step; None if it was never begun."""
@@ -98,6 +102,7 @@ class Runner:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            env=self._environment,
             pass_fds=self._lock if os.name == "posix" else (),
         )
         try:
