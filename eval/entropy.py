@@ -16,7 +16,7 @@ from daisy_jax import Hubert, InputError, audio, calibrate, load
 import dataclasses
 import functools
 import pathlib
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypedDict
 
 import numpy as np
 import tyro
@@ -30,7 +30,7 @@ from daisy_jax.data.batches import WholeBatches, read_whole
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.reporting import followed
 from daisy_jax.tasks.trained_heads import TrainedHead, load_head, require_trunk
-from daisy_jax.whole_files import json_text, whole_files
+from daisy_jax.whole_files import json_text, read_json, whole_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,6 +62,12 @@ class Line(NamedTuple):
     fitted: Float[np.ndarray, " layers"]
 
 
+class _Run(TypedDict):
+    """What is read of a run's config.json."""
+
+    model: str
+
+
 class Found(NamedTuple):
     """What is known of a data set."""
 
@@ -73,7 +79,7 @@ class Found(NamedTuple):
     hours: float | None
     """As `standard_deviation`."""
     head: TrainedHead | None
-    """Which knows of what model it is."""
+    """The task head whose training set it is; it knows its model."""
 
 
 def main() -> None:
@@ -113,7 +119,7 @@ def main() -> None:
         lines.append(Line(f"{name} (r² {r_squared:.2f})", mean, intercept + slope * layers))
     numbers = map(str, range(1, len(found[0].mean_entropy) + 1))
     header = ["data set", "utterances", "hours", *numbers, "slope", "r squared"]
-    folder, name = pathlib.Path(config.output), config.model or "daisy-tiny"
+    folder, name = pathlib.Path(config.output), config.model or named_model(found, pairs[0][2])
     with shown_after("\n".join(table(header, body))):
         if config.output:
             content = json_text({"model": name, "sets": sets})
@@ -131,10 +137,18 @@ def require_one_model(folders: list[str], found: list[Found], model: str) -> Non
     heads = {folder: each.head for folder, each in zip(folders, found, strict=True) if each.head}
     for folder, head in heads.items():
         wrong = f"{folder}: is of another model than the other data sets; give those of one model"
-        if len(heads) < len(found):
+        if model or len(heads) < len(found):
             require_trunk(head, the_model(model), wrong)
         elif head.trunk != next(iter(heads.values())).trunk:
             raise InputError(wrong)
+
+
+def named_model(found: list[Found], run: str) -> str:
+    """What the model is called where the command line does not say: as the first run has it."""
+    if any(each.head is None for each in found):
+        return "daisy-tiny"
+    settings = read_json(pathlib.Path(run, "config.json"), _Run, "give another run")
+    return settings["model"]
 
 
 def of_head(run: pathlib.Path) -> Found:

@@ -237,7 +237,8 @@ def write(
             row = {"condition": condition.kind, "snr": condition.snr, "name": name}
             row |= {"samples": int(samples), "entropy": entropy.tolist()}
             rows.append(row | {"agreement": agreement.tolist()})
-    pages = [folder / "report.md", folder / "report.html", *folder.glob("*.png"), folder / LOG]
+    pages = [folder / name for name in ("report.md", "report.html", LOG, "entropy.png", "asr.png")]
+    pages += folder.glob("exits-*.png")
     write_results(folder, content, rows, replaces=pages)  # which would be of an earlier study
     if log:
         write_log(folder, log)

@@ -116,6 +116,13 @@ def is_static(row: Row) -> bool:
     return row["kind"] == "own" and row["threshold"] is None
 
 
+def is_shown(run: Evaluated, row: Row) -> bool:
+    """Whether a row stands in Table 1: spans, static exits, and heads trained for their compute."""
+    if run.result["settings"].get("compute_of_layer"):
+        return row["kind"] == "own"
+    return row["kind"] == "span" or is_static(row)
+
+
 def order_of(run: Evaluated) -> tuple[int, float]:
     """The paper's order: large ratios first, then static exits, full depth last."""
     settings = run.result["settings"]
@@ -140,7 +147,7 @@ def table1(by_task: dict[str, list[Evaluated]]) -> list[str]:
             comparable.append(task)
         for run in runs:
             for row in run.result["rows"]:
-                if row["kind"] == "span" or is_static(row):
+                if is_shown(run, row):
                     values = (
                         m.printed(row["measures"][n]["value"]) for n, m in run.measures.items()
                     )
@@ -265,8 +272,8 @@ def draw(by_task: dict[str, list[Evaluated]]) -> "Figure":
             for row in run.result["rows"]:
                 static = is_static(row)
                 marker = ("*" if run.result["settings"]["full"] else "x") if static else None
-                if row["kind"] == "span":
-                    marker = markers[str(row["value"])]
+                if not static and is_shown(run, row):
+                    marker = markers[str(row["value"])] if row["kind"] == "span" else "P"
                 measured, time = row["measures"][name], row["time_saved"]
                 value, (low, high) = measured["value"], measured["interval"]
                 if marker is None or time is None or value is None or low is None or high is None:
@@ -278,7 +285,7 @@ def draw(by_task: dict[str, list[Evaluated]]) -> "Figure":
                     fmt=marker,
                     color="black" if static else f"C{color}",
                     elinewidth=0.6,
-                    label=run.result["trained"] + ("" if static else f", {row['value']}"),
+                    label=run.result["trained"] + (f", {row['value']}" if row["value"] else ""),
                 )
         stand_in = " (stand-in)" if any(map(differences_from_the_paper, runs)) else ""
         axis.set(

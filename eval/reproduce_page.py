@@ -12,10 +12,13 @@ from daisy_jax.tasks.presets import TASKS, read_table1
 from daisy_jax.whole_files import read_json, whole_files
 
 
-def write_page(output: pathlib.Path, steps: list[Step], runner: Runner, scale: str) -> None:
-    """Writes OUTPUT/report.md and OUTPUT/report.html out of what the steps have made."""
+def write_page(output: pathlib.Path, steps: list[Step], runner: Runner, *, stand_in: bool) -> None:
+    """Writes OUTPUT/report.md and OUTPUT/report.html out of what the steps have made.
+
+    With `stand_in` the page says that its numbers are not the paper's.
+    """
     lines = ["# DAISY, reproduced", ""]
-    lines += origin(output, steps, scale)
+    lines += origin(output, steps, stand_in)
     lines += table1(output / "table1")
     lines += figure2(output / "figure2")
     lines += figure4(output / "figure4")
@@ -29,7 +32,7 @@ def write_page(output: pathlib.Path, steps: list[Step], runner: Runner, scale: s
         html.write_text(page, encoding="utf-8")
 
 
-def origin(output: pathlib.Path, steps: list[Step], scale: str) -> list[str]:
+def origin(output: pathlib.Path, steps: list[Step], stand_in: bool) -> list[str]:
     """Device, versions, seeds, and whether these can be the paper's numbers."""
     configs = [
         content_of(step.run / "config.json")
@@ -42,10 +45,10 @@ def origin(output: pathlib.Path, steps: list[Step], scale: str) -> list[str]:
         named = ", ".join(f"{name} {version}" for name, version in versions.items())
         seeds = sorted({str(config.get("seed")) for config in configs})
         lines.append(f"Seeds: {', '.join(seeds)}. The last training ran with {escaped(named)}.")
-    if scale != "paper":
+    if stand_in:
         lines.append(
-            "\n**A stand-in**: the packaged model on small corpora. It shows that everything runs "
-            "and comes out where it should, and **says nothing about the paper's figures**."
+            "\n**A stand-in**: a small model, small corpora or few steps. It shows that everything "
+            "runs and comes out where it should, and **says nothing about the paper's figures**."
         )
     return [*lines, ""]
 
@@ -153,12 +156,12 @@ def figure4(folder: pathlib.Path) -> list[str]:
 def figure5(folder: pathlib.Path) -> list[str]:
     """Word error rates under mixed noise; the paper prints their averages."""
     lines = ["## Figure 5"]
-    if not (folder / "results.json").is_file():
+    if not (folder / "report.md").is_file():
         return [*lines, "", "Not made.", ""]
     body = []
     for rule in content_of(folder / "results.json")["asr"]:
         name = rule["rule"]
-        span = name.rpartition("span ")[2] if "span " in name else name
+        span = re.sub(r"^ratio \S+, span ", "", name)
         theirs = read_table1().average_wer.get(span, "")
         plain, weighted = (
             100 * value[0] if value else None for value in (rule["wer"][1], rule["wer"][2])

@@ -52,10 +52,7 @@ def plan_lines(
     steps: list[Step], hours: dict[str, float | None], output: pathlib.Path, device: str
 ) -> list[str]:
     """Inputs, then a row a step with its command, then sums."""
-    made = {path for step in steps for made in step.makes for path in made.parents}
-    inputs: dict[pathlib.Path, Input] = {
-        each.path: each for step in steps for each in step.inputs if each.path not in made
-    }
+    inputs: dict[pathlib.Path, Input] = {each.path: each for step in steps for each in step.inputs}
     lines = ["## Inputs"]
     lines += table(
         ["input", "there", "where it comes from"],

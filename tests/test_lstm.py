@@ -214,9 +214,9 @@ def has_gpu() -> bool:
 def test_nvidias_kernels_give_what_the_loop_gives():
     rng = np.random.default_rng(0)
     lstm = BidirectionalLstm(48, 64, 2, rngs=nnx.Rngs(0))
-    x = jnp.asarray(rng.standard_normal((5, 200, 48)), jnp.float32)
-    mask = jnp.arange(200) < jnp.array([200, 3, 0, 120, 1])[:, None]
-    weights = jnp.asarray(rng.standard_normal((5, 200, 128)), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((8, 200, 48)), jnp.float32)
+    mask = jnp.arange(200) < jnp.array([200, 3, 0, 120, 1, 7, 64, 199])[:, None]
+    weights = jnp.asarray(rng.standard_normal((8, 200, 128)), jnp.float32)
     with jax.default_matmul_precision("highest"):
         ours, theirs = (in_form(form, lstm, x, mask, weights) for form in ("cudnn", "in_turn"))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):

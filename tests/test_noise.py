@@ -397,6 +397,8 @@ def test_parts_of_the_noise_share_nothing_and_leave_nothing_out(count):
         ("test-other", "test"),
         ("LibriSpeech/test-clean", "test"),
         ("testimony", "train"),
+        ("test_clean", "test"),
+        ("dev2", "dev"),
         ("", "train"),
     ],
 )

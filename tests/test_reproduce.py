@@ -1,8 +1,10 @@
 """One command for everything: the plan, what is run again and what is not, and the page."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +19,9 @@ from programs import run_here
 
 from daisy_jax import InputError
 from daisy_jax.study import step_runner
-from daisy_jax.study.reproduction import RULES, SCALES, Places, Step
+from daisy_jax.study.reproduction import RULES, SCALES, Input, Places, Step
 from daisy_jax.study.reproduction_steps import all_steps, chosen
-from daisy_jax.study.step_runner import Runner, command_of, only_one
+from daisy_jax.study.step_runner import Runner, only_one
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -49,7 +51,13 @@ def test_every_step_finds_what_it_needs_before_it(tmp_path, name, on_cpu):
 def test_options_of_every_step_exist(tmp_path):
     """The scripts themselves refuse unknown ones, with status 2, before they do anything."""
     seen = set()
-    for step in all_steps(places(tmp_path), SCALES["tiny"]):
+    several = [
+        step
+        for scale in SCALES.values()
+        for on_cpu in (True, False)
+        for step in all_steps(places(tmp_path, on_cpu), scale)
+    ]
+    for step in several:
         named = {word.partition("=")[0] for word in step.arguments if word.startswith("--")}
         if (step.script, frozenset(named)) in seen:
             continue
@@ -57,7 +65,7 @@ def test_options_of_every_step_exist(tmp_path):
         task = ("--task=asr",) if step.script == "train/downstream.py" else ()
         helped = run_here(step.script, *task, "--help")
         for option in named:
-            assert option.replace("--no-", "--") in helped.stdout, (step.script, option)
+            assert re.search(rf"{option}(?![\w-])", helped.stdout), (step.script, option)
 
 
 def test_only_some_targets_need_only_some_steps(tmp_path):
@@ -77,9 +85,10 @@ def test_only_some_targets_need_only_some_steps(tmp_path):
 def scripts(tmp_path, monkeypatch):
     """A project with one script: it appends to a file what it is told, or fails."""
     (tmp_path / "it.py").write_text(
-        "import pathlib, sys, time\n"
+        "import os, pathlib, sys, time\n"
         "place, text, *extra = sys.argv[1:]\n"
         "print('working on', text, extra, flush=True)\n"
+        "pathlib.Path(place + '.pid').write_text(str(os.getpid()))\n"
         "if text == 'fails': sys.exit(3)\n"
         "if text == 'waits' and not pathlib.Path(place + '.go').exists(): time.sleep(60)\n"
         "open(place, 'a').write(text)\n"
@@ -122,14 +131,16 @@ def test_what_was_made_of_something_that_is_made_again_is_made_again(scripts):
     assert (scripts / "out" / "b").read_text() == "xx"
 
 
-def test_a_step_that_was_killed_behind_its_work_counts(scripts):
+def test_a_step_that_was_killed_behind_its_work_counts_if_it_cannot_be_run_again(scripts):
     (scripts / "out").mkdir()
     step = step_of(scripts, "a")
     runner = Runner(scripts / "out", lambda line: None)
     runner.run(step)
     path = scripts / "out" / "steps" / "a.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": 0.0}))
-    assert runner.run_all([step]) == {"a": "done before"}
+    whole = dataclasses.replace(step, whole=True)
+    assert runner.run_all([whole]) == {"a": "done before"}
+    assert runner.run_all([step]) == {"a": "done"}
 
 
 def test_another_command_is_refused(scripts):
@@ -180,7 +191,7 @@ def test_the_lock_is_kept_by_a_command_that_outlives_its_runner(scripts):
     first.wait()
     second = subprocess.run(words, capture_output=True, text=True, check=False)
     assert "another reproduction runs there" in second.stderr
-    subprocess.run(["pkill", "-f", str(scripts / "it.py")], check=True)
+    os.kill(int((scripts / "out" / "a.pid").read_text()), signal.SIGKILL)
     (scripts / "out" / "a.go").touch()
     for _ in range(50):
         third = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -208,15 +219,45 @@ def corpora(tmp_path_factory):
     return folder
 
 
-def test_inputs_that_are_missing_are_named(tmp_path, corpora, monkeypatch):
+def test_a_step_without_its_input_is_named_and_stops_its_own(scripts):
+    (scripts / "out").mkdir()
+    first, other = step_of(scripts, "a"), step_of(scripts, "c")
+    first = dataclasses.replace(first, inputs=(Input(scripts / "corpus", "somewhere"),))
+    said = []
+    outcome = Runner(scripts / "out", said.append).run_all(
+        [first, step_of(scripts, "b", "a"), other]
+    )
+    assert outcome == {"a": "missing", "b": "left out", "c": "done"}
+    assert f"a: {scripts / 'corpus'} is missing (somewhere)" in said
+
+
+def test_what_the_papers_corpora_lack_is_named(tmp_path):
+    (tmp_path / "corpora" / "LibriSpeech" / "train-clean-360").mkdir(parents=True)
+    steps = all_steps(places(tmp_path), SCALES["paper"])
+    missing = {
+        str(each.path.relative_to(tmp_path / "corpora"))
+        for step in steps
+        for each in step.inputs
+        if each.path.is_relative_to(tmp_path / "corpora") and not each.path.exists()
+    }
+    assert {
+        "LibriSpeech/train-clean-100",
+        "LibriSpeech/train-other-500",
+        "LibriSpeech/dev-clean",
+        "LibriSpeech/test-clean",
+        "VoxCeleb1/iden_split.txt",
+        "noisy-vctk-16k/noisy_testset_wav",
+        "Libri2Mix/wav16k/min/dev",
+        "MUSAN/speech",
+    } <= missing
+    assert "LibriSpeech/train-clean-360" not in missing
+
+
+def test_the_checkpoint_is_asked_for(tmp_path, corpora):
     arguments = ["--corpora", corpora, "--output", tmp_path / "out", "--accelerator=cpu"]
     done = run_here("eval/reproduce.py", *arguments)
     assert done.returncode == 1
     assert "--checkpoint is needed" in done.stderr
-    done = run_here("eval/reproduce.py", *arguments, "--scale=tiny", "--only", "table1")
-    assert done.returncode == 1
-    assert "VoxCeleb1: missing (its own page" in done.stderr
-    assert not (tmp_path / "out" / "steps").exists()
 
 
 @pytest.mark.slow("trains branches and measures noise, and is killed in between")
@@ -241,6 +282,9 @@ def test_a_reproduction_goes_on_after_a_kill(corpora, tmp_path):
     assert "A stand-in" in page
     assert page.count("data:image/png") >= 4
     assert "python eval/noise.py" in page
-    assert command_of(all_steps(Places(corpora, "", tmp_path, "cpu", True, 2), SCALES["tiny"])[0])
+    record = json.loads((tmp_path / "steps" / "branches.json").read_text())
+    assert record["command"].startswith("python train/branches.py --model=")
+    assert record["finished"] > 0
+    assert record["command"] in page
     third = subprocess.run(words, env=environment(), check=False, **options)
     assert "train/branches.py" not in third.stdout

@@ -49,10 +49,28 @@ def test_what_is_measured_beside_is_what_is_measured_here(tmp_path):
 
 @pytest.mark.slow("starts processes that measure")
 def test_an_error_comes_out_where_the_value_is_wanted():
-    begun = SideProcesses().submit(noisy_measures, np.zeros(9, np.float32), np.zeros(9, np.float32))
-    assert np.isnan(begun.result()["stoi"][0])
+    silence = np.zeros(9, np.float32)
+    assert np.isnan(SideProcesses().begin(noisy_measures, silence, silence)()["stoi"][0])
     with pytest.raises(InputError, match="bad"):
-        SideProcesses().submit(raise_it, "bad").result()
+        SideProcesses().begin(raise_it, "bad")()
+
+
+@pytest.mark.slow("kills processes that measure")
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_what_a_killed_process_owes_is_done_here():
+    """As when a batch system sends SIGTERM to every process of a job."""
+    processes = SideProcesses()
+    victim = processes.begin(os.getpid)()
+    assert victim != os.getpid()
+    waiting = [processes.begin(sleep_and_tell, number) for number in range(4)]
+    os.kill(victim, signal.SIGTERM)
+    assert [wait() for wait in waiting] == [0, 1, 2, 3]
+    assert [processes.begin(sleep_and_tell, 5)() for _ in range(2)] == [5, 5]
+
+
+def sleep_and_tell(number):
+    time.sleep(0.3)
+    return number
 
 
 def raise_it(text):
@@ -64,7 +82,7 @@ import os, time
 from daisy_jax.data.side_processes import SideProcesses
 if __name__ == "__main__":
     processes = SideProcesses()
-    print(processes.submit(os.getpid).result(), flush=True)
+    print(processes.begin(os.getpid)(), flush=True)
     time.sleep(600)
 """
 

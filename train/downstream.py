@@ -4,9 +4,9 @@
 
 The trunk stays frozen, and utterances leave it while the task head is trained: at the first layer
 whose entropy is below a threshold (--ratio, of eq. 3 on the training set; --threshold;
---compute-of-layer), or everybody at one layer (--layer), or at the last one (--full). On a CPU,
-features of every utterance are stored once and serve all ratios, all layers and evaluation; with
---cache=entropies, the default elsewhere, next to nothing is stored and each step runs the trunk.
+--compute-of-layer), or everybody at one layer (--layer), or at the last one (--full). On a CPU, for
+tasks that take whole utterances, features are stored once and serve all ratios, all layers and
+evaluation; else next to nothing is stored and each step runs the trunk (--cache).
 When it has ended, OUTPUT/head is the task head with its layer weights and exits.json:
 eval/downstream.py takes it. docs/downstream.md leads through the four tasks.
 """
@@ -20,7 +20,7 @@ import dataclasses
 import importlib.util
 import math
 import pathlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 import tyro
@@ -31,6 +31,7 @@ from daisy_jax.exits import ExitRule
 from daisy_jax.tasks.task import Task, TaskSettings
 from daisy_jax.training.metrics_log import Values
 from daisy_jax.training.settings import DistributedOptions, own_options_first
+from daisy_jax.whole_files import read_json
 
 if TYPE_CHECKING:
     from daisy_jax.tasks.task_data import TaskData
@@ -154,6 +155,13 @@ def chosen_exits(config: Config) -> dict[str, float]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+class _Begun(TypedDict):
+    """What is taken of the config.json of a run that is resumed."""
+
+    cache: Literal["layers", "entropies"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+
+
 def with_defaults(config: Config) -> tuple[Config, TaskSettings]:
     """The configuration with what was left open, and the task's settings."""
     import jax
@@ -170,10 +178,17 @@ def with_defaults(config: Config) -> tuple[Config, TaskSettings]:
     ((rule, value),) = chosen_exits(config).items()
     exits = "full" if rule == "full" else f"{rule.replace('_', '-')}-{value:g}"
     exits += "" if config.normalize else "-no-normalize"
+    output = config.output or f"runs/{name}-{exits}"
+    earlier = pathlib.Path(output, "config.json")
+    if config.resume and earlier.is_file():  # on whatever device it was begun
+        begun = read_json(earlier, _Begun, "give another --output")
+        cache = begun["cache"] if config.cache == "auto" else config.cache
+        dtype = begun["dtype"] if config.dtype == "auto" else config.dtype
+        config = dataclasses.replace(config, cache=cache, dtype=dtype)
     device = jax.devices()[0]
     in_steps = device.platform != "cpu" or settings.crop_seconds
     left_open = {
-        "output": config.output or f"runs/{name}-{exits}",
+        "output": output,
         "cache": ("entropies" if in_steps else "layers")
         if config.cache == "auto"
         else config.cache,

@@ -121,6 +121,8 @@ def main() -> None:
     rows = write_noisy(config.output, corpora, config.data, settings)
     quieter = sum(row.scale != 1 for row in rows)
     say(f"{config.output}: {len(rows)} files, {quieter} made quieter to stay within full scale")
+    for split, heard in parts.items():
+        say(f"  {split or 'all'}: noise for {heard['part']}, {heard['recordings']}")
     for snr, count in collections.Counter(row.snr for row in rows).items():
         say(f"  {label(snr):>8}: {count}")
     if not any(pathlib.Path(config.output).rglob("*.trans.txt")):

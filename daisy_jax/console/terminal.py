@@ -46,9 +46,9 @@ def say(text: object = "", *, to_stderr: bool = False, flush: bool = False) -> N
 
 @contextlib.contextmanager
 def shown_after(text: str) -> Iterator[None]:
-    """Prints a result when the block that writes it has ended, be it because the disk is full.
+    """Prints a result after the block that writes it, even if the block fails.
 
-    So it is kept though nobody reads stdout, and printed though it cannot be kept.
+    A closed stdout does not lose the files, and a full disk does not lose the text.
     """
     try:
         yield

@@ -106,8 +106,8 @@ def read_speakers(path: str | pathlib.Path) -> dict[str, str]:
 
 def part_for(split: str) -> NoisePart:
     """The part of the noise recordings for a split of speech, by its name ("test-clean")."""
-    first = pathlib.PurePath(split).name.partition("-")[0]
-    return "dev" if first == "dev" else "test" if first == "test" else "train"
+    found = re.match(r"(dev|test)(?![a-z])", pathlib.PurePath(split).name)
+    return "train" if found is None else "dev" if found[1] == "dev" else "test"
 
 
 def noise_part(noises: Corpus, part: NoisePart, seed: int) -> Corpus:

@@ -100,11 +100,12 @@ def write_noisy(
     whole = {row.name: row for row in _whole_rows(folder)}
     jobs = [(corpus, i, name) for corpus, theirs in corpora for i, name in enumerate(theirs)]
     if len(whole) == len(jobs) and (folder / LOG).is_file():
-        return read_log(folder)
+        rows = read_log(folder)
+        _copy_transcripts(clean, folder, rows)
+        return rows
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS, settings)
     rows = []
-    folders = set()
     for corpus, index, name in followed(jobs, "mixing"):
         if name in whole:
             rows.append(whole[name])
@@ -118,12 +119,22 @@ def write_noisy(
         size = (folder / name).stat().st_size
         row = _row(corpus, index, name, scale)._replace(size=size)
         rows.append(row)
-        folders.add((pathlib.Path(clean, row.clean).parent, (folder / name).parent))
-    for origin, target in sorted(folders):
-        for text in origin.glob("*.trans.txt"):
-            shutil.copyfile(text, target / text.name)
+    _copy_transcripts(clean, folder, rows)
     write_log(folder, rows)
     return rows
+
+
+def _copy_transcripts(
+    clean: str | pathlib.Path, folder: pathlib.Path, rows: list[NoisyFile]
+) -> None:
+    """Copies the transcripts that lie beside the clean files, where they are not there yet."""
+    folders = {(pathlib.Path(clean, row.clean).parent, (folder / row.name).parent) for row in rows}
+    for origin, target in sorted(folders):
+        for text in origin.glob("*.trans.txt"):
+            copy = target / text.name
+            if not copy.is_file() or copy.stat().st_size != text.stat().st_size:
+                with whole_files(copy) as (partial,):
+                    shutil.copyfile(text, partial)
 
 
 def _whole_rows(folder: pathlib.Path) -> Iterator[NoisyFile]:

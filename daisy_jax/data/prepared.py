@@ -168,6 +168,6 @@ def prepare(folders: Iterable[str | pathlib.Path], output: str | pathlib.Path) -
     if not is_written_to(output):
         named = _samples_of(output)
         for path in {path for pattern in EARLIER for path in output.glob(pattern)}:
-            if path.name != named:
+            if named is not None and path.name != named:
                 path.unlink(missing_ok=True)
     return len(names), len(files) - len(names)

@@ -1,6 +1,7 @@
 """Processes for what the CPU has to measure while the device computes."""
 
 import concurrent.futures
+import functools
 import logging
 import multiprocessing
 import os
@@ -21,15 +22,31 @@ class SideProcesses:
         self.count = reader_threads()
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
-    def submit(
-        self, function: Callable[..., Value], *arguments: object
-    ) -> concurrent.futures.Future[Value]:
-        """Begins a call of a function that can be pickled, as its arguments can."""
+    def begin(self, function: Callable[..., Value], *arguments: object) -> Callable[[], Value]:
+        """Begins a call of a function that can be pickled, as its arguments can.
+
+        Returns:
+          What waits for the value. Where a process has died, of a signal to all of a job's or for
+          want of memory, the function is called here.
+        """
+        here = functools.partial(function, *arguments)
         if self._pool is None:
             # Not by fork, which a process with JAX's threads does not survive.
             context = multiprocessing.get_context("spawn")
             self._pool = concurrent.futures.ProcessPoolExecutor(self.count, context, _begin)
-        return self._pool.submit(function, *arguments)
+        try:
+            there = self._pool.submit(function, *arguments)
+        except concurrent.futures.BrokenExecutor:
+            self._pool = None
+            return here
+
+        def waited() -> Value:
+            try:
+                return there.result()
+            except concurrent.futures.BrokenExecutor:
+                return here()
+
+        return waited
 
 
 def _begin() -> None:

@@ -3,8 +3,9 @@
 Some steps of the model are written in more than one form. The forms give the same result up to
 rounding (tests hold them together on a CPU, where all of them run); which is fastest depends on the
 platform. Inside jit the platform is the one that a program is lowered for, so that a model on the
-CPU of a process with a GPU gets the CPU's forms, and a program exported for a GPU gets the GPU's.
-Outside it is the default device's.
+CPU of a process with a GPU gets the CPU's forms, and a program exported for a GPU gets the GPU's
+(but for cuDNN's LSTM, which only a process with a GPU can ask for). Outside it is the default
+device's.
 """
 
 import contextlib

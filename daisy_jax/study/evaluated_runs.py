@@ -121,7 +121,9 @@ def read_evaluation(run: pathlib.Path) -> Evaluated | None:
     measured += [set(result["unprocessed"])] if result["unprocessed"] else []
     names = set(result["measures"])
     if not names or not result["rows"] or any(each != names for each in measured):
-        raise InputError(f"{folder / RESULTS}: its rows have other measures than it; {remedy}")
+        raise InputError(
+            f"{folder / RESULTS}: its rows do not have the measures that it lists; {remedy}"
+        )
     columns = {name: table[name].to_numpy() for name in table.column_names}
     utterances = {}
     for row in result["rows"]:

@@ -31,6 +31,10 @@ SOURCES = {
     "MUSAN": "openslr.org/17",
 }
 """Where each input comes from."""
+KINDS = ("clean", "noisy")
+"""Of VoiceBank-DEMAND's recordings."""
+WHOLE_SPEECH = ("train-clean-100", "train-clean-360", "train-other-500", "dev-clean")
+"""Of LibriSpeech, for stage 1."""
 FOLDERS = {"asr": "LibriSpeech", "sid": "VoxCeleb1", "se": "noisy-vctk-16k", "ss": "Libri2Mix"}
 """Of the corpora."""
 MEAN_SECONDS = {"asr": 12.3, "sid": 8.0, "se": 2.9, "ss": 15.0}
@@ -124,6 +128,8 @@ class Step:
     inputs: tuple[Input, ...] = ()
     run: pathlib.Path | None = None
     """A run folder, which is resumed if it has a checkpoint."""
+    whole: bool = False
+    """Whether what it makes counts though nobody has seen its end: it could not be run again."""
     cost: Cost = NOTHING
 
 
@@ -140,19 +146,40 @@ class Places:
     steps: int = 0
     """Optimizer steps of every training; 0: as the scale has it."""
 
-    def corpus(self, name: str) -> Input:
-        """One of the corpora."""
-        path = self.corpora / name
-        if name == "noisy-vctk-16k" and not path.is_dir():
-            other = self.corpora / "VoiceBank-DEMAND"
-            path = other if other.is_dir() else path
-        return Input(path, SOURCES[name])
+    small: bool = False
+    """Whether LibriSpeech's parts may be others than the paper's."""
+
+    def corpus(self, name: str) -> pathlib.Path:
+        """The folder of one of the corpora."""
+        other = self.corpora / "VoiceBank-DEMAND"
+        if name == "noisy-vctk-16k" and other.is_dir() and not (self.corpora / name).is_dir():
+            return other
+        return self.corpora / name
+
+    def inputs(self, name: str, *parts: str) -> tuple[Input, ...]:
+        """What must be there of a corpus."""
+        return tuple(Input(self.corpus(name) / part, SOURCES[name]) for part in parts)
+
+    def parts_of(self, task: str) -> tuple[Input, ...]:
+        """What a task reads of its corpus."""
+        name = FOLDERS[task]
+        if task == "asr":
+            return self.inputs(name, *(self.split(part) for part in ("train", "dev", "test")))
+        if task == "sid":
+            return self.inputs(name, "iden_split.txt")
+        if task == "ss":
+            return self.inputs(
+                name, *(f"wav16k/min/{part}" for part in ("train-100", "dev", "test"))
+            )
+        rate = "_16k" if (self.corpus(name) / "clean_testset_wav_16k").is_dir() else ""
+        folders = (f"{a}_{b}_wav{rate}" for b in ("trainset_28spk", "testset") for a in KINDS)
+        return self.inputs(name, *folders)
 
     def split(self, part: Literal["train", "dev", "test"]) -> str:
-        """The name of LibriSpeech's part: the paper's, or another one that begins as it does."""
+        """The name of LibriSpeech's part; on a small scale another one that begins as it does."""
         name = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}[part]
         folder = self.corpora / "LibriSpeech"
-        if (folder / name).is_dir() or not folder.is_dir():
+        if not self.small or (folder / name).is_dir() or not folder.is_dir():
             return name
         others = sorted(path.name for path in folder.glob(f"{part}-clean*") if path.is_dir())
         return others[0] if others else name

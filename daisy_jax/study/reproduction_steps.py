@@ -1,7 +1,6 @@
 """The steps of a reproduction: every command, in order, and what each one needs."""
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +15,7 @@ from daisy_jax.study.reproduction import (
     SOURCES,
     STORED,
     TARGETS,
+    WHOLE_SPEECH,
     Cost,
     Input,
     Places,
@@ -37,7 +37,7 @@ def all_steps(places: Places, scale: Scale) -> list[Step]:
 
 
 def _steps(places: Places) -> tuple[str, ...]:
-    """Options of every training that is only tried."""
+    """Options of every training, where so many steps are to be enough."""
     return (f"--steps={places.steps}", f"--save-every={places.steps}") if places.steps else ()
 
 
@@ -53,8 +53,9 @@ def _device(places: Places) -> tuple[str, ...]:
 
 def _trunk_steps(places: Places, scale: Scale) -> Iterable[Step]:
     """Conversion, verification, stage 1."""
-    trunk, after = os.path.relpath(ROOT / scale.model), ()
-    speech = places.corpus("LibriSpeech")
+    trunk, after = str(ROOT / scale.model), ()
+    parts = (places.split("train"),) if scale.model else WHOLE_SPEECH
+    speech = places.inputs("LibriSpeech", *parts)
     if not scale.model:
         folder = places.output / "hubert-base"
         trunk, after = str(folder), ("convert", "verify")
@@ -65,6 +66,7 @@ def _trunk_steps(places: Places, scale: Scale) -> Iterable[Step]:
             (places.checkpoint, trunk),
             (folder / "config.json", folder / "model.safetensors"),
             inputs=(checkpoint,),
+            whole=True,
             cost=Cost("", "", 0, 0.4),
         )
         yield Step(
@@ -82,16 +84,16 @@ def _trunk_steps(places: Places, scale: Scale) -> Iterable[Step]:
         "branches",
         "train/branches.py",
         (
-            *(f"--model={trunk}", f"--data={speech.path}", f"--output={run}"),
-            *options,
-            *(("--splits", places.split("train")) if scale.model else ()),
+            *(f"--model={trunk}", f"--data={places.corpus('LibriSpeech')}"),
+            *(f"--output={run}", *options),
+            *(("--splits", *parts) if scale.model else ()),
             *_device(places),
         ),
         (run / "model" / "config.json", run / "model" / "model.safetensors"),
         after,
-        (speech,),
+        speech,
         run,
-        Cost("forward", "", (_of(options, "steps") or 88_000) * batch, 0.5),
+        cost=Cost("forward", "", (_of(options, "steps") or 88_000) * batch, 0.5),
     )
 
 
@@ -101,7 +103,7 @@ def _head(
     task: str,
     rule: str,
     model: str,
-    data: Input,
+    data: pathlib.Path,
     run: pathlib.Path,
     after: tuple[str, ...],
 ) -> Step:
@@ -125,14 +127,14 @@ def _head(
         "train/downstream.py",
         (
             *(f"--task={task}", *RULES[rule], f"--preset={scale.preset}", f"--model={model}"),
-            *(f"--data={data.path}", f"--features={places.output / 'features'}"),
+            *(f"--data={data}", f"--features={places.output / 'features'}"),
             *(f"--output={run}", *options, *splits, *_device(places)),
         ),
         (run / "head" / "model.safetensors", run / "head" / "exits.json"),
         after,
-        (data,),
+        () if data.is_relative_to(places.output) else places.parts_of(task),
         run,
-        Cost(way, task, seconds, 1.0 + size),
+        cost=Cost(way, task, seconds, 1.0 + size),
     )
 
 
@@ -200,29 +202,31 @@ def _head_steps(places: Places, scale: Scale, model: str) -> Iterable[Step]:
 def _noise_steps(places: Places, scale: Scale, model: str) -> Iterable[Step]:
     """Figure 4; the noisy corpora, task heads and evaluations of figure 5, and figure 5."""
     speech, musan = places.corpus("LibriSpeech"), places.corpus("MUSAN")
+    heard = places.inputs("MUSAN", "noise")
     splits = {part: places.split(part) for part in ("train", "dev", "test")}
-    common = (f"--data={speech.path}", "--splits", splits["test"])
+    common = (f"--data={speech}", "--splits", splits["test"])
+    tested_on = places.inputs("LibriSpeech", splits["test"])
     output = places.output / "figure4"
     yield Step(
         "figure4",
         "eval/noise.py",
         (
-            *(*common, f"--musan={musan.path}", f"--model={model}", f"--output={output}"),
+            *(*common, f"--musan={musan}", f"--model={model}", f"--output={output}"),
             *(f"--entropies={places.output / 'entropies'}", *_device(places)),
         ),
         (output / "results.json", output / "report.html"),
         ("branches",),
-        (speech, musan),
+        (*tested_on, *places.inputs("MUSAN", "noise", "music", "speech")),
         cost=Cost("forward", "", 10 * HOURS["asr"][2] * 3600 * scale.share, 0.1),
     )
     noisy, levels = places.output / "LibriSpeech-noisy", places.output / "LibriSpeech-levels"
-    mixed = (f"--data={speech.path}", f"--noise={musan.path / 'noise'}")
+    mixed = (f"--data={speech}", f"--noise={musan / 'noise'}")
     yield Step(
         "noisy",
         "train/noisy.py",
         (*mixed, "--splits", *splits.values(), f"--output={noisy}"),
         (noisy / "mixtures.tsv",),
-        inputs=(speech, musan),
+        inputs=(*places.parts_of("asr"), *heard),
         cost=Cost("", "", 0, 7 * scale.share),
     )
     yield Step(
@@ -230,19 +234,23 @@ def _noise_steps(places: Places, scale: Scale, model: str) -> Iterable[Step]:
         "train/noisy.py",
         (*mixed, "--recipe=every", "--splits", splits["test"], f"--output={levels}"),
         (levels / "mixtures.tsv",),
-        inputs=(speech, musan),
+        inputs=(*tested_on, *heard),
         cost=Cost("", "", 0, 1.5 * scale.share),
     )
     runs = []
     for rule in RULES:
         run = places.output / "noisy" / rule
-        data = Input(noisy, "made by the step noisy")
-        step = _head(places, scale, "asr", rule, model, data, run, ("branches", "noisy"))
-        yield dataclasses.replace(step, inputs=())
+        step = _head(places, scale, "asr", rule, model, noisy, run, ("branches", "noisy"))
+        yield step
         tested = [f"{splits['test']}-{level}" for level in LEVELS]
         options = (f"--data={levels}", "--splits", *tested, "--timed=0", "--no-oracle")
         hours = len(LEVELS) * HOURS["asr"][2]
         evaluation = _evaluation(places, scale, "asr", run, step.name, *options, hours=hours)
+        if places.on_cpu and not runs:  # features of all levels, once for all heads
+            size = STORED * hours * scale.share
+            evaluation = dataclasses.replace(
+                evaluation, cost=evaluation.cost._replace(gigabytes=size)
+            )
         yield dataclasses.replace(evaluation, after=(step.name, "levels"))
         runs.append((evaluation.name, run))
     output = places.output / "figure5"
@@ -256,7 +264,7 @@ def _noise_steps(places: Places, scale: Scale, model: str) -> Iterable[Step]:
         ),
         (output / "results.json", output / "report.html"),
         tuple(name for name, _ in runs),
-        (speech,),
+        tested_on,
     )
 
 

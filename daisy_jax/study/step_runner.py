@@ -8,15 +8,17 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypedDict
 
 from daisy_jax import InputError
 from daisy_jax.study.reproduction import ROOT, Step
-from daisy_jax.whole_files import read_json, write_json, write_text
+from daisy_jax.whole_files import read_json, write_json
 
 RECORDS = "steps"
 MINUTE = 60.0
+NOT_MADE = ("failed", "missing", "left out")
+"""What may become of a step, so that others cannot be run."""
 
 
 class Record(TypedDict):
@@ -30,9 +32,8 @@ class Record(TypedDict):
 
 
 def command_of(step: Step) -> str:
-    """The command as a person would type it in the project's folder or wherever paths hold."""
-    script = os.path.relpath(ROOT / step.script)
-    return shlex.join(["python", script, *step.arguments])
+    """The command as a person types it in the project's folder."""
+    return shlex.join(["python", step.script, *step.arguments])
 
 
 class Runner:
@@ -43,6 +44,7 @@ class Runner:
     ):
         """Shows lines, those of the commands among them, with `show`; commands keep the `lock`."""
         self._folder, self._show, self._lock = folder / RECORDS, show, lock
+        self._status = 0
         # Many steps run the same programs; those of another machine may not run here.
         kept = (folder / "compiled" / (platform.node() or "host")).resolve()
         self._environment = {"JAX_COMPILATION_CACHE_DIR": str(kept), **os.environ}
@@ -73,16 +75,15 @@ class Runner:
             return False
         needed = [self.record(each) for each in steps if each.name in step.after]
         ended = [each["finished"] for each in needed if each is not None]
-        # What a step makes is there as a whole or not at all, so that it counts without a record.
-        finished = record["finished"] or max(
-            _changed(path) for path in step.makes or [self._folder]
-        )
-        return bool(step.makes or record["finished"]) and finished >= max(ended, default=0)
+        finished = record["finished"]
+        if not finished and step.whole:
+            finished = max(path.stat().st_mtime for path in step.makes)
+        return finished > 0 and finished >= max(ended, default=0)
 
     def run(self, step: Step) -> bool:
         """Runs a step, again if it must be; whether it ended well.
 
-        Its lines are kept in steps/NAME.log, and the time that it took in steps/NAME.json.
+        Its lines go into steps/NAME.log, and the time that it took into steps/NAME.json.
         """
         words = [sys.executable, str(ROOT / step.script), *step.arguments]
         if step.run is not None and any((step.run / "checkpoints").glob("[0-9]*")):
@@ -94,8 +95,34 @@ class Runner:
         path = self._folder / f"{step.name}.json"
         write_json(path, record)
         self._show(f"\n{step.name}: {record['command']}")
-        earlier, began, lines = record["seconds"], time.time(), []
-        written = began
+        earlier, began = record["seconds"], time.time()
+        try:
+            with (
+                open(path.with_suffix(".log"), "a", encoding="utf-8") as log,
+                contextlib.closing(self._lines(words)) as lines,
+            ):
+                log.write(f"{record['command']}\n")
+                for line in lines:
+                    log.write(line)
+                    log.flush()
+                    self._show(line.rstrip("\n"))
+                    now = time.time()
+                    if now > began + record["seconds"] - earlier + MINUTE:  # it may be killed
+                        record["seconds"] = earlier + now - began
+                        write_json(path, record)
+        finally:
+            record["seconds"] = earlier + time.time() - began
+            write_json(path, record)
+        status = self._status
+        well = status == 0 and all(made.exists() for made in step.makes)
+        if well:
+            write_json(path, {**record, "finished": time.time()})
+        else:
+            self._show(f"{step.name}: ended with status {status}; its lines are in {path.stem}.log")
+        return well
+
+    def _lines(self, words: list[str]) -> Generator[str]:
+        """What a command says; its exit status is in `_status` then."""
         process = subprocess.Popen(
             words,
             stdout=subprocess.PIPE,
@@ -107,42 +134,32 @@ class Runner:
         )
         try:
             assert process.stdout is not None
-            for line in process.stdout:
-                lines.append(line)
-                self._show(line.rstrip("\n"))
-                if time.time() > written + MINUTE:  # this process may be killed
-                    written = time.time()
-                    write_json(path, {**record, "seconds": earlier + written - began})
-            status = process.wait()
-        except BaseException as error:
+            yield from process.stdout
+            self._status = process.wait()
+        except BaseException as error:  # a signal, which a terminal's Ctrl-C is to both
             _end(process, at_once=not isinstance(error, KeyboardInterrupt))
             raise
-        finally:
-            record["seconds"] = earlier + time.time() - began
-            write_text(self._folder / f"{step.name}.log", "".join(lines))
-            write_json(path, record)
-        well = status == 0 and all(made.exists() for made in step.makes)
-        if well:
-            write_json(path, {**record, "finished": time.time()})
-        else:
-            self._show(f"{step.name}: ended with status {status}; its lines are in {path.stem}.log")
-        return well
 
     def run_all(self, steps: Sequence[Step]) -> dict[str, str]:
-        """Runs what is not done; of each step "done", "done before", "failed" or "left out"."""
+        """Runs what is not done.
+
+        Returns:
+          Of each step "done", "done before", "failed", "missing" (an input) or "left out" (what it
+          needs was not made).
+        """
         outcome: dict[str, str] = {}
         for step in steps:
-            if any(outcome.get(name) in ("failed", "left out") for name in step.after):
+            missing = [each for each in step.inputs if not each.path.exists()]
+            if any(outcome.get(name) in NOT_MADE for name in step.after):
                 outcome[step.name] = "left out"
             elif self.is_done(step, steps):
                 outcome[step.name] = "done before"
+            elif missing:
+                self._show(f"{step.name}: {missing[0].path} is missing ({missing[0].source})")
+                outcome[step.name] = "missing"
             else:
                 outcome[step.name] = "done" if self.run(step) else "failed"
         return outcome
-
-
-def _changed(path: pathlib.Path) -> float:
-    return path.stat().st_mtime if path.exists() else 0.0
 
 
 def _end(process: subprocess.Popen, *, at_once: bool) -> None:

@@ -149,12 +149,12 @@ def both_directions(
         return jnp.concatenate([there, back[::-1]], axis=-1)
 
     def cudnn(x, mask):
-        one = jax.device_count() == 1
-        run = _cudnn if one else parallel.over_rows(_cudnn, 2, checked=False)
+        run = _cudnn if devices == 1 else parallel.over_rows(_cudnn, 2, checked=False)
         out = run((forward, backward), jnp.swapaxes(x, 0, 1), mask.T)
         return jnp.swapaxes(out, 0, 1)
 
-    fast = cudnn if _cudnn_runs() else together
+    devices = jax.device_count()
+    fast = cudnn if _cudnn_runs() and x.shape[1] % devices == 0 else together
     forms = {"in_turn": in_turn, "together": together, "cudnn": fast}
     return run_form("lstm", forms, x, mask)
 

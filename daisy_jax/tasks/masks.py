@@ -278,10 +278,9 @@ class Enhancement(_Masks):
         read = _read(examples, Crop(index, 0, int(examples.corpus.lengths[index])))
         if read is None:
             return lambda: Measured(dict.fromkeys(self.measures, (np.nan, np.nan)))
-        _, sources = read
         say_if_no_pesq()
-        values = processes.submit(noisy_measures, sources[0], output[0])
-        return lambda: Measured(values.result())
+        values = processes.begin(self.compared, output, *read)
+        return lambda: Measured(values())
 
     def unprocessed(self, examples, index):
         """As for every `Task`."""

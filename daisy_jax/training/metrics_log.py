@@ -79,7 +79,7 @@ def read_metrics(folder: pathlib.Path) -> list[Values]:
     path = folder / METRICS
     if not path.is_file():
         return []
-    remedy, lines = "remove the line that is not", []
+    remedy, lines = "remove the line that is not UTF-8", []
     for number, text in enumerate(read_text(path, remedy=remedy).splitlines(keepends=True), 1):
         if text.endswith("\n"):
             place = f"{path}:{number}"
