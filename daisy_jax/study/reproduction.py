@@ -78,7 +78,7 @@ SCALES = {
         "daisy_jax/models/daisy-tiny",
         ("--preset=daisy-tiny", "--steps=400", "--validation=none"),
         {
-            "asr": ("--steps=200", "--save-every=100"),
+            "asr": ("--steps=100", "--save-every=100"),
             "sid": ("--steps=100", "--save-every=50", "--cache=layers"),
             "se": ("--steps=100", "--save-every=50"),
             "ss": ("--steps=100", "--save-every=50"),
