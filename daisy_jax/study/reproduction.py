@@ -64,6 +64,8 @@ class Scale:
     """Further options of stage 1."""
     heads: dict[str, tuple[str, ...]]
     """Further options of stage 2, by task."""
+    evaluation: tuple[str, ...]
+    """Further options of evaluations."""
     size: Literal["base", "tiny"]
     """Of the model, for expected hours."""
     share: float = 1.0
@@ -71,7 +73,7 @@ class Scale:
 
 
 SCALES = {
-    "paper": Scale("paper", "superb", "", (), {task: () for task in TASKS}, "base"),
+    "paper": Scale("paper", "superb", "", (), {task: () for task in TASKS}, (), "base"),
     "tiny": Scale(
         "tiny",
         "daisy-tiny",
@@ -83,6 +85,7 @@ SCALES = {
             "se": ("--steps=100", "--save-every=50"),
             "ss": ("--steps=100", "--save-every=50"),
         },
+        ("--timed=4", "--no-oracle"),
         "tiny",
         0.02,
     ),

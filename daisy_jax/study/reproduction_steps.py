@@ -168,7 +168,7 @@ def _head_steps(places: Places, scale: Scale, model: str) -> Iterable[Step]:
             run = places.output / f"{task}-{rule}"
             step = _head(places, scale, task, rule, model, data, run, ("branches",))
             yield step
-            options = [f"--timed={timed}"]
+            options = [f"--timed={timed}", *scale.evaluation]
             if task == "asr":
                 options += ["--splits", places.split("test")]
             evaluation = _evaluation(
