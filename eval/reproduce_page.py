@@ -42,7 +42,7 @@ def origin(output: pathlib.Path, steps: list[Step], stand_in: bool) -> list[str]
     lines = [f"Written on {time.strftime('%Y-%m-%d')} into {escaped(output.name)}."]
     if configs:
         versions = configs[-1].get("versions", {})
-        named = ", ".join(f"{name} {version}" for name, version in versions.items())
+        named = ", ".join(f"{n} {version}" for n, version in versions.items() if n != "command")
         seeds = sorted({str(config.get("seed")) for config in configs})
         lines.append(f"Seeds: {', '.join(seeds)}. The last training ran with {escaped(named)}.")
     if stand_in:
