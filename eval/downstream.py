@@ -6,9 +6,9 @@ For each run of train/downstream.py: the task's measures with 95 % intervals (bo
 utterances), the mean exit layer, forced exits, multiply-adds saved (branches included) and the time
 that the trunk saves against full depth (one utterance at a time, warm, in turns). A run with a
 threshold is evaluated as it was trained, with the three spans of section 3.3, as Table 1's rows,
-and with oracles. Model, corpus and features are those of the
-run unless others are given. Writes results.json and utterances.parquet, a row an utterance and
-rule, into RUN/evaluation; eval/report.py collects them.
+and with oracles. Model, corpus and features are those of the run unless others are given. Writes
+results.json and utterances.parquet, a row an utterance and rule, into RUN/evaluation;
+eval/report.py collects them.
 """
 
 # First, so that Ctrl-C ends the program while everything else is loaded.

@@ -162,38 +162,39 @@ class _Begun(TypedDict):
     dtype: Literal["float32", "bfloat16", "float16"]
 
 
+def named(config: Config) -> Config:
+    """The configuration with its rule and its run folder, and of a run that goes on, what it is."""
+    from daisy_jax.tasks.presets import task_class
+
+    if not chosen_exits(config):
+        config = dataclasses.replace(config, ratio=0.7)
+    ((rule, value),) = chosen_exits(config).items()
+    exits = "full" if rule == "full" else f"{rule.replace('_', '-')}-{value:g}"
+    exits += "" if config.normalize else "-no-normalize"
+    output = config.output or f"runs/{task_class(config.task).name}-{exits}"
+    config = dataclasses.replace(config, output=output)
+    earlier = pathlib.Path(output, "config.json")
+    if config.resume and earlier.is_file():  # on whatever device it was begun
+        begun = read_json(earlier, _Begun, "give another --output")
+        left_open = {name: begun[name] for name in begun if getattr(config, name) == "auto"}
+        config = dataclasses.replace(config, **left_open)
+    return config
+
+
 def with_defaults(config: Config) -> tuple[Config, TaskSettings]:
-    """The configuration with what was left open, and the task's settings."""
+    """The configuration with what the device decides, and the task's settings."""
     import jax
 
     from daisy_jax.accelerator import trunk_dtype
     from daisy_jax.tasks.presets import read_preset, task_class
 
-    if not chosen_exits(config):
-        config = dataclasses.replace(config, ratio=0.7)
-    name = task_class(config.task).name
-    chosen = {"train": config.train, "dev": config.dev, "criterion": config.criterion}
-    chosen["normalize"] = config.normalize
-    settings = dataclasses.replace(read_preset(name, config.preset), **chosen)
-    ((rule, value),) = chosen_exits(config).items()
-    exits = "full" if rule == "full" else f"{rule.replace('_', '-')}-{value:g}"
-    exits += "" if config.normalize else "-no-normalize"
-    output = config.output or f"runs/{name}-{exits}"
-    earlier = pathlib.Path(output, "config.json")
-    if config.resume and earlier.is_file():  # on whatever device it was begun
-        begun = read_json(earlier, _Begun, "give another --output")
-        cache = begun["cache"] if config.cache == "auto" else config.cache
-        dtype = begun["dtype"] if config.dtype == "auto" else config.dtype
-        config = dataclasses.replace(config, cache=cache, dtype=dtype)
+    chosen = {name: getattr(config, name) for name in ("train", "dev", "criterion", "normalize")}
+    settings = read_preset(task_class(config.task).name, config.preset)
+    settings = dataclasses.replace(settings, **chosen)
     device = jax.devices()[0]
     in_steps = device.platform != "cpu" or settings.crop_seconds
-    left_open = {
-        "output": output,
-        "cache": ("entropies" if in_steps else "layers")
-        if config.cache == "auto"
-        else config.cache,
-        "dtype": trunk_dtype(device) if config.dtype == "auto" else config.dtype,
-    }
+    decided = {"cache": "entropies" if in_steps else "layers", "dtype": trunk_dtype(device)}
+    left_open = {name: value for name, value in decided.items() if getattr(config, name) == "auto"}
     return dataclasses.replace(config, **left_open), settings
 
 
@@ -224,6 +225,7 @@ def main() -> None:
     given = [f"--{name.replace('_', '-')}" for name in chosen_exits(config)]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} exclude each other; give one of them")
+    config = named(config)
     with config.started(config.dtype, config.strict) as device:
         train(config, device)
 

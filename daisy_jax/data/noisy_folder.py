@@ -5,10 +5,8 @@ Beside the files, in the clean corpus' layout, lie `mixtures.tsv`, a line a file
 folder is whole.
 """
 
-import contextlib
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from daisy_jax import audio
@@ -97,12 +95,12 @@ def write_noisy(
         raise InputError(
             f"{folder}: lies in {clean}, of which it would be a part; give a folder elsewhere"
         )
-    whole = {row.name: row for row in _whole_rows(folder)}
+    logged = read_log(folder) if (folder / LOG).is_file() else []
+    whole = {row.name: row for row in logged if _is_whole(folder, row)}
     jobs = [(corpus, i, name) for corpus, theirs in corpora for i, name in enumerate(theirs)]
     if len(whole) == len(jobs) and (folder / LOG).is_file():
-        rows = read_log(folder)
-        _copy_transcripts(clean, folder, rows)
-        return rows
+        _copy_transcripts(clean, folder, logged)
+        return logged
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS, settings)
     rows = []
@@ -137,14 +135,13 @@ def _copy_transcripts(
                     shutil.copyfile(text, partial)
 
 
-def _whole_rows(folder: pathlib.Path) -> Iterator[NoisyFile]:
-    """The files of a log that are there as they were written; none without a log."""
-    if not (folder / LOG).is_file():
-        return
-    for row in read_log(folder):
-        with contextlib.suppress(OSError):
-            if (folder / row.name).stat().st_size == row.size or row.size is None:
-                yield row
+def _is_whole(folder: pathlib.Path, row: NoisyFile) -> bool:
+    """Whether a file of the log is there as it was written."""
+    try:
+        size = (folder / row.name).stat().st_size
+    except OSError:
+        return False
+    return row.size in (None, size)
 
 
 def log_of(corpus: NoisyCorpus) -> list[NoisyFile]:

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
 
 from daisy_jax import InputError
@@ -44,7 +44,6 @@ class Runner:
     ):
         """Shows lines, those of the commands among them, with `show`; commands keep the `lock`."""
         self._folder, self._show, self._lock = folder / RECORDS, show, lock
-        self._status = 0
         # Many steps run the same programs; those of another machine may not run here.
         kept = (folder / "compiled" / (platform.node() or "host")).resolve()
         self._environment = {"JAX_COMPILATION_CACHE_DIR": str(kept), **os.environ}
@@ -99,10 +98,10 @@ class Runner:
         try:
             with (
                 open(path.with_suffix(".log"), "a", encoding="utf-8") as log,
-                contextlib.closing(self._lines(words)) as lines,
+                self._process(words) as process,
             ):
                 log.write(f"{record['command']}\n")
-                for line in lines:
+                for line in process.stdout or ():
                     log.write(line)
                     log.flush()
                     self._show(line.rstrip("\n"))
@@ -110,10 +109,10 @@ class Runner:
                     if now > began + record["seconds"] - earlier + MINUTE:  # it may be killed
                         record["seconds"] = earlier + now - began
                         write_json(path, record)
+                status = process.wait()
         finally:
             record["seconds"] = earlier + time.time() - began
             write_json(path, record)
-        status = self._status
         well = status == 0 and all(made.exists() for made in step.makes)
         if well:
             write_json(path, {**record, "finished": time.time()})
@@ -121,8 +120,9 @@ class Runner:
             self._show(f"{step.name}: ended with status {status}; its lines are in {path.stem}.log")
         return well
 
-    def _lines(self, words: list[str]) -> Generator[str]:
-        """What a command says; its exit status is in `_status` then."""
+    @contextlib.contextmanager
+    def _process(self, words: list[str]) -> Iterator[subprocess.Popen[str]]:
+        """A command that has been started; it has ended when the block is left, however."""
         process = subprocess.Popen(
             words,
             stdout=subprocess.PIPE,
@@ -133,9 +133,7 @@ class Runner:
             pass_fds=self._lock if os.name == "posix" else (),
         )
         try:
-            assert process.stdout is not None
-            yield from process.stdout
-            self._status = process.wait()
+            yield process
         except BaseException as error:  # a signal, which a terminal's Ctrl-C is to both
             _end(process, at_once=not isinstance(error, KeyboardInterrupt))
             raise
