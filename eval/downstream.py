@@ -20,7 +20,6 @@ import dataclasses
 import pathlib
 from typing import Annotated, Any, Literal, TypedDict
 
-import numpy as np
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
@@ -41,7 +40,7 @@ from daisy_jax.tasks.evaluation import (
     time_trunk,
     utterance_rows,
 )
-from daisy_jax.tasks.task_data import TaskData, open_examples, with_features
+from daisy_jax.tasks.task_data import open_examples, with_features
 from daisy_jax.tasks.trained_heads import TrainedHead, load_head, require_trunk
 from daisy_jax.tasks.training import Evaluator
 from daisy_jax.whole_files import checked, read_json, write_results
@@ -197,7 +196,7 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "decoder": task.decoding,
         "device": device,
         "measures": {name: fields_of(measure) for name, measure in task.measures.items()},
-        "unprocessed": unprocessed(data),
+        "unprocessed": evaluator.unprocessed(),
         "rows": rows,
     }
     lines = [
@@ -222,15 +221,6 @@ def chosen_rules(head: TrainedHead, config: Config) -> list[Choice]:
     return choices + [
         Choice(f"at layer {n}", "layer", n, fixed_layer(n, layers)) for n in config.layers
     ]
-
-
-def unprocessed(data: TaskData) -> dict[str, float]:
-    """The measures of the input itself, where a task has such: enhancement."""
-    measured = [data.task.unprocessed(data.examples, n) for n in range(len(data.lengths))]
-    values = [each.values for each in measured if each is not None]
-    if not values:
-        return {}
-    return {name: float(np.nanmean([each[name][0] for each in values])) for name in values[0]}
 
 
 if __name__ == "__main__":

@@ -269,8 +269,9 @@ def test_masks_are_learned_and_measured_without_it(name, tmp_path, unreadable, l
         for value, _ in task.measure(examples, index, output).values.values():
             assert np.isnan(value) != defined
         plain = task.unprocessed(examples, index)
-        for value, _ in (plain.values if plain else {}).values():
-            assert np.isnan(value) != defined
+        if plain is not None:
+            np.testing.assert_array_equal(plain, whole["mixture"][index, None, : lengths[index]])
+        assert (plain is not None) == (defined and name == "se")
     assert all(victim in line and other not in line for line in left_out)
 
 

@@ -14,7 +14,7 @@ from made_models import SMALL, made_model
 from daisy_jax.data.side_processes import SideProcesses
 from daisy_jax.errors import InputError
 from daisy_jax.exits import fixed_layer
-from daisy_jax.tasks.masks import noisy_measures
+from daisy_jax.tasks.metrics import short_time_intelligibility
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.task_data import open_examples, with_features
 from daisy_jax.tasks.training import Evaluator, new_params
@@ -46,11 +46,20 @@ def test_what_is_measured_beside_is_what_is_measured_here(tmp_path):
         for name, values in utterance.measured.values.items():
             np.testing.assert_array_equal(values, here[name])
 
+    noisy = evaluator.unprocessed()
+    assert set(noisy) == {"pesq", "stoi"}
+    inputs = [
+        task.measure(examples, index, examples.corpus.read(index, 0, int(length))[None]).values
+        for index, length in enumerate(examples.corpus.lengths)
+    ]
+    for name, mean in noisy.items():
+        assert mean == np.mean([values[name][0] for values in inputs])
+
 
 @pytest.mark.slow("starts processes that measure")
 def test_an_error_comes_out_where_the_value_is_wanted():
     silence = np.zeros(9, np.float32)
-    assert np.isnan(SideProcesses().begin(noisy_measures, silence, silence)()["stoi"][0])
+    assert np.isnan(SideProcesses().begin(short_time_intelligibility, silence, silence)())
     with pytest.raises(InputError, match="bad"):
         SideProcesses().begin(raise_it, "bad")()
 

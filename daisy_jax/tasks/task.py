@@ -184,8 +184,8 @@ class Task(abc.ABC, Generic[Head]):
         """One row of `outputs` without its padding; nothing to cut where it has no frames."""
         return output[:num_frames] if output.ndim else output
 
-    def unprocessed(self, examples: Examples, index: int) -> Measured | None:
-        """The same measures of the input itself; None where it has none."""
+    def unprocessed(self, examples: Examples, index: int) -> Output | None:
+        """The input itself as an output, to be measured; None where it has no measures."""
         return None
 
     def use_lexicon(self, lexicon: str, language_model: str) -> None:

@@ -244,6 +244,20 @@ class Evaluator:
         in_order = [utterances[index] for index in sorted(utterances)]
         return Evaluation(in_order, float(total / max(count, 1)))
 
+    def unprocessed(self) -> dict[str, float]:
+        """The means of the input's own measures, by name; empty where the task has no such."""
+        data, measured = self._data, []
+        for start in range(0, len(data.lengths), WAITING):
+            begun = []
+            for index in range(start, min(start + WAITING, len(data.lengths))):
+                output = data.task.unprocessed(data.examples, index)
+                if output is not None:
+                    arguments = (data.examples, index, output, self._processes)
+                    begun.append(data.task.measure_beside(*arguments))
+            measured += [waited().values for waited in begun]
+        names = measured[0] if measured else ()
+        return {name: float(np.nanmean([values[name][0] for values in measured])) for name in names}
+
     def scores(self, params: Params, rule: ExitRule) -> dict[str, float]:
         """For metrics.jsonl: the loss, and the measures unless the loss is what counts."""
         measured = self.task.settings.criterion != "loss"
