@@ -101,7 +101,7 @@ def table1(folder: pathlib.Path) -> list[str]:
     if (folder / "figure3.png").is_file():
         lines += ["", "![figure 3](table1/figure3.png)"]
     text = (folder / "report.md").read_text(encoding="utf-8")
-    return [*lines, "", *demoted(text, "table1"), ""]
+    return [*lines, "", *inside(text, "table1", "All rules, with intervals"), ""]
 
 
 def row_of(runs: list[dict[str, Any]], label: str) -> dict[str, Any] | None:
@@ -150,7 +150,7 @@ def figure4(folder: pathlib.Path) -> list[str]:
         "(section 4.2)."
     )
     text = (folder / "report.md").read_text(encoding="utf-8")
-    return [*lines, "", *demoted(text, "figure4"), ""]
+    return [*lines, "", *inside(text, "figure4", "The noise study"), ""]
 
 
 def figure5(folder: pathlib.Path) -> list[str]:
@@ -173,7 +173,7 @@ def figure5(folder: pathlib.Path) -> list[str]:
     lines.append("The paper does not say which of the two averages it prints, nor for which ratio.")
     text = (folder / "report.md").read_text(encoding="utf-8")
     section = text[text.index("## Recognition") :] if "## Recognition" in text else ""
-    return [*lines, "", *demoted(section, "figure5"), ""]
+    return [*lines, "", *inside(section, "figure5", "By level, with intervals"), ""]
 
 
 def commands(steps: list[Step], runner: Runner) -> list[str]:
@@ -189,10 +189,17 @@ def commands(steps: list[Step], runner: Runner) -> list[str]:
     return [*lines, *table(["step", "hours", "state"], body)]
 
 
-def demoted(text: str, folder: str) -> list[str]:
-    """A report's lines as a part of this page: headings one level lower, pictures in its folder."""
-    text = re.sub(r"^(#+ )", r"#\1", text, flags=re.MULTILINE)
-    return re.sub(r"\]\(([\w.-]+\.png)\)", rf"]({folder}/\1)", text).splitlines()
+def inside(text: str, folder: str, title: str) -> list[str]:
+    """A report's lines as a part of this page.
+
+    Its first heading is `title` at the third level, the others follow, pictures are in its folder.
+    """
+    first, *rest = text.splitlines() or [""]
+    level = len(first) - len(first.lstrip("#"))
+    deeper = "#" * (3 - level)
+    lines = [deeper + line if line.startswith("#") else line for line in rest]
+    shown = [re.sub(r"\]\(([\w.-]+\.png)\)", rf"]({folder}/\1)", line) for line in lines]
+    return [f"### {title}", *shown]
 
 
 def content_of(path: pathlib.Path) -> dict[str, Any]:
