@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,9 @@ from daisy_jax.tasks.task import Measured
 from daisy_jax.tasks.task_data import open_examples, with_features
 from daisy_jax.tasks.trained_heads import TrainedHead, count_exits, load_head, save_head
 from daisy_jax.tasks.training import Evaluator, downstream_step, head_optimizer, new_params
+from daisy_jax.training.settings import as_begun
 
+ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = SMALL.num_layers
 EVERYWHERE = np.ones(LAYERS, bool)
 
@@ -413,3 +417,25 @@ def test_what_is_no_head_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"format": "other"}))
     with pytest.raises(InputError, match="format is 'other'"):
         load_head(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["downstream", "branches"])
+def test_a_run_goes_on_as_it_was_begun_on_another_device(name, tmp_path):
+    """What the device decides is decided once; a choice that is said is held against it later."""
+    script = runpy.run_path(str(ROOT / "train" / f"{name}.py"))
+    begun = {"dtype": "bfloat16", "accelerator": "gpu", "seed": 3}
+    begun |= {"cache": "entropies"} if name == "downstream" else {}
+    (tmp_path / "config.json").write_text(json.dumps(begun))
+    values = dict(steps=2, batch_size=1, learning_rate=0.1, save_every=1)
+    values |= {"task": "asr"} if name == "downstream" else {"crop_seconds": 1.0}
+
+    def found(folder=tmp_path, **options):
+        config = as_begun(script["Config"](**values, **options), str(folder))
+        assert (config.accelerator, config.seed) == ("auto", 0)
+        return config.dtype, getattr(config, "cache", "entropies")
+
+    as_first = "auto" if name == "downstream" else "entropies"
+    assert found() == ("auto", as_first)
+    assert found(resume=True) == ("bfloat16", "entropies")
+    assert found(resume=True, dtype="float32") == ("float32", "entropies")
+    assert found(tmp_path / "new", resume=True) == ("auto", as_first)

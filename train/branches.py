@@ -23,7 +23,12 @@ from daisy_jax.console.terminal import parse_config, run_command, say
 from daisy_jax.data.corpus import Corpus
 from daisy_jax.features.store import FeatureStore, StoredLabels
 from daisy_jax.training.metrics_log import Values
-from daisy_jax.training.settings import DistributedOptions, SpeechOptions, own_options_first
+from daisy_jax.training.settings import (
+    DistributedOptions,
+    SpeechOptions,
+    as_begun,
+    own_options_first,
+)
 
 
 @own_options_first
@@ -78,6 +83,7 @@ CALIBRATION_UTTERANCES = 500  # of the training data, where there is no validati
 
 def main() -> None:
     config: Config = parse_config(Config, PRESETS, __doc__)
+    config = as_begun(config, config.output)
     with config.started(config.dtype, config.strict) as device:
         train(config, device)
 

@@ -20,7 +20,7 @@ import dataclasses
 import importlib.util
 import math
 import pathlib
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import tyro
@@ -30,8 +30,7 @@ from daisy_jax.console.terminal import given_options, run_command, say
 from daisy_jax.exits import ExitRule
 from daisy_jax.tasks.task import Task, TaskSettings
 from daisy_jax.training.metrics_log import Values
-from daisy_jax.training.settings import DistributedOptions, own_options_first
-from daisy_jax.whole_files import read_json
+from daisy_jax.training.settings import DistributedOptions, as_begun, own_options_first
 
 if TYPE_CHECKING:
     from daisy_jax.tasks.task_data import TaskData
@@ -155,15 +154,8 @@ def chosen_exits(config: Config) -> dict[str, float]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-class _Begun(TypedDict):
-    """What is taken of the config.json of a run that is resumed."""
-
-    cache: Literal["layers", "entropies"]
-    dtype: Literal["float32", "bfloat16", "float16"]
-
-
 def named(config: Config) -> Config:
-    """The configuration with its rule and its run folder, and of a run that goes on, what it is."""
+    """The configuration with its rule and its run folder."""
     from daisy_jax.tasks.presets import task_class
 
     if not chosen_exits(config):
@@ -172,13 +164,7 @@ def named(config: Config) -> Config:
     exits = "full" if rule == "full" else f"{rule.replace('_', '-')}-{value:g}"
     exits += "" if config.normalize else "-no-normalize"
     output = config.output or f"runs/{task_class(config.task).name}-{exits}"
-    config = dataclasses.replace(config, output=output)
-    earlier = pathlib.Path(output, "config.json")
-    if config.resume and earlier.is_file():  # on whatever device it was begun
-        begun = read_json(earlier, _Begun, "give another --output")
-        left_open = {name: begun[name] for name in begun if getattr(config, name) == "auto"}
-        config = dataclasses.replace(config, **left_open)
-    return config
+    return dataclasses.replace(config, output=output)
 
 
 def with_defaults(config: Config) -> tuple[Config, TaskSettings]:
@@ -226,6 +212,7 @@ def main() -> None:
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} exclude each other; give one of them")
     config = named(config)
+    config = as_begun(config, config.output)
     with config.started(config.dtype, config.strict) as device:
         train(config, device)
 

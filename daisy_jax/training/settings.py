@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Iterator
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypedDict, TypeVar
 
 from daisy_jax import audio, parallel
 from daisy_jax.accelerator import Accelerator, use_accelerator
@@ -11,6 +12,7 @@ from daisy_jax.data.batches import Augmentation
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import strictly
+from daisy_jax.whole_files import read_json
 
 Kind = TypeVar("Kind", bound=type)
 
@@ -22,6 +24,13 @@ def own_options_first(kind: Kind) -> Kind:
     for name in [*own, *(name for name in fields if name not in own)]:
         fields[name] = fields.pop(name)
     return kind
+
+
+class _Decided(TypedDict, total=False):
+    """What a run's device decides, in its config.json."""
+
+    cache: Literal["layers", "entropies"]
+    dtype: Literal["float32", "bfloat16", "float16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,21 @@ class RunOptions:
         device = self.choose_device(dtype)
         with strictly(strict):
             yield device
+
+
+Options = TypeVar("Options", bound=RunOptions)
+
+
+def as_begun(config: Options, folder: str) -> Options:
+    """Options; of a run that goes on with what its first device decided in the place of "auto"."""
+    path = pathlib.Path(folder, "config.json")
+    if not config.resume or not path.is_file():
+        return config
+    begun = read_json(path, _Decided, "give another --output")
+    left_open = {
+        name: value for name, value in begun.items() if getattr(config, name, "") == "auto"
+    }
+    return dataclasses.replace(config, **left_open)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
