@@ -12,6 +12,7 @@ import scipy.stats
 import sounds
 from made_models import SMALL, made_model
 from programs import run_here
+from scipy.stats import rankdata
 
 import daisy_jax
 from daisy_jax.console.pages import html_page, table
@@ -30,7 +31,9 @@ from daisy_jax.study.noise_study import (
     rank_correlation,
     snr_correlation,
     spread,
+    table_correlation,
 )
+from daisy_jax.tasks.metrics import RESAMPLES
 from daisy_jax.whole_files import write_results
 
 RULE = ExitRule("every layer", 1.0, np.ones(3, bool))
@@ -91,6 +94,30 @@ def test_rank_correlation_is_scipys(seed):
     expected = scipy.stats.spearmanr(first, second)[0]
     assert rank_correlation(first, second) == pytest.approx(expected, abs=1e-12)
     assert np.isnan(rank_correlation(first, np.ones(50)))
+    table = np.zeros((2, 4, 9), int)
+    np.add.at(table[0], (first, second), 1)
+    table[1, 2] = 1
+    found = table_correlation(table)
+    assert found[0] == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(found[1])
+
+
+def test_an_interval_is_that_of_all_levels_of_utterances_that_are_drawn():
+    rng = np.random.default_rng(1)
+    snrs = (CLEAN, 5.0, 10.0, 5.0)  # one of them twice
+    exits = rng.integers(1, 4, (4, 30)) + np.array([[0], [1], [0], [1]]) * rng.integers(0, 2, 30)
+    exits = np.minimum(exits, 3)
+    names = [f"{number:02}" for number in range(30)]
+    levels = [leaving_at(row, "noise", snr, names) for row, snr in zip(exits, snrs, strict=True)]
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(RESAMPLES):
+        chosen = rng.integers(30, size=30)
+        first = np.repeat(snrs, 30)
+        drawn.append(scipy.stats.spearmanr(rankdata(first), exits[:, chosen].ravel())[0])
+    expected = scipy.stats.spearmanr(rankdata(np.repeat(snrs, 30)), exits.ravel())[0]
+    wanted = (expected, *np.quantile(drawn, [0.025, 0.975]))
+    np.testing.assert_allclose(snr_correlation(levels, RULE), wanted, atol=1e-12)
 
 
 def test_noisier_and_later_is_a_correlation_of_minus_one():

@@ -8,7 +8,7 @@ import pathlib
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Real, Shaped
 
 from daisy_jax import InputError, multiply_adds
 from daisy_jax.data.corpus import Corpus, corpus_name
@@ -213,13 +213,41 @@ def snr_correlation(levels: list[Condition], rule: ExitRule) -> Estimate:
     common = sorted(set.intersection(*(set(level.names) for level in levels)))
     if not common:
         return Estimate(float("nan"), float("nan"), float("nan"))
-    exits = np.empty((len(common), len(levels)))
-    for column, level in enumerate(levels):
+    snrs = [level.snr for level in levels if level.snr is not None]
+    distinct, rows = np.unique(snrs, return_inverse=True)
+    utterances, layers = len(common), len(rule.allowed)
+    pairs = np.zeros((utterances, len(distinct), layers))
+    for row, level in zip(rows, levels, strict=True):
         by_name = dict(zip(level.names, rule.exits(level.entropy)[0], strict=True))
-        exits[:, column] = [by_name[name] for name in common]
-    snrs = np.tile([level.snr for level in levels if level.snr is not None], len(common))
-    drawn = resampled(len(common), lambda chosen: rank_correlation(snrs, exits[chosen].ravel()))
-    return Estimate(rank_correlation(snrs, exits.ravel()), *_ends(drawn, len(common)))
+        for number, name in enumerate(common):
+            pairs[number, row, by_name[name] - 1] += 1
+
+    def table(chosen: Int[np.ndarray, " utterances"]) -> Float[np.ndarray, "snrs layers"]:
+        return np.tensordot(np.bincount(chosen, minlength=utterances), pairs, 1)
+
+    drawn = table_correlation(resampled(utterances, table))
+    (value,) = table_correlation(pairs.sum(axis=0, keepdims=True))
+    return Estimate(float(value), *_ends(drawn, utterances))
+
+
+def table_correlation(
+    table: Real[np.ndarray, "*tables rows columns"],
+) -> Float[np.ndarray, "*tables"]:
+    """Spearman's rank correlation of rows and columns, of tables that say how many pairs there are.
+
+    Equal values share their mean rank; NaN if all pairs are in one row or in one column. Much
+    faster over a bootstrap than to rank the pairs each time.
+    """
+    rows, columns = table.sum(-1), table.sum(-2)
+
+    def ranks(counts: Real[np.ndarray, "*tables values"]) -> Float[np.ndarray, "*tables values"]:
+        """The mean rank of each value, minus the mean of all ranks."""
+        return np.cumsum(counts, -1) - counts / 2 - counts.sum(-1, keepdims=True) / 2
+
+    first, second = ranks(rows), ranks(columns)
+    together = np.einsum("...rc,...r,...c->...", table, first, second)
+    apart = (rows * first**2).sum(-1) * (columns * second**2).sum(-1)
+    return together / np.sqrt(np.where(apart > 0, apart, np.nan))
 
 
 def rank_correlation(
