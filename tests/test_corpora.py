@@ -295,7 +295,7 @@ def parts(folder):
 def test_ray_recovers_from_a_killed_driver_and_a_killed_worker(there, tmp_path):
     pytest.importorskip("ray")
     # The driver dies, and its workers with it.
-    first = start_ray(there, tmp_path, "first", workers=1)
+    first = start_ray(there, tmp_path, "first", workers=2)
     wait_for(lambda: len(parts(tmp_path)) >= 2 or first.poll() is not None)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
@@ -307,7 +307,7 @@ def test_ray_recovers_from_a_killed_driver_and_a_killed_worker(there, tmp_path):
     # place of the last shard's part lies a folder that cannot be replaced: the others are made.
     last = tmp_path / "index" / f"{SHARDS - 1:05}.parquet"
     (last / "x").mkdir(parents=True)
-    second = start_ray(there, tmp_path, "second", workers=2)
+    second = start_ray(there, tmp_path, "second", workers=1)
     try:
         wait_for(lambda: len(parts(tmp_path)) > len(kept) + 1 or second.poll() is not None)
         victims = workers_of("second")

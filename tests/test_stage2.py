@@ -19,6 +19,7 @@ from programs import run as run_in_process
 from safetensors.numpy import load_file
 
 import daisy_jax
+from daisy_jax.tasks.presets import PRESETS
 from daisy_jax.whole_files import write_results
 
 FOLDERS = {
@@ -30,7 +31,7 @@ FOLDERS = {
 SID = ("--ratio", "1", "--cache", "layers")  # which is not what crops are trained on by default
 EQUAL = ("--compute-of-layer", "2", "--cache", "entropies")
 BASELINE = ("--full", "--no-normalize")
-SHORT = "--preset daisy-tiny --steps 4 --save-every 2 --log-every 1 --batch-size 4"
+SHORT = "--steps 4 --save-every 2 --log-every 1 --batch-size 4"
 
 
 def run(script: str, *arguments, status: int = 0, start=run_here, **settings) -> str:
@@ -43,7 +44,8 @@ def run(script: str, *arguments, status: int = 0, start=run_here, **settings) ->
 def options(data: pathlib.Path, task: str, output: pathlib.Path, *extra) -> list:
     return [
         *["--task", task, "--model", data / "model", "--data", data / FOLDERS[task]],
-        *["--features", data / "features", "--output", output, *SHORT.split(), *extra],
+        *["--features", data / "features", "--preset", data / "small.toml", "--output", output],
+        *[*SHORT.split(), *extra],
     ]
 
 
@@ -69,6 +71,11 @@ def data(tmp_path_factory):
     made_corpora.voicebank(folder / "noisy-vctk-16k")
     made_corpora.libri2mix(folder / "Libri2Mix", {"train-100": 4, "dev": 2, "test": 2})
     daisy_jax.save(made_model(seed=3), folder / "model")
+    # The preset daisy-tiny with heads of one narrow layer.
+    sections = ("\n" + PRESETS.read_text()).split("\n[")
+    text = "".join(f"\n[{each}" for each in sections if ".daisy-tiny" in each.partition("]")[0])
+    text = re.sub(r"\b(units|projection) = \d+", r"\1 = 8", text)
+    (folder / "small.toml").write_text(re.sub(r"\blayers = \d+", "layers = 1", text))
     return folder
 
 
