@@ -64,16 +64,15 @@ def write(config: Config, path: pathlib.Path) -> None:
     import numpy as np
 
     from daisy_jax import HubertConfig
-    from daisy_jax.checkpoints import abstract_model, named_leaves
-    from daisy_jax.conversions.rules import make_tensors
+    from daisy_jax.conversions.rules import make_tensors, parameter_shapes
     from daisy_jax.conversions.trunk import FAIRSEQ, TRANSFORMERS, trunk_rules
 
-    shape = {"base": HubertConfig.base, "large": HubertConfig.large, "xlarge": HubertConfig.xlarge}
-    model = shape[config.size]()
+    sizes = {"base": HubertConfig.base, "large": HubertConfig.large, "xlarge": HubertConfig.xlarge}
+    model = sizes[config.size]()
     rng = np.random.default_rng(0)
     parameters = {
-        name: rng.standard_normal(leaf.shape, np.float32)
-        for name, leaf in named_leaves(abstract_model(model)).items()
+        name: rng.standard_normal(shape, np.float32)
+        for name, shape in parameter_shapes(model).items()
     }
     transformers = config.format == "safetensors"
     names = TRANSFORMERS if transformers else FAIRSEQ

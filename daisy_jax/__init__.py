@@ -6,7 +6,8 @@ end_at_once_on_interrupts()  # before the second that JAX takes
 
 from daisy_jax import audio
 from daisy_jax.calibration import calibrate
-from daisy_jax.checkpoints import load, save
+from daisy_jax.checkpoints import save
+from daisy_jax.conversions.any_model import load
 from daisy_jax.cost import multiply_adds
 from daisy_jax.encode import Encoded, encode
 from daisy_jax.exits import (

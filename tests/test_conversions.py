@@ -213,7 +213,8 @@ def test_names_of_the_hub_are_downloaded(folder, monkeypatch, suffix):
         to_torch_file(folder)
     fetched = []
 
-    def download(name, allow_patterns):
+    def download(name, revision, allow_patterns):
+        assert revision is None
         fetched.append((name, allow_patterns))
         return str(folder)
 

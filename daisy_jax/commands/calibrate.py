@@ -13,6 +13,7 @@ from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.checkpoints import load_uncalibrated, save_calibration
 from daisy_jax.commands.info import entropy_table
 from daisy_jax.console.terminal import say
+from daisy_jax.conversions.any_model import model_folder
 from daisy_jax.data.file_list import expand_folders
 from daisy_jax.reporting import followed, printable
 
@@ -26,7 +27,7 @@ class Calibrate:
     """
 
     model: tyro.conf.Positional[str]
-    """A model folder with branches; its calibration is replaced."""
+    """A model with branches, of any source; its calibration is replaced."""
     files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")]
     """Sound files, or folders that are searched for them."""
     name: str = ""
@@ -37,7 +38,8 @@ class Calibrate:
     def run(self) -> int:
         """Calibrates, saves, prints the table; 1 if a file could not be read."""
         use_accelerator(self.accelerator)
-        model = load_uncalibrated(self.model)
+        folder = model_folder(self.model)
+        model = load_uncalibrated(folder)
         if model.branches is None:
             raise InputError(f"{self.model} has no branches; train them with train/branches.py")
         files = expand_folders(self.files)
@@ -58,6 +60,6 @@ class Calibrate:
         name = self.name or (first if first.is_dir() else first.parent).name
         # In the type that is stored, so that the table is that of daisy-jax info.
         calibration = Calibration(np.stack(rows).astype(np.float16), name)
-        save_calibration(self.model, calibration)
+        save_calibration(folder, calibration)
         say(entropy_table(calibration))
         return 1 if failed else 0

@@ -15,6 +15,7 @@ import daisy_jax
 from daisy_jax import Hubert, InputError
 from daisy_jax.commands.options import ModelOptions
 from daisy_jax.console.terminal import say
+from daisy_jax.conversions.any_model import model_folder
 from daisy_jax.data.file_list import FileList, deal, read_list
 from daisy_jax.features import contents
 from daisy_jax.features.extract import (
@@ -177,7 +178,7 @@ class Extract(ModelOptions):
             return
         job = Job(
             file_list=absolute(self.file_list),
-            model=absolute(self.model),
+            model=absolute(str(model_folder(self.model)) if self.model else ""),
             content=extractor.content,
             shards=count,
             output=absolute(self.output),

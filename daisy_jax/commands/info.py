@@ -20,7 +20,8 @@ class Info:
     """Shows a model's architecture, parts, and calibration with the thresholds it gives."""
 
     model: tyro.conf.Positional[str] = ""
-    """A model folder; empty: the small pretrained model that comes with the package."""
+    """A model of any source that encode takes, too; empty: the small pretrained model that comes
+    with the package."""
 
     def run(self) -> None:
         """Prints to stdout."""

@@ -34,7 +34,8 @@ class ModelOptions:
     """A model, where utterances leave it, and where it is computed."""
 
     model: str = ""
-    """A model folder; empty: the small pretrained model that comes with the package."""
+    """A model folder, a checkpoint that daisy-jax convert reads, or OWNER/NAME[@REVISION] of the
+    Hugging Face hub, converted once and kept; empty: the small pretrained model in the package."""
     ratio: float | None = None
     """Threshold as a share of the calibration's mid entropy, in [0, 1]; smaller: later exits."""
     threshold: float | None = None

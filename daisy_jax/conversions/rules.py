@@ -117,6 +117,11 @@ class Converted(NamedTuple):
         return {n: p for n, p in self.parameters.items() if n.startswith(name + ".")}
 
 
+def parameter_shapes(config: HubertConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's parameters, by dotted path."""
+    return {name: leaf.shape for name, leaf in named_leaves(abstract_model(config)).items()}
+
+
 def apply_rules(source: Source) -> Converted:
     """Makes the parameters; `source.tensors` is emptied on the way, so that large models fit.
 
@@ -125,9 +130,7 @@ def apply_rules(source: Source) -> Converted:
         that names the file and all offenders.
     """
     parameters, stored, problems, flawed = {}, {}, [], []
-    shapes = {
-        name: leaf.shape for name, leaf in named_leaves(abstract_model(source.config)).items()
-    }
+    shapes = parameter_shapes(source.config)
     file, count = source.files[0], len(source.tensors)
     if source.config.num_layers > count:
         raise InputError(

@@ -13,7 +13,8 @@ from daisy_jax.conversions.weight_files import read_file
 from daisy_jax.errors import InputError
 from daisy_jax.whole_files import read_numbers
 
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?", re.ASCII)
+"""Of a model on the Hugging Face hub, with or without a revision."""
 
 
 def open_source(path: str | os.PathLike, num_heads: int = 0) -> Source:
@@ -21,7 +22,7 @@ def open_source(path: str | os.PathLike, num_heads: int = 0) -> Source:
 
     Args:
       path: a file; a folder of transformers; or the name of a model of the Hugging Face hub, such
-        as "facebook/hubert-base-ls960", which is downloaded.
+        as "facebook/hubert-base-ls960" or with "@" and a revision, which is downloaded.
       num_heads: attention heads of a model without configuration; 0: as HuBERT models of its width.
 
     Raises:
@@ -30,7 +31,7 @@ def open_source(path: str | os.PathLike, num_heads: int = 0) -> Source:
     """
     checkpoint = pathlib.Path(path)
     if not checkpoint.exists():
-        checkpoint = _download(os.fspath(path))
+        checkpoint = download(os.fspath(path))
     try:
         source = _read(checkpoint, num_heads)
     except InputError as error:
@@ -70,8 +71,12 @@ def _read(checkpoint: pathlib.Path, num_heads: int) -> Source:
     return bare_file.read(checkpoint, content, num_heads)
 
 
-def _download(name: str) -> pathlib.Path:
-    """A folder with a model of the hub; safetensors if it has them, else torch files."""
+def download(name: str) -> pathlib.Path:
+    """A folder with a model of the hub; safetensors if it has them, else torch files.
+
+    Raises:
+      FileNotFoundError: the hub cannot be reached, or has no such model.
+    """
     missing = f"{name}: no such file or folder"
     if not HUB_NAME.fullmatch(name):
         raise FileNotFoundError(f"{missing}; give a checkpoint on this machine or a name of a hub")
@@ -81,16 +86,20 @@ def _download(name: str) -> pathlib.Path:
         raise FileNotFoundError(
             f"{missing}; a model of the hub needs pip install 'daisy-jax[convert]'"
         ) from None
+    repository, _, revision = name.partition("@")
     try:
         for suffix in ("safetensors", "bin"):
             patterns = ["*.json", f"*.{suffix}"]
-            folder = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+            found = huggingface_hub.snapshot_download(
+                repository, revision=revision or None, allow_patterns=patterns
+            )
+            folder = pathlib.Path(found)
             if any(folder.glob(f"*.{suffix}")):
                 break
     except Exception as error:  # no connection, no such model, no right to it, a bad name
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
             f"{missing}, and the hub could not give it ({reason}); with a connection, "
-            f"hf download {name} --local-dir FOLDER fetches it for later"
+            f"hf download {repository} --local-dir FOLDER fetches it for later"
         ) from None
     return folder

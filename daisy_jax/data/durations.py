@@ -16,7 +16,7 @@ from typing import NamedTuple, TypedDict
 from daisy_jax import audio
 from daisy_jax.errors import InputError, said_of
 from daisy_jax.reporting import followed
-from daisy_jax.whole_files import read_json, write_json
+from daisy_jax.whole_files import cache_folder, read_json, write_json
 
 FORMAT = "daisy_jax_durations/2"
 FORGOTTEN = 180 * 86_400
@@ -125,7 +125,5 @@ def keep(folder: pathlib.Path, memory: Memory) -> None:
 
 
 def _cache_file(folder: pathlib.Path) -> pathlib.Path:
-    """Below $XDG_CACHE_HOME, or ~/.cache without it."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    return pathlib.Path(root, "daisy_jax", f"{folder.name}-{key}.json")
+    return cache_folder() / f"{folder.name}-{key}.json"

@@ -27,10 +27,12 @@ from daisy_jax.whole_files.tensors import (
     write_folder,
 )
 from daisy_jax.whole_files.writing import (
+    cache_folder,
     is_unused,
     is_written_to,
     json_text,
     whole_files,
+    whole_folder,
     write_json,
     write_text,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "RESULTS",
     "TENSORS",
     "arrays_digest",
+    "cache_folder",
     "checked",
     "contiguous",
     "differences",
@@ -58,6 +61,7 @@ __all__ = [
     "read_tensors",
     "read_text",
     "whole_files",
+    "whole_folder",
     "write_folder",
     "write_json",
     "write_results",

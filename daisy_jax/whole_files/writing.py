@@ -74,6 +74,43 @@ def whole_files(
             shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def whole_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a folder to fill, which takes the place of `path` when the block ends.
+
+    If another process has made `path` meanwhile, that stays. If the block raises, nothing does.
+
+    Raises:
+      OSError: the folder cannot be written; it names the path.
+    """
+    beside: dict[pathlib.Path, pathlib.Path] = {}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        prefix = f".{platform.node()}-{os.getpid()}-"
+        partial = pathlib.Path(tempfile.mkdtemp(".partial", prefix, path.parent))
+        beside[path.parent] = partial
+        inside = partial / path.name
+        inside.mkdir()  # with the mode of this process' folders, which mkdtemp's does not have
+        yield inside
+        try:
+            inside.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    except OSError as error:
+        raise _of_target(error, path, beside) from error
+    finally:
+        for partial in beside.values():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def cache_folder() -> pathlib.Path:
+    """What the library keeps for a user: below $XDG_CACHE_HOME, or ~/.cache without it."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return pathlib.Path(root, "daisy_jax")
+
+
 def _of_target(
     error: OSError, path: pathlib.Path, beside: Mapping[pathlib.Path, pathlib.Path]
 ) -> OSError:
