@@ -162,10 +162,10 @@ FLAWS = {
         lambda f: (to_torch_file(f), torch.save([1], f / "pytorch_model.bin")),
         "holds a list, where tensors by name were wanted",
     ),
-    "code": (_plant_code, "as it needs builtins.exec, and code in such files is never run"),
+    "code": (_plant_code, "an object of builtins.exec, whose code is never run"),
     "code, old format": (
         lambda f: _plant_code(f, _use_new_zipfile_serialization=False),
-        "code in such files is never run",
+        "an object of builtins.exec, whose code is never run",
     ),
     "shard lost": (_lose_shard, "its shard model-00002-of-00002.safetensors is not in the folder"),
     "wrong shard": (_wrong_shard, "holds tensors that are not listed as its own: a"),

@@ -271,6 +271,10 @@ def test_other_rates_and_positions_are_refused(case):
         ("encoder.pos_conv.0.running_mean", "a HuBERT with conv_pos_batch_norm"),
         ("encoder.pos_conv_embed.batch_norm.weight", "a HuBERT with conv_pos_batch_norm"),
         ("encoder.layers.0.adapter_layer.norm.weight", "a HuBERT with attention adapters"),
+        ("output_layer.0.weight", "DistilHuBERT .*"),
+        ("feature_extractor.conv0.weight", "the HuBERT of soft units .*"),
+        ("encoder.layers.12.self_attn_layer_norm.weight_ln.weight", "ContentVec .*"),
+        ("layer_proj.weight", "ContentVec .*"),
     ],
 )
 @pytest.mark.parametrize("format", ["fairseq", "s3prl", "torchaudio", "transformers"])
@@ -290,14 +294,68 @@ def test_lost_and_unknown_tensors_are_all_named(case, format):
     lost = [name for name in tensors if ".layers.1." in name and "norm" in name]
     for name in lost:
         del tensors[name]
-    tensors["surprise"] = np.ones(1, np.float32)
+    outer = "model." if "trainer" in format else ""
+    tensors[f"{outer}surprise"] = np.ones(1, np.float32)
     with pytest.raises(InputError) as caught:
         converted(content)
     message = str(caught.value)
     assert message.startswith(f"{PATH}: {len(lost) + 1} tensors do not fit")
     for name in lost:
-        assert f"{name} is missing" in message
-    assert "surprise is unknown" in message
+        assert f"{name.removeprefix(outer)} is missing" in message
+    assert " surprise is unknown" in message
+
+
+def prefixed(tensors, prefix):
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+WRAPPED = {
+    "DDP": lambda tensors: prefixed(tensors, "module."),
+    "torch.compile inside DDP": lambda tensors: prefixed(tensors, "module._orig_mod."),
+    "Lightning": lambda tensors: {
+        "state_dict": prefixed(tensors, "model.") | {"loss.scale": np.ones(1)},
+        "epoch": 3,
+        "optimizer_states": [{"state": {"a": np.ones(1)}}],
+    },
+    "a box in a box": lambda tensors: {"net": {"encoder": tensors, "step": 1}, "optimizer": {}},
+    "an average beside it": lambda tensors: {"model": tensors, "ema": tensors, "step": 1},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+@pytest.mark.parametrize("format", ["torchaudio", "torchaudio pretraining", "transformers"])
+def test_a_model_is_taken_out_of_what_frameworks_wrap_around_it(case, format, wrapping):
+    wanted = converted(ALL[format](case))
+    found = converted(WRAPPED[wrapping](ALL[format](case)))
+    assert found.config == wanted.config
+    for name, parameter in wanted.parameters.items():
+        np.testing.assert_array_equal(found.parameters[name], parameter)
+    notes = "; ".join(found.source.notes)
+    for said in {
+        "DDP": ["'module.' was taken away"],
+        "Lightning": ["out of state_dict; left out: epoch, optimizer", "left out: loss.scale"],
+        "a box in a box": ["out of net.encoder; left out: optimizer"],
+        "an average beside it": ["out of model; left out: ema, step"],
+    }.get(wrapping, []):
+        assert said in notes
+
+
+def test_names_of_fairseqs_are_unwrapped_too(case):
+    content = formats.fairseq(case)
+    wanted = converted(content | {"model": dict(content["model"])})
+    found = converted(content | {"model": prefixed(content["model"], "module.")})
+    for name, parameter in wanted.parameters.items():
+        np.testing.assert_array_equal(found.parameters[name], parameter)
+    assert "'module.' was taken away from names of tensors" in found.source.notes
+
+
+def test_two_models_in_one_file_are_refused(case):
+    tensors = formats.torchaudio(case)
+    with pytest.raises(InputError, match="holds several models, in student, teacher; save one"):
+        converted({"student": tensors, "teacher": tensors})
+    both = prefixed(tensors, "student.") | prefixed(tensors, "teacher.")
+    with pytest.raises(InputError, match=r"several models, behind 'student\.', 'teacher\.'; save"):
+        converted(both)
 
 
 def test_state_dicts_of_other_things_are_refused(case):

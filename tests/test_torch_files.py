@@ -177,33 +177,53 @@ class Code:
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda mark: Code(exec, f"open({str(mark)!r}, 'w')"), "exec"),
-        (lambda mark: Code(__import__("os").system, f"touch {mark}"), "posix.system"),
-        (lambda mark: Code(getattr, pathlib.Path(mark), "touch"), "getattr"),
+        (lambda mark: Code(exec, f"open({str(mark)!r}, 'w')"), "builtins.exec"),
+        (lambda mark: Code(getattr, pathlib.Path(mark), "touch"), "builtins.getattr"),
     ],
 )
 def test_code_is_named_and_not_run(case, tmp_path, make, name, zip):
     content = formats.to_tensors(formats.fairseq(case))
     content["extra_state"] = make(tmp_path / "mark")
+    torch.save(content, tmp_path / "beside.pt", _use_new_zipfile_serialization=zip)
+    report = str(convert(tmp_path / "beside.pt", tmp_path / "ours"))
+    assert (
+        f"as code in such files is not run; left out: extra_state (an object of {name})" in report
+    )
+    # Nothing of it may become a part of the model.
+    content["model"]["mask_emb"] = content.pop("extra_state")
     torch.save(content, tmp_path / "bad.pt", _use_new_zipfile_serialization=zip)
-    with pytest.raises(InputError) as caught:
-        convert(tmp_path / "bad.pt", tmp_path / "ours")
-    message = str(caught.value)
-    assert re.search(rf"as it needs \S*{name},", message)
-    assert "code in such files is never run" in message
-    assert "\n" not in message
+    torch.save(content["model"]["mask_emb"], tmp_path / "alone.pt")
+    for file, said in (("bad.pt", "mask_emb (an object of {}, whose"), ("alone.pt", "of {}, and")):
+        with pytest.raises(InputError, match=re.escape(said.format(name))) as caught:
+            convert(tmp_path / file, tmp_path / "not")
+        assert "never run" in str(caught.value)
+        assert "\n" not in str(caught.value)
     assert not (tmp_path / "mark").exists()
-    assert not (tmp_path / "ours").exists()
+    assert not (tmp_path / "not").exists()
 
 
 @ZIP
-def test_classes_that_are_not_on_the_list_are_named(case, tmp_path, zip):
+def test_objects_of_unknown_classes_are_left_out_by_name(case, tmp_path, zip):
     content = formats.to_tensors(formats.fairseq(case))
-    with foreign("apex.amp.Scaler") as (scaler,):
-        content["extra_state"] = made_of(scaler, scale=1.0)
-        torch.save(content, tmp_path / "bad.pt", _use_new_zipfile_serialization=zip)
-    with pytest.raises(InputError, match=r"as it needs apex\.amp\.Scaler, and"):
+    with foreign("apex.amp.Scaler", "a.b.Loop") as (scaler, loop):
+        content["extra_state"] = {"scaler": made_of(scaler, scale=1.0), "epoch": 3}
+        content["criterion"] = made_of(loop, inner=made_of(scaler, scale=torch.ones(2)))
+        torch.save(content, tmp_path / "file.pt", _use_new_zipfile_serialization=zip)
+    report = str(convert(tmp_path / "file.pt", tmp_path / "ours"))
+    assert "extra_state.scaler (an object of apex.amp.Scaler)" in report
+    assert "criterion (an object of a.b.Loop)" in report
+
+
+@ZIP
+def test_what_torch_never_lets_in_is_refused_by_name(case, tmp_path, zip):
+    content = formats.to_tensors(formats.fairseq(case))
+    content["extra_state"] = Code(__import__("os").system, f"touch {tmp_path / 'mark'}")
+    torch.save(content, tmp_path / "bad.pt", _use_new_zipfile_serialization=zip)
+    with pytest.raises(
+        InputError, match=r"needs posix\.system, and code in such files is never run"
+    ):
         convert(tmp_path / "bad.pt", tmp_path / "ours")
+    assert not (tmp_path / "mark").exists()
 
 
 @ZIP

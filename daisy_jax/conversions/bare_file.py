@@ -21,11 +21,12 @@ from daisy_jax.conversions.trunk import (
     refuse_other_models,
     trunk_rules,
 )
+from daisy_jax.conversions.unwrapping import unwrap
 from daisy_jax.conversions.weight_files import check_tensors
 from daisy_jax.errors import InputError
 
-PREFIXES = ("", "wav2vec2.", "model.", "model.wav2vec2.")
-"""torchaudio's: bundles, own pretraining, and each inside a training framework's checkpoint."""
+PREFIXES = ("", "wav2vec2.")
+"""torchaudio's: bundles, own pretraining."""
 LABELS = "logit_generator.label_embeddings"
 MASK_EMBEDDING = "mask_generator.mask_embedding"
 
@@ -41,9 +42,7 @@ def read(path: pathlib.Path, content: object, num_heads: int) -> Source:
     Raises:
       InputError: no HuBERT, or one that we cannot represent.
     """
-    for box in ("state_dict", "model"):  # of training frameworks
-        if isinstance(content, dict) and isinstance(content.get(box), dict):
-            content = content[box]
+    content, notes = unwrap(content)
     tensors = check_tensors(path, content)
     refuse_other_models(tensors)
     torchaudio, transformers, fairseq = (
@@ -51,10 +50,10 @@ def read(path: pathlib.Path, content: object, num_heads: int) -> Source:
     )
     prefix = find_prefix(tensors, torchaudio, PREFIXES)
     if prefix is not None:
-        return _torchaudio(path, tensors, prefix, num_heads)
+        return _with(notes, _torchaudio(path, tensors, prefix, num_heads))
     prefix = find_prefix(tensors, transformers, ("", transformers_folder.PREFIX))
     if prefix is not None:
-        return _transformers(path, tensors, prefix, num_heads)
+        return _with(notes, _transformers(path, tensors, prefix, num_heads))
     if fairseq in tensors:
         raise InputError(
             "a fairseq state dict without its configuration; give the whole checkpoint, which has "
@@ -65,6 +64,10 @@ def read(path: pathlib.Path, content: object, num_heads: int) -> Source:
         f"no HuBERT: its tensors ({some}, ...) are not named as fairseq, s3prl, transformers or "
         "torchaudio name them"
     )
+
+
+def _with(notes: tuple[str, ...], source: Source) -> Source:
+    return source._replace(notes=(*notes, *source.notes))
 
 
 def _torchaudio(

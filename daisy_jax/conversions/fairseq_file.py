@@ -29,6 +29,7 @@ from daisy_jax.conversions.trunk import (
     refuse_other_models,
     trunk_rules,
 )
+from daisy_jax.conversions.unwrapping import without_prefix
 from daisy_jax.conversions.weight_files import check_tensors
 from daisy_jax.errors import InputError
 
@@ -64,7 +65,9 @@ def read(path: pathlib.Path, content: Fields) -> Source:
       InputError: no HuBERT, or one that we cannot represent.
     """
     s3prl = "model_weight" in content
-    tensors = check_tensors(path, content["model_weight" if s3prl else "model"])
+    weights = content["model_weight" if s3prl else "model"]
+    weights, notes = without_prefix(weights) if isinstance(weights, dict) else (weights, ())
+    tensors = check_tensors(path, weights)
     refuse_other_models(tensors)
     prefix = find_prefix(tensors, FAIRSEQ["feature_projection"] + ".weight", PREFIXES) or ""
     model, task = find_settings(content)
@@ -89,6 +92,7 @@ def read(path: pathlib.Path, content: Fields) -> Source:
         extras=("w2v_encoder.proj.", *classifiers.extras),
         files=(path,),
         notes=(
+            *notes,
             *classifiers.notes,
             note,
             *mask_embedding_note(mask_embedding, tensors),

@@ -9,6 +9,7 @@ from jaxtyping import Float32
 
 from daisy_jax.conversions import bare_file, fairseq_file, transformers_folder
 from daisy_jax.conversions.rules import Source
+from daisy_jax.conversions.unwrapping import unread_notes
 from daisy_jax.conversions.weight_files import read_file
 from daisy_jax.errors import InputError
 from daisy_jax.whole_files import read_numbers
@@ -67,8 +68,10 @@ def _read(checkpoint: pathlib.Path, num_heads: int) -> Source:
         return transformers_folder.read(checkpoint)
     content = read_file(checkpoint)
     if fairseq_file.recognizes(content):
-        return fairseq_file.read(checkpoint, content)
-    return bare_file.read(checkpoint, content, num_heads)
+        source = fairseq_file.read(checkpoint, content)
+    else:
+        source = bare_file.read(checkpoint, content, num_heads)
+    return source._replace(notes=(*source.notes, *unread_notes(content)))
 
 
 def download(name: str) -> pathlib.Path:

@@ -50,6 +50,10 @@ STAND_INS = (
 """Classes and functions of which a stand-in takes the place, so that none of them is called."""
 
 
+MOST_UNKNOWN = 100
+"""Classes that a file may name without anybody having looked at them."""
+
+
 class StandIn:
     """Takes the place of what is not to be built, or cannot be held: attributes, no behaviour."""
 
@@ -61,6 +65,16 @@ class StandIn:
             vars(self).update({str(name): value for name, value in state.items()})
 
 
+class Unread(StandIn):
+    """Takes the place of an object of a class that nobody has looked at; none of it is kept."""
+
+    kind = ""
+    """The class."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
 def read_torch_file(path: pathlib.Path) -> object:
     """The content of a file: containers, plain values and numpy arrays in their stored types.
 
@@ -68,9 +82,12 @@ def read_torch_file(path: pathlib.Path) -> object:
     keys of dictionaries are text. A `StandIn` stays where nothing is known: in the place of a numpy
     scalar or of a sparse tensor.
 
+    Objects of other classes are left out, each replaced by an `Unread`, and so is what depends on
+    them. No code of theirs is run.
+
     Raises:
-      InputError: the file is cut off, needs a class that is not on the list, which is named, or
-        there is no torch.
+      InputError: the file is cut off, cannot be read without such a class, which is named, or there
+        is no torch.
       OSError: the file cannot be read.
     """
     try:
@@ -81,18 +98,28 @@ def read_torch_file(path: pathlib.Path) -> object:
             "as safetensors, which does not"
         ) from None
     refuse_large_tuples(path)
-    stand_ins: list[Callable | tuple[Callable, str]] = [(StandIn, name) for name in STAND_INS]
+    known: list[Callable | tuple[Callable, str]] = [(StandIn, name) for name in STAND_INS]
+    unknown: set[str] = set()
     try:
-        with torch.serialization.safe_globals(stand_ins):
-            # Pages of a mapped file are read when their tensor is used; old files are not zip.
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: not a plain file of tensors, as {_refusal(path, str(error))}; get the model "
-            "as safetensors, or copy it again"
-        ) from None
+        while True:
+            unread = [(type("Unread", (Unread,), {"kind": name}), name) for name in unknown]
+            try:
+                with torch.serialization.safe_globals([*known, *unread]):
+                    # Pages of a mapped file are read when a tensor is used; old files are not zip.
+                    content = torch.load(
+                        path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                    )
+                break
+            except pickle.UnpicklingError as error:
+                named = _named(path, str(error)) - unknown
+                if not named or len(unknown) > MOST_UNKNOWN:
+                    raise InputError(
+                        f"{path}: not a plain file of tensors, as {_refusal(str(error), unknown)}; "
+                        "get the model as safetensors, or copy it again"
+                    ) from None
+                unknown |= named
+    except InputError:
+        raise
     except MemoryError:
         raise InputError(f"{path}: does not fit into this machine's memory") from None
     except Exception as error:  # whatever a torn file makes torch raise, EINVAL among it
@@ -120,6 +147,8 @@ def _plain(value: object, done: dict[int, object]) -> object:
         plain = {str(name): _plain(item, done) for name, item in value.items()}
     elif isinstance(value, list | tuple | set):
         plain = [_plain(item, done) for item in value]
+    elif isinstance(value, Unread):
+        pass
     elif isinstance(value, StandIn) and vars(value):
         attributes = vars(value)
         # Of omegaconf's containers and leaves, what they contain.
@@ -141,16 +170,21 @@ def _as_numpy(tensor: "torch.Tensor") -> np.ndarray | StandIn:
         return StandIn()
 
 
-def _refusal(path: pathlib.Path, message: str) -> str:
-    """Why torch refused a file: the classes and functions it needs, if these are the reason."""
+def _named(path: pathlib.Path, message: str) -> set[str]:
+    """Classes and functions that a file needs, for which torch refused it with this message."""
     import torch
 
     try:
-        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(STAND_INS)
+        return set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(STAND_INS)
     except Exception:  # of old files, which it cannot list, and of torn ones
-        names = set(re.findall(r"GLOBAL (\S+) (?:was|whose)", message))
-    if names:
-        return f"it needs {', '.join(sorted(names))}, and code in such files is never run"
+        names = re.findall(r"GLOBAL (\S+) (?:was|whose)", message)
+        return {name if "." in name else f"builtins.{name}" for name in names}
+
+
+def _refusal(message: str, unknown: set[str]) -> str:
+    """Why torch refused a file, though nothing that it names is run."""
+    if unknown:
+        return f"it needs {', '.join(sorted(unknown))}, and code in such files is never run"
     reason = re.search(r"WeightsUnpickler error: +(\S.*)", message)
     return reason[1][:200] if reason else "torch cannot read it"
 

@@ -44,6 +44,13 @@ OTHER_MODELS = {
     "a Conformer": ("conv_module.",),
     "a HuBERT with conv_pos_batch_norm": ("pos_conv.0.running_mean", "pos_conv_embed.batch_norm."),
     "a HuBERT with attention adapters": ("adapter_layer.",),
+    "DistilHuBERT (no norm before its projection, heads that imitate layers)": ("output_layer.",),
+    "the HuBERT of soft units (bshall's, in names of its own)": (
+        "feature_extractor.conv0.",
+        "positional_embedding.conv.",
+    ),
+    "ContentVec in its own format (layers that depend on a speaker; its transformers version "
+    "can be converted)": ("weight_ln.", "layer_proj."),
 }
 """Models that look like a HuBERT otherwise, and parts of tensor names that only they have."""
 

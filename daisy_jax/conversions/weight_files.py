@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from daisy_jax.conversions.torch_files import read_torch_file
+from daisy_jax.conversions.torch_files import Unread, read_torch_file
 from daisy_jax.errors import InputError, require_file
 from daisy_jax.whole_files import read_json, read_tensors
 
@@ -53,10 +53,21 @@ def check_tensors(path: pathlib.Path, content: object) -> dict[str, np.ndarray]:
     Raises:
       InputError: it holds something else.
     """
+    if isinstance(content, Unread):
+        raise InputError(
+            f"{path}: is an object of {content.kind}, and code in such files is never run; save "
+            "the tensors alone, torch.save(model.state_dict(), ...)"
+        )
     if not isinstance(content, dict) or not content:
         kind = "no tensors" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise InputError(f"{path}: holds {kind}, where tensors by name were wanted")
-    others = [name for name, value in content.items() if not isinstance(value, np.ndarray)]
+    others = [
+        f"{name} (an object of {value.kind}, whose code is never run)"
+        if isinstance(value, Unread)
+        else name
+        for name, value in content.items()
+        if not isinstance(value, np.ndarray)
+    ]
     if others:
         raise InputError(
             f"{path}: wanted plain tensors only, but these are none: {', '.join(others)}"
