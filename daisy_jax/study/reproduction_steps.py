@@ -118,7 +118,8 @@ def _head(
     options = (*scale.heads[task], *_steps(places))
     count, every = _of(options, "steps"), _of(options, "save-every")
     count, every = count or settings.steps, every or settings.validate_every or settings.save_every
-    seconds = count * settings.batch_size * MEAN_SECONDS[task]
+    batch = _of(options, "batch-size") or settings.batch_size
+    seconds = count * batch * MEAN_SECONDS[task]
     seconds += count / every * HOURS[task][1] * 3600 * scale.share
     # Features are stored once for all rules.
     size = STORED * sum(HOURS[task]) * scale.share if stored and rule == next(iter(RULES)) else 0.0
