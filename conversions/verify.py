@@ -106,6 +106,12 @@ def main() -> None:
     differences.finish()
 
 
+def row_numbers(symbols: Sequence[str], clusters: int) -> list[int]:
+    """The number that a dictionary gives to each row of a checkpoint; else rows are counted."""
+    numbers = [int(symbol) for symbol in symbols if symbol.isdecimal()]
+    return numbers if set(numbers) == set(range(clusters)) else list(range(clusters))
+
+
 def compare_everything(
     source: Source,
     waveform: Float[np.ndarray, " samples"],
@@ -131,8 +137,10 @@ def compare_everything(
         if settings.num_clusters and labels is not None:
             specials = 0 if "torchaudio" in source.format else SPECIALS
             scores = theirs.label_scores(states.final, settings.num_clusters, specials)
-            chosen = scores[torch.arange(len(scores)), torch.from_numpy(labels.copy()).long()]
-            equal = int((scores.argmax(dim=-1).numpy() == labels).sum())
+            numbers = row_numbers(source.symbols, settings.num_clusters)
+            rows = torch.tensor([numbers.index(label) for label in labels.tolist()])
+            chosen = scores[torch.arange(len(scores)), rows]
+            equal = int((scores.argmax(dim=-1) == rows).sum())
             say(f"frame labels: {equal} of {len(scores)} equal")
             # A label may only differ where two clusters score the same.
             lost = float((scores.max(dim=-1).values - chosen).max())

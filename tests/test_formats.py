@@ -1,5 +1,6 @@
 """Each format gives the model that PyTorch ran: states, labels, entropies, exits."""
 
+import copy
 import pathlib
 import re
 
@@ -136,6 +137,53 @@ def test_first_of_several_dictionaries_is_the_head(case):
     assert "head: the first of 2 label dictionaries" in whole.source.notes
     for name in ("head.projection.kernel", "head.projection.bias", "head.label_embeddings"):
         np.testing.assert_array_equal(whole.parameters[name], plain[name])
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_labels_are_the_dictionarys_numbers(case, gated):
+    """Row r of the dictionary is cluster number symbols[r]: that of a .km file."""
+    content = formats.fairseq(case)
+    if gated:
+        rng = np.random.default_rng(0)
+        weight = rng.standard_normal((2 * HEAD_DIM, HEAD_DIM)).astype(np.float32)
+        content["model"] |= {"target_glu.0.weight": weight, "target_glu.0.bias": weight[:, 0]}
+    plain = labels_of(model_of(converted(content_of(content))), case)
+    count = len(formats.symbols()) - 4
+    order = np.random.default_rng(1).permutation(count).tolist()
+    shuffled = content_of(content)
+    symbols = formats.symbols()[:4] + [str(number) for number in order]
+    shuffled["task_state"]["dictionaries"][0]["symbols"] = symbols
+    whole = converted(shuffled)
+    assert labels_of(model_of(whole), case) == [order[label] for label in plain]
+    assert any("label k is the symbol k, as in .km files" in note for note in whole.source.notes)
+
+
+def content_of(content):
+    """The same content once more: converting takes the tensors out."""
+    return copy.deepcopy(content)
+
+
+@pytest.mark.parametrize(
+    ("symbols", "said"),
+    [
+        (lambda count: [f"c{n}" for n in range(count)], "as its symbols (c0, c1, c2, ...) are not"),
+        (lambda count: [str(n + 1) for n in range(count)], "as its symbols (1, 2, 3, ...) are not"),
+        (lambda count: ["0"] * count, "as its symbols (0, 0, 0, ...) are not the numbers 0 to 6"),
+        (None, "no dictionary is there, so that labels are rows"),
+    ],
+)
+def test_other_symbols_and_none_are_said(case, symbols, said):
+    content = formats.fairseq(case)
+    count = len(formats.symbols()) - 4
+    if symbols is None:
+        del content["task_state"]
+    else:
+        names = formats.symbols()[:4] + symbols(count)
+        content["task_state"]["dictionaries"][0]["symbols"] = names
+    whole = converted(content)
+    wanted = converted(formats.fairseq(case)).parameters["head.label_embeddings"]
+    np.testing.assert_array_equal(whole.parameters["head.label_embeddings"], wanted)
+    assert any(note.startswith("head: ") and said in note for note in whole.source.notes)
 
 
 def test_gated_label_embeddings_are_folded(case):

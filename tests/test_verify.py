@@ -63,6 +63,26 @@ def test_transformers_itself_runs_on_its_folders(tmp_path):
 
 
 @pytest.mark.slow("compares whole models with PyTorch")
+def test_labels_are_compared_by_the_dictionarys_numbers(tmp_path):
+    content = formats.fairseq(load_case("base"))
+    symbols = content["task_state"]["dictionaries"][0]["symbols"]
+    symbols[4:] = reversed(symbols[4:])
+    source = write(content, tmp_path / "source.pt")
+    convert(source, tmp_path / "ours")
+    done = verify(tmp_path / "ours", "--against", source)
+    assert done.returncode == 0, done.stderr
+    assert "frame labels: 149 of 149 equal" in done.stdout
+    # Labels that are the dictionary's rows would be found.
+    model = daisy_jax.load(tmp_path / "ours")
+    table = model.head.label_embeddings
+    table[...] = table[::-1]
+    daisy_jax.save(model, tmp_path / "rows")
+    done = verify(tmp_path / "rows", "--against", source)
+    assert done.returncode == 1
+    assert "score lost by the labels" in done.stdout
+
+
+@pytest.mark.slow("compares whole models with PyTorch")
 def test_wrong_conversions_are_found(tmp_path):
     """One bias of one layer is off; published features are off as well."""
     case = load_case("base")

@@ -12,7 +12,7 @@ import pathlib
 from typing import NamedTuple, TypeGuard
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
 from daisy_jax.conversions.fairseq_config import (
     Fields,
@@ -48,6 +48,8 @@ class Classifiers(NamedTuple):
     rules: list[Rule]
     extras: tuple[str, ...]
     notes: tuple[str, ...]
+    symbols: tuple[str, ...] = ()
+    """Names of the clusters, in the order of the checkpoint's rows."""
 
 
 def recognizes(content: object) -> TypeGuard[Fields]:
@@ -91,6 +93,7 @@ def read(path: pathlib.Path, content: Fields) -> Source:
         ],
         extras=("w2v_encoder.proj.", *classifiers.extras),
         files=(path,),
+        symbols=classifiers.symbols,
         notes=(
             *notes,
             *classifiers.notes,
@@ -160,6 +163,9 @@ def _head(
             f"{head_dim} columns of {embeddings[0]}"
         )
     notes = []
+    symbols = dictionaries[0][specials:] if dictionaries else [str(n) for n in range(rows)]
+    order, note = _row_order(symbols[: sizes[0] - specials])
+    notes += note if dictionaries else ["head: no dictionary is there, so that labels are rows"]
     if len(sizes) > 1:
         notes.append(f"head: the first of {len(sizes)} label dictionaries")
     temperature = model.get("logit_temp")
@@ -175,10 +181,11 @@ def _head(
         Rule(
             "head.label_embeddings",
             table_sources if f"{glu}.weight" in tensors else table_sources[:1],
-            _label_rows(rows, clusters),
+            _label_rows(rows, order),
         ),
     ]
-    return Classifiers({"num_clusters": clusters, "head_dim": head_dim}, rules, (), tuple(notes))
+    fields = {"num_clusters": clusters, "head_dim": head_dim}
+    return Classifiers(fields, rules, (), tuple(notes), tuple(symbols[:clusters]))
 
 
 def _first_rows(rows: int, keep: int) -> Transform:
@@ -186,8 +193,34 @@ def _first_rows(rows: int, keep: int) -> Transform:
     return Transform(lambda shape, _: [(rows, *shape[:-1])], lambda source: source[:keep].T)
 
 
-def _label_rows(rows: int, keep: int) -> Transform:
-    """Label embeddings without those of the special symbols; through the GLU where there is one."""
+def _row_order(symbols: list[str]) -> tuple[Int[np.ndarray, " clusters"], list[str]]:
+    """The dictionary's row of each cluster, and a note for the report if that is not plain.
+
+    fairseq's dictionaries are in the order in which labels are most frequent, or in that of their
+    text file. A symbol is the number that a .km file has for a cluster.
+    """
+    numbers = [int(symbol) for symbol in symbols if symbol.isdecimal() and symbol.isascii()]
+    if sorted(numbers) != list(range(len(symbols))):
+        odd = ", ".join(symbols[:3])
+        return np.arange(len(symbols)), [
+            f"head: label k is the dictionary's k-th symbol, as its symbols ({odd}, ...) are not "
+            f"the numbers 0 to {len(symbols) - 1}"
+        ]
+    if numbers == list(range(len(symbols))):
+        return np.arange(len(symbols)), []
+    return np.argsort(numbers), [
+        "head: the dictionary is in another order than its numbers; label k is the symbol k, as in "
+        ".km files"
+    ]
+
+
+def _label_rows(rows: int, order: Int[np.ndarray, " clusters"]) -> Transform:
+    """Label embeddings without those of the special symbols; through the GLU where there is one.
+
+    Args:
+      rows: how many there are, those of special symbols and of other dictionaries included.
+      order: the row of each cluster, behind those of the special symbols.
+    """
 
     def shapes(shape: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
         dim = shape[1]
@@ -196,7 +229,7 @@ def _label_rows(rows: int, keep: int) -> Transform:
     def embeddings(
         table: Float32[np.ndarray, "rows head_dim"], *glu: Float32[np.ndarray, "..."]
     ) -> Float32[np.ndarray, "clusters head_dim"]:
-        table = table[len(SPECIALS) : len(SPECIALS) + keep]
+        table = table[len(SPECIALS) + order]
         if not glu:
             return table
         weight, bias = glu

@@ -95,6 +95,9 @@ class Source(NamedTuple):
     """Where the tensors come from."""
     notes: tuple[str, ...]
     """What the user should know, one line each."""
+    symbols: tuple[str, ...] = ()
+    """Names of the prediction head's clusters, in the order of the checkpoint, where it has them.
+    """
 
 
 class Converted(NamedTuple):
