@@ -35,6 +35,7 @@ from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command, say
 from daisy_jax.conversions.rules import Source
 from daisy_jax.conversions.sources import open_source, saved_features
+from daisy_jax.conversions.transformers_folder import PREPROCESSORS
 
 SAMPLE = pathlib.Path(daisy_jax.__file__).parent / "samples" / "reading-3.flac"
 Frames = Float64[np.ndarray, "frames dim"]
@@ -150,15 +151,22 @@ def compare_everything(
 def transformers_states(
     folder: str, waveform: Float[np.ndarray, " samples"], normalize: bool
 ) -> list[Frames]:
-    """Hidden states of transformers' own HubertModel."""
+    """Hidden states of transformers' whole pipeline: its feature extractor, then its HubertModel.
+
+    Where the folder says nothing of a feature extractor, `normalize` does.
+    """
     import torch
 
     # By name, since type checkers would take twenty seconds to read all of its models.
     transformers = importlib.import_module("transformers")
     model = transformers.HubertModel.from_pretrained(folder, dtype=torch.float64).eval()
-    x = torch.from_numpy(waveform).double()[None]
-    if normalize:
-        x = torch.nn.functional.layer_norm(x, x.shape[1:], eps=1e-5)
+    kind = transformers.Wav2Vec2FeatureExtractor
+    if any((pathlib.Path(folder) / name).is_file() for name, _ in PREPROCESSORS):
+        extractor = kind.from_pretrained(folder)
+    else:
+        extractor = kind(do_normalize=normalize)
+    extracted = extractor(waveform, sampling_rate=daisy_jax.audio.SAMPLE_RATE, return_tensors="pt")
+    x = extracted["input_values"].double()
     with torch.no_grad():
         states = model(x, output_hidden_states=True).hidden_states
     return [state[0].numpy() for state in states]

@@ -7,7 +7,7 @@ end_at_once_on_interrupts()  # before the second that JAX takes
 from daisy_jax import audio
 from daisy_jax.calibration import calibrate
 from daisy_jax.checkpoints import save
-from daisy_jax.conversions.any_model import load
+from daisy_jax.conversions.any_model import KnownCheckpoint, known_checkpoints, load
 from daisy_jax.cost import multiply_adds
 from daisy_jax.encode import Encoded, encode
 from daisy_jax.exits import (
@@ -32,6 +32,7 @@ __all__ = [
     "Hubert",
     "HubertConfig",
     "InputError",
+    "KnownCheckpoint",
     "audio",
     "calibrate",
     "encode",
@@ -39,6 +40,7 @@ __all__ = [
     "exit_threshold",
     "final_norm",
     "frame_labels",
+    "known_checkpoints",
     "load",
     "multiply_adds",
     "save",

@@ -571,3 +571,10 @@ def test_a_compilation_cache_is_filled_and_used(folder, files, tmp_path):
     found = "cache hit for 'jit__compiled'"
     assert found not in first.stderr
     assert found in second.stderr
+
+
+@pytest.mark.parametrize("words", [(COMMAND,), (COMMAND, "encode"), ("train/branches.py",)])
+def test_every_program_says_its_version(words):
+    done = run_here(*words, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"daisy-jax {daisy_jax.__version__}, jax ")

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
-from programs import run_here
+from programs import COMMAND, run_here
 from safetensors.torch import load_file, save_file
 from torch_models import (
     LARGE,
@@ -244,6 +244,23 @@ def test_commands_of_the_docs_are_understood(command):
     parsed = tyro.cli(Convert, args=command.split()[1:])
     assert parsed.source
     assert parsed.destination
+
+
+def test_known_checkpoints_are_those_of_the_docs():
+    text = DOCS.read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if re.match(r"\| (HuBERT|DAISY) ", line)]
+    known = daisy_jax.known_checkpoints()
+    assert len(rows) == len(known) == len({each.name for each in known})
+    done = run_here(COMMAND, "info", "--known")
+    assert done.returncode == 0, done.stderr
+    for row, each in zip(rows, known, strict=True):
+        parts = ", ".join(each.parts)
+        cells = [each.model, each.source, f"`{each.name}`", parts, each.licence]
+        assert row == f"| {' | '.join(cells)} |"
+        assert set(each.parts) <= {"trunk", "prediction head", "branches"}
+        for said in (each.name, f"{each.model} ({each.size}): {parts}", each.source, each.licence):
+            assert said in done.stdout
+    assert run_here(COMMAND, "info", "--known", "x").stderr.startswith("error: --known lists")
 
 
 @pytest.mark.parametrize("conv_norm", ["group", "layer"])

@@ -242,6 +242,12 @@ def test_config_survives_json(config):
     assert HubertConfig.from_dict(json.loads(text)) == config
 
 
+def test_fields_that_older_folders_lack_have_their_default():
+    fields = dataclasses.asdict(SMALL)
+    assert fields.pop("normalize_epsilon") == 1e-5  # fairseq's
+    assert HubertConfig.from_dict(fields) == SMALL
+
+
 def test_from_dict_names_unknown_and_missing_fields():
     fields = dataclasses.asdict(SMALL)
     del fields["tap"], fields["dim"]
@@ -258,6 +264,9 @@ def test_from_dict_names_unknown_and_missing_fields():
         ({"dim": 768.0}, r"config dim is 768\.0; it must be a whole number"),
         ({"ffn_dim": True}, "config ffn_dim is True"),
         ({"num_classes": -1}, "config num_classes is -1; .* at least 0"),
+        ({"normalize_epsilon": 0.0}, r"config normalize_epsilon is 0\.0; wanted a number between"),
+        ({"normalize_epsilon": np.nan}, "config normalize_epsilon is nan"),
+        ({"normalize_epsilon": True}, "config normalize_epsilon is True"),
         ({"num_clusters": "504"}, "config num_clusters is '504'"),
         ({"conv_norm": "batch"}, r"config conv_norm is 'batch'; it must be one of \('group'"),
         ({"tap": "fc2"}, "config tap is 'fc2'"),

@@ -1,4 +1,6 @@
-"""Every hidden state against transformers' HubertModel, through save_pretrained and the converter.
+"""Every hidden state against transformers' whole pipeline, its feature extractor and HubertModel.
+
+Ours comes from what save_pretrained wrote, through the converter.
 
 The reference computes in float64 from the same float32 weights and waveform, so that the bound is
 on our rounding alone; transformers' own float32 result lies as far from it as ours does.
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 from helpers import assert_close_to_scale
 from torch_models import LARGE, SMALL, drawn_model
@@ -29,16 +31,10 @@ FULL = pytest.param("full-size base", marks=pytest.mark.slow("a model of full si
 
 
 def _waveform(samples):
-    """Noise with an offset; one of the lengths is quiet enough to show another epsilon."""
-    level = 0.003 if samples == EVEN else 0.05
+    """Noise with an offset; one of the lengths is quiet enough, -57 dBFS, to show an epsilon."""
+    level = 0.0013 if samples == EVEN else 0.05
     noise = np.random.default_rng(samples).standard_normal(samples)
     return (level * (noise + 0.4)).astype(np.float32)
-
-
-def _normalized(waveform):
-    """As fairseq does it: 1e-5 in the variance, where transformers' own extractor has 1e-7."""
-    centred = waveform.astype(np.float64) - np.mean(waveform, dtype=np.float64)
-    return centred / np.sqrt(np.mean(centred**2) + 1e-5)
 
 
 @pytest.mark.parametrize("shape", [*list(SHAPES)[:-1], FULL])
@@ -46,6 +42,9 @@ def test_hidden_states_are_those_of_transformers(shape, tmp_path):
     fields, lengths = SHAPES[shape]
     reference = drawn_model(**fields)
     reference.save_pretrained(tmp_path / "theirs")
+    normalize = fields.get("feat_extract_norm") == "layer"
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize)
+    extractor.save_pretrained(tmp_path / "theirs")
     convert(tmp_path / "theirs", tmp_path / "ours")
     model = daisy_jax.load(tmp_path / "ours")
     reference = reference.double()
@@ -54,9 +53,9 @@ def test_hidden_states_are_those_of_transformers(shape, tmp_path):
     batch = daisy_jax.audio.pad_batch(waveforms)
     actual = daisy_jax.encode(model, *batch, return_hidden_states=True)
     for row, waveform in enumerate(waveforms):
-        given = _normalized(waveform) if model.config.normalize_input else waveform
+        given = extractor(waveform, sampling_rate=16_000, return_tensors="pt")["input_values"]
         with torch.no_grad():
-            desired = reference(torch.tensor(given[None]).double(), output_hidden_states=True)
+            desired = reference(given.double(), output_hidden_states=True)
         frames = desired.last_hidden_state.shape[1]
         assert len(desired.hidden_states) == model.config.num_layers + 1
         assert actual.num_frames[row] == frames

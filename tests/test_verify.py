@@ -1,5 +1,6 @@
 """Checking conversions against PyTorch, and the way back to transformers."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -12,6 +13,7 @@ from formats import SIZES, load_case
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+import sounds
 from made_models import SMALL, made_model
 from make_references import FIELDS, KIND_FIELDS
 from programs import COMMAND, run_here
@@ -52,6 +54,28 @@ def test_right_conversions_are_found_equal(tmp_path, make, kind, lines):
     assert (done.returncode, done.stderr) == (0, "")
     for line in [*lines, "equal within the tolerance"]:
         assert line in done.stdout
+
+
+@pytest.mark.parametrize("extractor", [True, False])
+def test_transformers_whole_pipeline_is_compared_on_quiet_audio(tmp_path, extractor):
+    drawn_model(seed=7, **FIELDS, **KIND_FIELDS["large"]).save_pretrained(tmp_path / "theirs")
+    if extractor:
+        kind = transformers.Wav2Vec2FeatureExtractor
+        kind(do_normalize=True).save_pretrained(tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    quiet = 0.001 * np.random.default_rng(0).standard_normal(8_000)
+    sounds.write(tmp_path / "quiet.wav", quiet, subtype="FLOAT")
+    options = ["--against", tmp_path / "theirs", "--audio", tmp_path / "quiet.wav"]
+    done = verify(tmp_path / "ours", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # A model that normalises as fairseq does is found out.
+    model = daisy_jax.load(tmp_path / "ours")
+    config = dataclasses.replace(model.config, normalize_epsilon=1e-5)
+    daisy_jax.save(model.replace(config=config), tmp_path / "other")
+    done = verify(tmp_path / "other", *options)
+    assert done.returncode == 1
+    assert "hidden state 0: " in done.stdout
+    assert ", beyond" in done.stdout
 
 
 def test_transformers_itself_runs_on_its_folders(tmp_path):

@@ -6,7 +6,7 @@ import jax
 import tyro
 
 import daisy_jax
-from daisy_jax import Calibration
+from daisy_jax import Calibration, InputError
 from daisy_jax.accelerator import use_accelerator
 from daisy_jax.checkpoints import PACKAGED
 from daisy_jax.console.terminal import say
@@ -22,9 +22,16 @@ class Info:
     model: tyro.conf.Positional[str] = ""
     """A model of any source that encode takes, too; empty: the small pretrained model that comes
     with the package."""
+    known: bool = False
+    """List public HuBERT checkpoints, and where they come from, instead."""
 
     def run(self) -> None:
         """Prints to stdout."""
+        if self.known:
+            if self.model:
+                raise InputError(f"--known lists checkpoints; leave {self.model} out")
+            say(known_table())
+            return
         use_accelerator("cpu")
         model = daisy_jax.load(self.model or None)
         config = model.config
@@ -43,6 +50,15 @@ class Info:
         else:
             advice = "run daisy-jax calibrate" if model.branches else "it needs branches first"
             say(f"calibration: none; {advice}")
+
+
+def known_table() -> str:
+    """The public checkpoints, a few lines each."""
+    return "\n\n".join(
+        f"{each.name}\n  {each.model} ({each.size}): {', '.join(each.parts)}\n"
+        f"  {each.source}; licence: {each.licence}"
+        for each in daisy_jax.known_checkpoints()
+    )
 
 
 def entropy_table(calibration: Calibration) -> str:

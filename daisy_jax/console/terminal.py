@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import os
+import platform
 import re
 import signal
 import sys
@@ -104,7 +105,10 @@ def _interrupt_main_thread(number: int) -> None:
 
 
 def run_command(command: Callable[[], int | None]) -> NoReturn:
-    """Runs a command and exits: 0 on success, 1 after an error, 130 and 143 after a signal."""
+    """Runs a command and exits: 0 on success, 1 after an error, 130 and 143 after a signal.
+
+    With --version anywhere among its options a program says its version, and does nothing else.
+    """
     with _signals_raise() as received:
         _run(command, received)
 
@@ -114,6 +118,10 @@ def _run(command: Callable[[], int | None], received: list[int]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # a name that it cannot print must not end a run
             stream.reconfigure(errors="backslashreplace")
     try:
+        if "--version" in sys.argv[1:]:
+            daisy_jax, jax = (sys.modules[name].__version__ for name in ("daisy_jax", "jax"))
+            say(f"daisy-jax {daisy_jax}, jax {jax}, Python {platform.python_version()}")
+            sys.exit(0)
         with shown_reports():
             status = command() or 0
         sys.exit(status)

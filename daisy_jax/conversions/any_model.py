@@ -4,7 +4,9 @@ import hashlib
 import os
 import pathlib
 import re
+import tomllib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from daisy_jax import checkpoints
 from daisy_jax.conversions import transformers_folder
@@ -58,6 +60,30 @@ def model_folder(source: str | os.PathLike) -> pathlib.Path:
         if _is_of(folder, name):
             return folder
     return _converted(download(name), label, name)
+
+
+class KnownCheckpoint(NamedTuple):
+    """A public checkpoint of HuBERT."""
+
+    name: str
+    """What `load` takes: a name of the Hugging Face hub, or the publisher's file."""
+    model: str
+    """What it is, and what it was trained on."""
+    size: str
+    """base, large or xlarge."""
+    source: str
+    """Where it comes from."""
+    parts: tuple[str, ...]
+    """Of "trunk", "prediction head" (which stage 1 needs) and "branches"."""
+    licence: str
+    """As published."""
+
+
+def known_checkpoints() -> list[KnownCheckpoint]:
+    """Public HuBERT checkpoints; docs/checkpoints.md has the same table."""
+    text = (pathlib.Path(__file__).parent / "known.toml").read_text(encoding="utf-8")
+    entries = tomllib.loads(text)["checkpoints"]
+    return [KnownCheckpoint(**entry | {"parts": tuple(entry["parts"])}) for entry in entries]
 
 
 def _is_of_transformers(folder: pathlib.Path) -> bool:

@@ -13,6 +13,7 @@ from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, SAMPLE_RATE
 from daisy_jax.conversions.rules import make_tensors
 from daisy_jax.conversions.transformers_folder import (
     CONFIG,
+    EPSILON,
     MASK_EMBEDDING,
     ONLY,
     PREPROCESSORS,
@@ -34,6 +35,8 @@ class ExportReport:
     """Tensors written."""
     left_out: tuple[str, ...]
     """Parts of the model that transformers' HubertModel has no place for."""
+    notes: tuple[str, ...] = ()
+    """What else the user should know."""
 
     def __str__(self) -> str:
         rows = [
@@ -44,6 +47,7 @@ class ExportReport:
                 "which is split into gain and direction",
             ),
             *(("left out", f"{part}; a HubertModel has no place for it") for part in self.left_out),
+            *(("note", note) for note in self.notes),
             ("written", self.destination),
             ("next", f"transformers.HubertModel.from_pretrained({self.destination!r})"),
         ]
@@ -96,4 +100,10 @@ def export(source: str | os.PathLike, destination: str | os.PathLike) -> ExportR
         for partial, content in zip(partials, contents.values(), strict=True):
             partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     left_out = [name for name in ("head", "branches", "calibration") if getattr(model, name)]
-    return ExportReport(str(source), str(target), len(tensors), tuple(left_out))
+    notes = []
+    if config.normalize_input and config.normalize_epsilon != EPSILON:
+        notes.append(
+            f"transformers normalises input with epsilon {EPSILON:g}, this model with "
+            f"{config.normalize_epsilon:g}: features of very quiet recordings differ"
+        )
+    return ExportReport(str(source), str(target), len(tensors), tuple(left_out), tuple(notes))

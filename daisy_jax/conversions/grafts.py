@@ -10,7 +10,8 @@ from daisy_jax.model.config import HubertConfig
 
 FIELDS = {"head": ("num_clusters", "head_dim"), "branches": ("num_classes", "tap", "item0")}
 """The fields of a config that belong to a part; the others are the trunk's."""
-FREE_FIELDS = ("normalize_input", "conv_bias")  # the second: absent biases are zero
+FREE_FIELDS = ("normalize_input", "normalize_epsilon", "conv_bias")
+"""Fields of the trunk that may differ. Absent biases are zero."""
 UNTRAINED = "mask_embedding"  # absent from some formats, without effect on features
 ROUNDING = {"float16": 2**-11, "bfloat16": 2**-8}
 """Largest relative error of a number that was rounded to a type; float32 is exact."""

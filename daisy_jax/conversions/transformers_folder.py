@@ -31,6 +31,8 @@ PREPROCESSORS = (
     ("processor_config.json", "feature_extractor"),
 )
 """Files that tell about input normalisation, and the part that does; the second is newer."""
+EPSILON = 1e-7
+"""Added to a waveform's variance by the feature extractor."""
 SIZES = {
     "num_hidden_layers": "num_layers",
     "hidden_size": "dim",
@@ -140,6 +142,7 @@ def _config(fields: dict[str, object], normalize_input: bool) -> HubertConfig:
         conv_dim=channels[0],
         conv_norm=norm,
         normalize_input=normalize_input,
+        normalize_epsilon=EPSILON,
         **{ours: fields[name] for name, ours in (SIZES | SWITCHES).items() if name in fields},
     )
 

@@ -18,6 +18,8 @@ CHOICES = {
     "tap": ("block", "ffn"),
     "item0": ("input", "projection"),
 }
+LATER = ("normalize_epsilon",)
+"""Fields that model folders of before do not have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,9 @@ class HubertConfig:
     """False: post-LN blocks (Base). True: pre-LN blocks with a final LayerNorm (Large, XLarge)."""
     normalize_input: bool = False
     """Whether each waveform is brought to zero mean and unit variance first."""
+    normalize_epsilon: float = 1e-5
+    """What is added to that variance: 1e-5 in fairseq, 1e-7 in transformers' feature extractor.
+    They differ where recordings are very quiet."""
     num_clusters: int = 0
     """Frame labels of HuBERT's own prediction head; 0: the model has no head."""
     head_dim: int = 256
@@ -74,6 +79,11 @@ class HubertConfig:
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"config {name} is {getattr(self, name)!r}; wanted true or false")
+        epsilon = self.normalize_epsilon
+        if isinstance(epsilon, bool) or not isinstance(epsilon, float) or not 0 < epsilon < 1:
+            raise InputError(
+                f"config normalize_epsilon is {epsilon!r}; wanted a number between 0 and 1"
+            )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(
@@ -102,8 +112,12 @@ class HubertConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> "HubertConfig":
-        """The inverse of `dataclasses.asdict`; unknown and missing fields are an error."""
+        """The inverse of `dataclasses.asdict`; unknown and missing fields are an error.
+
+        Fields that older versions did not write have their default.
+        """
         known = {field.name for field in dataclasses.fields(cls)}
+        fields = {name: getattr(cls, name) for name in LATER} | dict(fields)
         if known != set(fields):
             unknown, missing = sorted(set(fields) - known), sorted(known - set(fields))
             raise InputError(f"config has unknown fields {unknown} and lacks the fields {missing}")

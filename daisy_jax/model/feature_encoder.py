@@ -38,17 +38,18 @@ def masked_moments(
 
 
 def normalize_waveform(
-    waveform: Float[Array, "batch samples"], lengths: Int[Array, " batch"]
+    waveform: Float[Array, "batch samples"], lengths: Int[Array, " batch"], epsilon: float
 ) -> Float[Array, "batch samples"]:
     """Zero mean and unit variance over the valid samples of each row; zeros behind them.
 
-    Source: fairseq's `task.normalize`: a LayerNorm over one unpadded waveform, epsilon 1e-5.
+    Sources: fairseq's `task.normalize`, a LayerNorm over one unpadded waveform, epsilon 1e-5;
+    `Wav2Vec2FeatureExtractor` of transformers, epsilon 1e-7.
     """
     mask = valid_positions(waveform.shape[1], lengths)
     # A first mean takes a recording's offset away, whose rounding would depend on the width.
     centred = jnp.where(mask, waveform - masked_moments(waveform, mask)[0], 0)
     mean, variance = masked_moments(centred, mask)
-    return jnp.where(mask, (centred - mean) * jax.lax.rsqrt(variance + EPSILON), 0)
+    return jnp.where(mask, (centred - mean) * jax.lax.rsqrt(variance + epsilon), 0)
 
 
 class MaskedGroupNorm(nnx.Module):

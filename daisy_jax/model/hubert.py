@@ -114,7 +114,7 @@ def embed(
     lengths = jnp.minimum(jnp.asarray(lengths, jnp.int32), waveform.shape[1])
     waveform = jnp.asarray(waveform)
     if model.config.normalize_input:
-        waveform = normalize_waveform(waveform, lengths)
+        waveform = normalize_waveform(waveform, lengths, model.config.normalize_epsilon)
     else:
         waveform = jnp.where(valid_positions(waveform.shape[1], lengths), waveform, 0)
     features = model.feature_encoder(waveform, lengths)
