@@ -296,3 +296,33 @@ def test_tensorboard_gets_every_number(tmp_path):
         found |= {value.tag: (event.step, value.simple_value) for value in values}
         place += 16 + size
     assert found == {"loss": (3, 0.5), "layer_loss/1": (3, 0.25), "layer_loss/2": (3, 0.75)}
+
+
+def test_a_finished_run_goes_on_with_more_steps(tmp_path, caplog):
+    def fitted(folder, steps, resume):
+        run = Run(folder, Config(steps=steps), resume=resume)
+
+        def step(state, batch):
+            state = {"w": state["w"] + batch["x"].sum()}
+            return state, {"loss": state["w"].sum()}
+
+        def batch(number):
+            return {"x": np.full(4, number, np.float32)}
+
+        options = {"save_every": 4, "log_every": 1, "describe": str}
+        state = fit(run, new_state(0), step, batch, steps=steps, **options)
+        return np.asarray(state["w"])
+
+    fitted(tmp_path / "short", 6, False)
+    caplog.set_level("INFO", "daisy_jax")
+    longer = fitted(tmp_path / "short", 9, True)
+    assert "goes on from 6 to 9 steps" in caplog.text
+    np.testing.assert_array_equal(longer, fitted(tmp_path / "long", 9, False))
+    lines = [
+        [json.loads(line)["loss"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (tmp_path / "short", tmp_path / "long")
+    ]
+    assert lines[0] == lines[1]
+    assert json.loads((tmp_path / "short" / "config.json").read_text())["steps"] == 9
+    with pytest.raises(InputError, match="steps was 9 and is 6"):
+        fitted(tmp_path / "short", 6, True)

@@ -101,6 +101,7 @@ class Run:
             )
         if earlier is not None and resume:
             kept = {key: value for key, value in earlier.items() if key not in FREE_FIELDS}
+            kept |= self._more_steps(kept.get("steps"))
             changes = [
                 f"{name} was {old!r} and is {new!r}"
                 for name, (old, new) in differences(kept, self.settings).items()
@@ -135,6 +136,18 @@ class Run:
         self._log = None
         if parallel.is_first():
             self._log = MetricsLog(self.folder, tensorboard, self._manager.latest_step() or 0)
+
+    def _more_steps(self, earlier: object) -> dict[str, int]:
+        """The number of steps, if it is larger than before: a run may go on when it has ended."""
+        steps = self.settings.get("steps")
+        if not isinstance(earlier, int) or not isinstance(steps, int) or steps <= earlier:
+            return {}
+        logger.info(
+            "%s goes on from %d to %d steps; a learning rate that falls to the end follows the "
+            "longer run from here on",
+            *(self.folder, earlier, steps),
+        )
+        return {"steps": steps}
 
     def _earlier(self) -> dict[str, object] | None:
         """What an earlier run left in `config.json`."""
