@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -177,6 +179,29 @@ def test_the_name_of_before_still_works_and_contents_come_from_the_command_line(
     units = np.load(tmp_path / "units" / "npy" / "00.wav.npy")
     assert units.dtype == np.int32
     assert set(np.unique(units)) <= set(range(4))
+
+
+def test_a_pickled_codebook_is_refused_with_the_line_that_turns_it_into_one_that_is_read(
+    there, tmp_path
+):
+    joblib = pytest.importorskip("joblib")
+    from sklearn.cluster import MiniBatchKMeans
+
+    frames = np.random.default_rng(0).standard_normal((50, 16)).astype(np.float32)
+    kmeans = MiniBatchKMeans(4, n_init=1, random_state=0).fit(frames)
+    joblib.dump(kmeans, tmp_path / "k m.bin")
+    options = ["extract", there / "good.tsv", "--model", there / "model", "--accelerator", "cpu"]
+    options += ["--store", "units", "--layer", "2", "--output", tmp_path / "store"]
+    done = run_here(COMMAND, *options, "--centroids", tmp_path / "k m.bin")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "a pickle, whose code is never run here" in done.stderr
+    words = shlex.split(done.stderr.partition("if you trust it: ")[2])
+    assert words[0] == "python"
+    subprocess.run([sys.executable, *words[1:]], check=True)
+    np.testing.assert_array_equal(np.load(words[-1]), kmeans.cluster_centers_)
+    done = run_here(COMMAND, *options, "--centroids", words[-1])
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

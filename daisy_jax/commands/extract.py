@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -30,6 +31,11 @@ from daisy_jax.features.shard_format import Row, finished_part
 from daisy_jax.reporting import followed, printable
 from daisy_jax.tasks.trained_heads import require_trunk
 from daisy_jax.whole_files import read_numbers
+
+FROM_JOBLIB = (
+    "import sys, joblib, numpy; numpy.save(sys.argv[2], joblib.load(sys.argv[1]).cluster_centers_)"
+)
+"""Python that turns a pickled k-means into a .npy file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +217,16 @@ def _in_words(counts: Int[np.ndarray, "4"]) -> str:
 
 def read_centroids(path: str) -> Float32[np.ndarray, "..."]:
     """[clusters, dim], which `contents.units` checks."""
-    return read_numbers(path)
+    try:
+        return read_numbers(path)
+    except InputError as error:
+        if path.endswith(".npy"):
+            raise
+        turned = shlex.join(["python", "-c", FROM_JOBLIB, path, f"{path}.npy"])
+        raise InputError(
+            f"{error}. A k-means of scikit-learn is a pickle, whose code is never run here; if you "
+            f"trust it: {turned}"
+        ) from None
 
 
 def absolute(path: str) -> str:
