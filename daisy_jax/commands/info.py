@@ -20,8 +20,8 @@ class Info:
     """Shows a model's architecture, parts, and calibration with the thresholds it gives."""
 
     model: tyro.conf.Positional[str] = ""
-    """A model of any source that encode takes, too; empty: the small pretrained model that comes
-    with the package."""
+    """A model folder, or any other source that encode takes; empty: the small pretrained model that
+    comes with the package."""
     known: bool = False
     """List public HuBERT checkpoints, and where they come from, instead."""
 

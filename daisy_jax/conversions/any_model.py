@@ -15,7 +15,14 @@ from daisy_jax.conversions.sources import HUB_NAME, download
 from daisy_jax.errors import InputError
 from daisy_jax.model.hubert import Hubert
 from daisy_jax.reporting import logger
-from daisy_jax.whole_files import cache_folder, files_digest, read_json, whole_folder, write_json
+from daisy_jax.whole_files import (
+    TENSORS,
+    cache_folder,
+    files_digest,
+    read_json,
+    whole_folder,
+    write_json,
+)
 
 RULES = 1
 """Changes with what a conversion makes of the same files, so that they are converted again."""
@@ -51,6 +58,8 @@ def load(source: str | os.PathLike | None = None, dtype: str | None = None) -> H
 def model_folder(source: str | os.PathLike) -> pathlib.Path:
     """The model folder of a source; raises as `load`, and converts what is to be converted."""
     path, name = pathlib.Path(source), os.fspath(source)
+    if _is_inside_a_model_folder(path):
+        return path  # of which its reader says that the folder is wanted
     if path.is_file() or _is_of_transformers(path):
         return _converted(path, path.stem if path.is_file() else path.resolve().name, str(path))
     if path.exists() or not HUB_NAME.fullmatch(name):
@@ -84,6 +93,12 @@ def known_checkpoints() -> list[KnownCheckpoint]:
     text = (pathlib.Path(__file__).parent / "known.toml").read_text(encoding="utf-8")
     entries = tomllib.loads(text)["checkpoints"]
     return [KnownCheckpoint(**entry | {"parts": tuple(entry["parts"])}) for entry in entries]
+
+
+def _is_inside_a_model_folder(path: pathlib.Path) -> bool:
+    beside = path.parent / checkpoints.CONFIG
+    named = path.name in (checkpoints.CONFIG, TENSORS) and path.is_file()
+    return named and beside.is_file() and not _is_of_transformers(path.parent)
 
 
 def _is_of_transformers(folder: pathlib.Path) -> bool:

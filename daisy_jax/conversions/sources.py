@@ -102,7 +102,8 @@ def download(name: str) -> pathlib.Path:
     except Exception as error:  # no connection, no such model, no right to it, a bad name
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
-            f"{missing}, and the hub could not give it ({reason}); with a connection, "
-            f"hf download {repository} --local-dir FOLDER fetches it for later"
+            f"{missing}, and the hub could not give it ({reason}); give a folder written by "
+            "daisy-jax convert or training, a checkpoint, or a name of the hub, which with a "
+            f"connection hf download {repository} --local-dir FOLDER fetches for later"
         ) from None
     return folder
