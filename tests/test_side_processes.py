@@ -56,19 +56,24 @@ def test_what_is_measured_beside_is_what_is_measured_here(tmp_path):
         assert mean == np.mean([values[name][0] for values in inputs])
 
 
+@pytest.fixture(scope="module")
+def processes():
+    """Those of two tests: each of them takes seconds to start."""
+    return SideProcesses()
+
+
 @pytest.mark.slow("starts processes that measure")
-def test_an_error_comes_out_where_the_value_is_wanted():
+def test_an_error_comes_out_where_the_value_is_wanted(processes):
     silence = np.zeros(9, np.float32)
-    assert np.isnan(SideProcesses().begin(short_time_intelligibility, silence, silence)())
+    assert np.isnan(processes.begin(short_time_intelligibility, silence, silence)())
     with pytest.raises(InputError, match="bad"):
-        SideProcesses().begin(raise_it, "bad")()
+        processes.begin(raise_it, "bad")()
 
 
 @pytest.mark.slow("kills processes that measure")
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_what_a_killed_process_owes_is_done_here():
+def test_what_a_killed_process_owes_is_done_here(processes):
     """As when a batch system sends SIGTERM to every process of a job."""
-    processes = SideProcesses()
     victim = processes.begin(os.getpid)()
     assert victim != os.getpid()
     waiting = [processes.begin(sleep_and_tell, number) for number in range(4)]

@@ -173,7 +173,7 @@ def report(runs, tmp_path_factory):
     folder, _ = runs
     names = ("sid", "asr", "se", "ss")
     paths = [folder / name for name in names]
-    said = run("eval/downstream.py", *paths, "--timed", "1")
+    said = run("eval/downstream.py", *paths, "--timed", "1", "--timing-runs", "1")
     output = tmp_path_factory.mktemp("report")
     done = run_here("eval/report.py", *paths, "--output", output)
     assert done.returncode == 0, done.stderr
