@@ -88,7 +88,8 @@ def found_device(accelerator: Accelerator) -> str:
     """Kind and name of the device; asked in a process of its own, which gives it back."""
     code = (
         "import sys, jax; from daisy_jax.accelerator import use_accelerator; "
-        "name = use_accelerator(sys.argv[1]); print(*{jax.devices()[0].platform: 0, name: 0})"
+        "name = use_accelerator(sys.argv[1]); "
+        "print(*dict.fromkeys((jax.devices()[0].platform, name)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, accelerator], capture_output=True, text=True, check=False

@@ -193,8 +193,11 @@ def inside(text: str, folder: str, title: str) -> list[str]:
     """A report's lines as a part of this page.
 
     Its first heading is `title` at the third level, the others follow, pictures are in its folder.
+    Nothing where there is no report.
     """
-    first, *rest = text.splitlines() or [""]
+    if not text:
+        return []
+    first, *rest = text.splitlines()
     level = len(first) - len(first.lstrip("#"))
     deeper = "#" * (3 - level)
     lines = [deeper + line if line.startswith("#") else line for line in rest]

@@ -38,7 +38,7 @@ def html_page(title: str, markdown: str, folder: pathlib.Path, pictures: list[st
     from markdown_it import MarkdownIt
 
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
-    # No link to elsewhere; pictures come in afterwards, for to read them as Markdown takes seconds.
+    # No link to elsewhere; pictures come in afterwards, as reading them as Markdown takes seconds.
     reader.validateLink = lambda url: url.startswith("#") or url in pictures  # type: ignore[method-assign]
     body = reader.render(markdown)
     for name in pictures:

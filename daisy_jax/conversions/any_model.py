@@ -134,18 +134,17 @@ def _converted(path: pathlib.Path, label: str, source: str) -> pathlib.Path:
     logger.info("converting %s, once; kept in %s", source, folder)
     with whole_folder(folder) as partial:
         report = convert(path, partial)
-        sums = {file: digest for file, digest in report.sha256}
-        content = {"source": source, "rules": RULES, "files": sums, "notes": report.notes}
-        write_json(partial / SOURCE, {"format": FORMAT, **content})
+        content = {"source": source, "rules": RULES, "notes": report.notes}
+        content |= {"format": FORMAT, "files": dict(report.sha256)}
+        write_json(partial / SOURCE, content)
     return folder
 
 
 def _files_of(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """What decides about a conversion: a file with transformers' configuration, or a folder."""
+    folder, suffixes = path, SUFFIXES
     if path.is_file():
         yield path
-        if not _is_of_transformers(path.parent):
-            return
-    folder = path.parent if path.is_file() else path
-    suffixes = (".json",) if path.is_file() else SUFFIXES
-    yield from sorted(file for file in folder.iterdir() if file.suffix in suffixes)
+        folder, suffixes = path.parent, (".json",)
+    if _is_of_transformers(folder):
+        yield from sorted(file for file in folder.iterdir() if file.suffix in suffixes)

@@ -13,6 +13,8 @@ from daisy_jax.conversions import transformers_folder
 from daisy_jax.conversions.rules import UNCHANGED, Rule, Source
 from daisy_jax.conversions.trunk import (
     FAIRSEQ,
+    INSIDE_TORCHAUDIO,
+    INSIDE_TRANSFORMERS,
     TORCHAUDIO,
     TRANSFORMERS,
     find_prefix,
@@ -25,8 +27,6 @@ from daisy_jax.conversions.unwrapping import unwrap
 from daisy_jax.conversions.weight_files import check_tensors
 from daisy_jax.errors import InputError
 
-PREFIXES = ("", "wav2vec2.")
-"""torchaudio's: bundles, own pretraining."""
 LABELS = "logit_generator.label_embeddings"
 MASK_EMBEDDING = "mask_generator.mask_embedding"
 
@@ -48,12 +48,14 @@ def read(path: pathlib.Path, content: object, num_heads: int) -> Source:
     torchaudio, transformers, fairseq = (
         f"{paths['feature_projection']}.weight" for paths in (TORCHAUDIO, TRANSFORMERS, FAIRSEQ)
     )
-    prefix = find_prefix(tensors, torchaudio, PREFIXES)
-    if prefix is not None:
-        return _with(notes, _torchaudio(path, tensors, prefix, num_heads))
-    prefix = find_prefix(tensors, transformers, ("", transformers_folder.PREFIX))
-    if prefix is not None:
-        return _with(notes, _transformers(path, tensors, prefix, num_heads))
+    for ending, inside, reads in (
+        (torchaudio, INSIDE_TORCHAUDIO, _torchaudio),
+        (transformers, INSIDE_TRANSFORMERS, _transformers),
+    ):
+        prefix = find_prefix(tensors, ending, ("", inside))
+        if prefix is not None:
+            source = reads(path, tensors, prefix, num_heads)
+            return source._replace(notes=(*notes, *source.notes))
     if fairseq in tensors:
         raise InputError(
             "a fairseq state dict without its configuration; give the whole checkpoint, which has "
@@ -66,15 +68,11 @@ def read(path: pathlib.Path, content: object, num_heads: int) -> Source:
     )
 
 
-def _with(notes: tuple[str, ...], source: Source) -> Source:
-    return source._replace(notes=(*notes, *source.notes))
-
-
 def _torchaudio(
     path: pathlib.Path, tensors: dict[str, np.ndarray], prefix: str, num_heads: int
 ) -> Source:
     config, notes = infer_config(tensors, TORCHAUDIO, prefix, num_heads)
-    outer = prefix.removesuffix("wav2vec2.")
+    outer = prefix.removesuffix(INSIDE_TORCHAUDIO)
     mask_embedding = outer + MASK_EMBEDDING
     rules = [*trunk_rules(config, TORCHAUDIO, tensors, mask_embedding, prefix)]
     labels = tensors.get(outer + LABELS)

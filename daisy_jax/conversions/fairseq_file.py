@@ -24,6 +24,7 @@ from daisy_jax.conversions.fairseq_config import (
 from daisy_jax.conversions.rules import Rule, Source, Transform
 from daisy_jax.conversions.trunk import (
     FAIRSEQ,
+    INSIDE_FAIRSEQ,
     find_prefix,
     mask_embedding_note,
     refuse_other_models,
@@ -33,7 +34,7 @@ from daisy_jax.conversions.unwrapping import without_prefix
 from daisy_jax.conversions.weight_files import check_tensors
 from daisy_jax.errors import InputError
 
-PREFIXES = ("", "w2v_encoder.w2v_model.")  # the second in models fine-tuned with CTC
+PREFIXES = ("", INSIDE_FAIRSEQ)
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
 """What a fairseq dictionary holds in front of the clusters; never a target, so never a label."""
 LABEL_EMBEDDINGS = ("label_embs_concat", "label_embs")  # the second in older files
@@ -206,12 +207,11 @@ def _row_order(symbols: list[str]) -> tuple[Int[np.ndarray, " clusters"], list[s
             f"head: label k is the dictionary's k-th symbol, as its symbols ({odd}, ...) are not "
             f"the numbers 0 to {len(symbols) - 1}"
         ]
-    if numbers == list(range(len(symbols))):
-        return np.arange(len(symbols)), []
-    return np.argsort(numbers), [
+    note = (
         "head: the dictionary is in another order than its numbers; label k is the symbol k, as in "
         ".km files"
-    ]
+    )
+    return np.argsort(numbers), [] if numbers == sorted(numbers) else [note]
 
 
 def _label_rows(rows: int, order: Int[np.ndarray, " clusters"]) -> Transform:

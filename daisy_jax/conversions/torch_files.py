@@ -7,6 +7,7 @@ fairseq, s3prl and omegaconf put into checkpoints.
 """
 
 import errno
+import importlib
 import pathlib
 import pickle
 import re
@@ -49,7 +50,6 @@ STAND_INS = (
 )
 """Classes and functions of which a stand-in takes the place, so that none of them is called."""
 
-
 MOST_UNKNOWN = 100
 """Classes that a file may name without anybody having looked at them."""
 
@@ -91,35 +91,20 @@ def read_torch_file(path: pathlib.Path) -> object:
       OSError: the file cannot be read.
     """
     try:
-        import torch
+        importlib.import_module("torch")
     except ImportError:
         raise InputError(
             f"{path}: needs torch to be read; pip install 'daisy-jax[convert]', or get the model "
             "as safetensors, which does not"
         ) from None
     refuse_large_tuples(path)
-    known: list[Callable | tuple[Callable, str]] = [(StandIn, name) for name in STAND_INS]
-    unknown: set[str] = set()
     try:
-        while True:
-            unread = [(type("Unread", (Unread,), {"kind": name}), name) for name in unknown]
-            try:
-                with torch.serialization.safe_globals([*known, *unread]):
-                    # Pages of a mapped file are read when a tensor is used; old files are not zip.
-                    content = torch.load(
-                        path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-                    )
-                break
-            except pickle.UnpicklingError as error:
-                named = _named(path, str(error)) - unknown
-                if not named or len(unknown) > MOST_UNKNOWN:
-                    raise InputError(
-                        f"{path}: not a plain file of tensors, as {_refusal(str(error), unknown)}; "
-                        "get the model as safetensors, or copy it again"
-                    ) from None
-                unknown |= named
-    except InputError:
-        raise
+        content = _loaded(path)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: not a plain file of tensors, as {error}; get the model as safetensors, or "
+            "copy it again"
+        ) from None
     except MemoryError:
         raise InputError(f"{path}: does not fit into this machine's memory") from None
     except Exception as error:  # whatever a torn file makes torch raise, EINVAL among it
@@ -132,6 +117,31 @@ def read_torch_file(path: pathlib.Path) -> object:
         return _plain(content, {})
     except RecursionError:
         raise InputError(f"{path}: its content is nested too deeply for a checkpoint") from None
+
+
+def _loaded(path: pathlib.Path) -> object:
+    """What torch makes of a file, with stand-ins for all classes and functions that it names.
+
+    Raises:
+      pickle.UnpicklingError: with the reason for which that does not suffice.
+    """
+    import torch
+
+    known: list[Callable | tuple[Callable, str]] = [(StandIn, name) for name in STAND_INS]
+    unknown: set[str] = set()
+    while True:
+        unread = [(type("Unread", (Unread,), {"kind": name}), name) for name in unknown]
+        try:
+            with torch.serialization.safe_globals([*known, *unread]):
+                # Pages of a mapped file are read when a tensor is used; old files are not zip.
+                return torch.load(
+                    path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                )
+        except pickle.UnpicklingError as error:
+            named = _named(path, str(error)) - unknown
+            if not named or len(unknown) > MOST_UNKNOWN:
+                raise pickle.UnpicklingError(_refusal(str(error), unknown)) from None
+            unknown |= named
 
 
 def _plain(value: object, done: dict[int, object]) -> object:

@@ -11,6 +11,7 @@ import numpy as np
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, SAMPLE_RATE
 from daisy_jax.conversions.rules import Source
 from daisy_jax.conversions.trunk import (
+    INSIDE_TRANSFORMERS,
     TRANSFORMERS,
     mask_embedding_note,
     refuse_other_models,
@@ -22,7 +23,6 @@ from daisy_jax.model.config import HubertConfig
 from daisy_jax.whole_files import read_json
 
 CONFIG = "config.json"
-PREFIX = "hubert."  # of the trunk inside models with a downstream head
 EXTRAS = ("lm_head.", "classifier.", "projector.", "layer_weights", "final_proj.")
 """Task heads of CTC, classification and ContentVec models."""
 MASK_EMBEDDING = "masked_spec_embed"
@@ -88,7 +88,8 @@ def make_source(
 ) -> Source:
     """A source out of transformers' tensors, wherever they and the config come from."""
     refuse_other_models(tensors)
-    prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
+    inside = any(name.startswith(INSIDE_TRANSFORMERS) for name in tensors)
+    prefix = INSIDE_TRANSFORMERS if inside else ""
     mask_embedding = prefix + MASK_EMBEDDING
     return Source(
         format=format,

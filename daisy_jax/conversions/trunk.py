@@ -72,6 +72,11 @@ TORCHAUDIO = {
     for ours, path in TRANSFORMERS.items()
 }
 """The whole paths of the modules in each format, by the paths of ours."""
+INSIDE_TRANSFORMERS = "hubert."
+INSIDE_FAIRSEQ = "w2v_encoder.w2v_model."
+INSIDE_TORCHAUDIO = "wav2vec2."
+"""What stands before those paths where the trunk is a part of another model of the library: with a
+downstream head, fine-tuned with CTC, with the prediction head of pretraining."""
 
 
 def find_prefix(names: Collection[str], ending: str, prefixes: tuple[str, ...]) -> str | None:

@@ -9,7 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from daisy_jax.conversions.torch_files import Unread
-from daisy_jax.conversions.trunk import FAIRSEQ, TORCHAUDIO, TRANSFORMERS
+from daisy_jax.conversions.trunk import (
+    FAIRSEQ,
+    INSIDE_FAIRSEQ,
+    INSIDE_TORCHAUDIO,
+    INSIDE_TRANSFORMERS,
+    TORCHAUDIO,
+    TRANSFORMERS,
+)
 from daisy_jax.errors import InputError
 
 DEPTH = 3
@@ -17,11 +24,12 @@ DEPTH = 3
 USUAL = ("state_dict", "model")
 """Boxes that hold the model where others hold copies of it, such as averages."""
 ENDINGS = {
-    f"{TORCHAUDIO['feature_projection']}.weight": ("wav2vec2.",),
-    f"{TRANSFORMERS['feature_projection']}.weight": ("hubert.",),
-    f"{FAIRSEQ['feature_projection']}.weight": ("w2v_encoder.w2v_model.",),
+    f"{TORCHAUDIO['feature_projection']}.weight": INSIDE_TORCHAUDIO,
+    f"{TRANSFORMERS['feature_projection']}.weight": INSIDE_TRANSFORMERS,
+    f"{FAIRSEQ['feature_projection']}.weight": INSIDE_FAIRSEQ,
 }
-"""A tensor that every HuBERT has, by format, and what the format itself may put before a trunk."""
+"""A tensor that every HuBERT has, by format, and what the format itself puts before a trunk inside
+another model."""
 
 
 class Unwrapped(NamedTuple):
@@ -47,31 +55,31 @@ def unwrap(content: object) -> Unwrapped:
     if len(boxes) > 1:
         raise InputError(f"holds several models, in {', '.join(boxes)}; save one of them alone")
     ((path, tensors),) = boxes.items()
-    notes = []
+    tensors, notes = without_prefix(tensors)
     if path:
         assert isinstance(content, dict)
         beside = [name for name in content if name != path.partition(".")[0]]
-        notes.append(f"the model was taken out of {path}{_left_out(beside)}")
-    return without_prefix(tensors, notes)
+        notes = (f"the model was taken out of {path}{_left_out(beside)}", *notes)
+    return Unwrapped(tensors, notes)
 
 
-def without_prefix(tensors: Mapping[str, object], notes: list[str] | None = None) -> Unwrapped:
+def without_prefix(tensors: Mapping[str, object]) -> Unwrapped:
     """Takes away what a framework has put before the names of a format, such as "module."."""
-    notes = [] if notes is None else notes
     outer = {prefix for name in tensors if (prefix := _outer(name)) is not None}
     if len(outer) > 1:
         behind = ", ".join(map(repr, sorted(outer)))
         raise InputError(f"holds several models, behind {behind}; save one of them alone")
     prefix = next(iter(outer), "")
-    if prefix:
-        others = [name for name in tensors if not name.startswith(prefix)]
-        tensors = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(prefix)
-        }
-        notes.append(f"{prefix!r} was taken away from names of tensors{_left_out(others)}")
-    return Unwrapped(tensors, tuple(notes))
+    if not prefix:
+        return Unwrapped(tensors, ())
+    others = [name for name in tensors if not name.startswith(prefix)]
+    inside = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    note = f"{prefix!r} was taken away from names of tensors{_left_out(others)}"
+    return Unwrapped(inside, (note,))
 
 
 def _boxes(content: object, path: str, depth: int) -> Iterator[tuple[str, dict[str, object]]]:
@@ -87,12 +95,10 @@ def _boxes(content: object, path: str, depth: int) -> Iterator[tuple[str, dict[s
 
 def _outer(name: str) -> str | None:
     """What stands before the format's own name of a tensor that every HuBERT has; None: another."""
-    for ending, inner in ENDINGS.items():
+    for ending, inside in ENDINGS.items():
         prefix = name.removesuffix(ending)
         if prefix != name and (not prefix or prefix.endswith(".")):
-            for own in inner:
-                prefix = prefix.removesuffix(own)
-            return prefix
+            return prefix.removesuffix(inside)
     return None
 
 

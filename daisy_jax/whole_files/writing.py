@@ -46,10 +46,7 @@ def whole_files(
     beside: dict[pathlib.Path, pathlib.Path] = {}
     try:
         for folder in {path.parent for path in paths}:
-            folder.mkdir(parents=True, exist_ok=True)
-            _sweep(folder)
-            prefix = f".{platform.node()}-{os.getpid()}-"
-            beside[folder] = pathlib.Path(tempfile.mkdtemp(".partial", prefix, folder))
+            beside[folder] = _folder_inside(folder)
         partials = tuple(beside[path.parent] / path.name for path in paths)
         partials[0].touch()
         mode = partials[0].stat().st_mode  # as this process makes files
@@ -85,12 +82,8 @@ def whole_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     beside: dict[pathlib.Path, pathlib.Path] = {}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
-        prefix = f".{platform.node()}-{os.getpid()}-"
-        partial = pathlib.Path(tempfile.mkdtemp(".partial", prefix, path.parent))
-        beside[path.parent] = partial
-        inside = partial / path.name
+        beside[path.parent] = _folder_inside(path.parent)
+        inside = beside[path.parent] / path.name
         inside.mkdir()  # with the mode of this process' folders, which mkdtemp's does not have
         yield inside
         try:
@@ -103,6 +96,14 @@ def whole_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     finally:
         for partial in beside.values():
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _folder_inside(folder: pathlib.Path) -> pathlib.Path:
+    """A new folder in this one, for what this process alone writes; what dead ones left goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    prefix = f".{platform.node()}-{os.getpid()}-"
+    return pathlib.Path(tempfile.mkdtemp(".partial", prefix, folder))
 
 
 def cache_folder() -> pathlib.Path:
@@ -120,7 +121,7 @@ def _of_target(
     name = path if error.filename is None else pathlib.Path(os.fsdecode(error.filename))
     for folder, partial in beside.items():
         if partial in name.parents:
-            name = folder / name.name
+            name = folder / name.relative_to(partial)
     return OSError(error.errno, error.strerror or os.strerror(error.errno), str(name))
 
 
