@@ -1,6 +1,6 @@
 """Units of audio and of frames, reading of sound files, and waveforms in memory."""
 
-from daisy_jax.audio.loading import Clip, load, load_clip, load_part, measured
+from daisy_jax.audio.loading import Stream, load, load_part, measured, stream
 from daisy_jax.audio.units import (
     CONV_KERNELS,
     CONV_STRIDES,
@@ -13,6 +13,7 @@ from daisy_jax.audio.units import (
     padded_width,
 )
 from daisy_jax.audio.waveforms import as_int16, batch_of_one, pad_batch
+from daisy_jax.audio.windows import Cut, Piece, cut_of, pieces, pieces_of
 
 __all__ = [
     "CONV_KERNELS",
@@ -22,14 +23,19 @@ __all__ = [
     "FULL_SCALE",
     "SAMPLE_RATE",
     "WIDTHS",
-    "Clip",
+    "Cut",
+    "Piece",
+    "Stream",
     "as_int16",
     "batch_of_one",
+    "cut_of",
     "frame_count",
     "load",
-    "load_clip",
     "load_part",
     "measured",
     "pad_batch",
     "padded_width",
+    "pieces",
+    "pieces_of",
+    "stream",
 ]

@@ -1,8 +1,10 @@
 """Sound files as the model wants them: float32, one channel at 16 kHz, full scale is 1."""
 
+import contextlib
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +20,14 @@ LOUDEST = 1e12
 """Times full scale: far above any recording, and its energy still far from float32's end."""
 
 
-class Clip(NamedTuple):
-    """A file's audio, ready for the model, and what had to be done to it."""
+class Stream(NamedTuple):
+    """A file's audio, ready for the model, as it is decoded."""
 
-    waveform: Float[np.ndarray, " samples"]
-    """float32, one channel at 16 kHz, full scale is 1."""
+    blocks: Iterator[Float[np.ndarray, " samples"]]
+    """float32, one channel at 16 kHz, full scale is 1; one after the other. Raises an InputError
+    where the file turns out to be cut off, too long, too short, or no sound."""
     notes: tuple[str, ...]
-    """What was changed, for example "mixed down to one channel"."""
+    """What is changed, for example "mixed down to one channel"."""
 
 
 def load(path: str | os.PathLike) -> Float[np.ndarray, " samples"]:
@@ -40,45 +43,61 @@ def load(path: str | os.PathLike) -> Float[np.ndarray, " samples"]:
         the file.
       OSError: the file cannot be opened.
     """
-    return load_clip(path).waveform
+    with stream(path) as (blocks, _):
+        return np.concatenate(list(blocks))
 
 
-def load_clip(path: str | os.PathLike, max_seconds: float = math.inf) -> Clip:
-    """`load`, together with notes on what was done to the samples.
+@contextlib.contextmanager
+def stream(path: str | os.PathLike, max_seconds: float = math.inf) -> Iterator[Stream]:
+    """`load`, block by block, so that memory does not follow the file's length.
 
-    Raises as `load` does, and for a file longer than `max_seconds` before more of it is read.
+    Raises as `load` does, at the latest behind the last block; and for a file longer than
+    `max_seconds` before more of it is read.
     """
     path = pathlib.Path(path)
     with opened(path) as sound:
-        return _clip(path, sound, max_seconds)
+        notes = []
+        if sound.channels > 1:
+            notes.append("mixed down to one channel")
+        if sound.rate != SAMPLE_RATE:
+            notes.append(f"resampled to {SAMPLE_RATE} Hz")
+        if sound.subtype.startswith("PCM") and sound.subtype != "PCM_16":
+            notes.append("integer samples scaled to +-1")
+        yield Stream(_blocks(path, sound, max_seconds), tuple(notes))
 
 
-def _clip(path: pathlib.Path, sound: Sound, max_seconds: float = math.inf) -> Clip:
-    """What `load_clip` returns, of an open file."""
-    rate, subtype, several = sound.rate, sound.subtype, sound.channels > 1
-    parts, samples = [], 0
+def _blocks(
+    path: pathlib.Path, sound: Sound, max_seconds: float = math.inf
+) -> Iterator[Float[np.ndarray, " samples"]]:
+    """The blocks of a `Stream`, of an open file; at least one."""
+    rate = sound.rate
+    _refuse_rate(path, rate)
     _refuse_longer(path, sound.frames or 0, rate, max_seconds)
-    for block in sound.blocks():
-        samples += len(block)
-        _refuse_longer(path, samples, rate, max_seconds)
-        parts.append(block.mean(axis=1))
-    sound.refuse_joined()
-    waveform = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    _refuse_no_numbers(path, waveform)
-    notes = []
-    if several:
-        notes.append("mixed down to one channel")
+    resampler = None
     if rate != SAMPLE_RATE:
-        waveform = _resampled(path, waveform, rate)
-        notes.append(f"resampled to {SAMPLE_RATE} Hz")
-    if subtype.startswith("PCM") and subtype != "PCM_16":
-        notes.append("integer samples scaled to +-1")
-    if len(waveform) < FRAME_WINDOW:
+        import soxr
+
+        resampler = soxr.ResampleStream(rate, SAMPLE_RATE, num_channels=1, dtype="float32")
+    decoded = samples = 0
+    for block in sound.blocks():
+        decoded += len(block)
+        _refuse_longer(path, decoded, rate, max_seconds)
+        waveform = block.mean(axis=1)
+        _refuse_no_numbers(path, waveform)
+        if resampler is not None:
+            waveform = resampler.resample_chunk(waveform)
+        samples += len(waveform)
+        yield waveform
+    sound.refuse_joined()
+    if resampler is not None:
+        waveform = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        samples += len(waveform)
+        yield waveform
+    if samples < FRAME_WINDOW:
         raise InputError(
-            f"{path}: {len(waveform)} samples at {SAMPLE_RATE} Hz; HuBERT needs at least "
+            f"{path}: {samples} samples at {SAMPLE_RATE} Hz; HuBERT needs at least "
             f"{FRAME_WINDOW} (25 ms)"
         )
-    return Clip(np.ascontiguousarray(waveform, np.float32), tuple(notes))
 
 
 def load_part(
@@ -101,7 +120,7 @@ def load_part(
             waveform = sound.part(start, samples).mean(axis=1)
             _refuse_no_numbers(path, waveform)
             return waveform
-        return _clip(path, sound).waveform[start : start + samples]
+        return np.concatenate(list(_blocks(path, sound)))[start : start + samples]
 
 
 def measured(path: str | os.PathLike) -> tuple[int, int]:
@@ -126,8 +145,8 @@ def measured(path: str | os.PathLike) -> tuple[int, int]:
 def _refuse_longer(path: pathlib.Path, samples: int, rate: int, max_seconds: float) -> None:
     if samples > max_seconds * rate:
         raise InputError(
-            f"{path}: {samples / rate:.1f} s long; split it into parts of {max_seconds:g} s, or "
-            "allow more with max_seconds (--max-seconds)"
+            f"{path}: {samples / rate:.1f} s long; encode it in windows (window_seconds, "
+            f"--window), or allow more than {max_seconds:g} s with max_seconds (--max-seconds)"
         )
 
 
@@ -153,12 +172,3 @@ def _refuse_rate(path: pathlib.Path, rate: int) -> None:
 def _resampled_length(frames: int, rate: int) -> int:
     """Samples that soxr makes of so many: to the nearest, halves up."""
     return (2 * frames * SAMPLE_RATE + rate) // (2 * rate)
-
-
-def _resampled(
-    path: pathlib.Path, waveform: Float[np.ndarray, " samples"], rate: int
-) -> Float[np.ndarray, " resampled"]:
-    import soxr
-
-    _refuse_rate(path, rate)
-    return soxr.resample(waveform, rate, SAMPLE_RATE)

@@ -31,6 +31,8 @@ class Encode(ModelOptions):
     Every format of libsndfile, any rate and number of channels. Prints one row a file: its seconds
     and frames, the layer where it left (with * if it was forced to, since no threshold was met),
     its entropy there in nats, and the share of the full model's multiply-adds that was saved.
+    Recordings longer than --window are cut, and each window leaves by itself: their row shows the
+    first and the last of their exit layers, and the entropy at the last.
     Without an option the threshold is made from the calibration that is stored with the model, at
     ratio 0.7.
 
@@ -42,7 +44,8 @@ class Encode(ModelOptions):
     """Sound files, or folders that are searched for them."""
     output: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Write one .npz a file here: last_hidden, exit_layer, forced, entropy, num_frames, path,
-    settings. Files of that name are replaced."""
+    settings; frame_exit_layer, and window_start, window_seconds, window_exit_layer, window_forced,
+    window_entropy of each window. Files of that name are replaced."""
     hidden_states: bool = False
     """Write every layer's output too."""
 
@@ -62,6 +65,8 @@ class Encode(ModelOptions):
             model,
             files,
             max_seconds=self.max_seconds,
+            window_seconds=self.window,
+            context_seconds=self.context,
             threshold=rule.threshold,
             allowed=rule.allowed,
             return_hidden_states=self.hidden_states,
@@ -81,10 +86,13 @@ class Encode(ModelOptions):
                     said.add(note)
                     line = f"note: {result.path}: {note} (said for the first file only)"
                     say(printable(line), to_stderr=True)
-            samples, layer = round(result.seconds * daisy_jax.audio.SAMPLE_RATE), result.exit_layer
-            cost = int(daisy_jax.multiply_adds(config, samples, layer, rule.evaluated))
-            full = int(daisy_jax.multiply_adds(config, samples, num_layers, without_branches))
-            rows.append((result.seconds, layer, cost, full))
+            rate = daisy_jax.audio.SAMPLE_RATE
+            parts = [(round(part.seconds * rate), part.exit_layer) for part in result.windows]
+            samples, layers = np.asarray(parts, np.int64).T
+            cost = np.sum(daisy_jax.multiply_adds(config, samples, layers, rule.evaluated))
+            deepest = np.full_like(layers, num_layers)
+            full = np.sum(daisy_jax.multiply_adds(config, samples, deepest, without_branches))
+            rows.append((result.seconds, np.mean(result.frame_exit_layer), cost, full))
             say(table_row(result, 1 - cost / full, rule.threshold is not None), flush=True)
             if targets is not None:
                 try:
@@ -108,8 +116,10 @@ class Encode(ModelOptions):
 
 def table_row(result: FileResult, saved: float, may_be_forced: bool) -> str:
     """One line of the table that `encode` prints, under `HEADER`."""
-    layer = f"{result.exit_layer}{'*' if result.forced and may_be_forced else ''}"
     assert result.entropy is not None  # as it has no error
+    least = min(window.exit_layer for window in result.windows)
+    layer = f"{least}-" if least < result.exit_layer else ""
+    layer += f"{result.exit_layer}{'*' if result.forced and may_be_forced else ''}"
     entropy = result.entropy[result.exit_layer - 1]
     shown = f"{entropy:.3f}" if np.isfinite(entropy) else "-"
     return (
@@ -150,6 +160,12 @@ def write_features(target: pathlib.Path, result: FileResult, setting: str) -> No
         "forced": np.bool_(result.forced),
         "entropy": result.entropy,
         "num_frames": np.int32(result.num_frames),
+        "frame_exit_layer": result.frame_exit_layer,
+        "window_start": np.asarray([window.start for window in result.windows]),
+        "window_seconds": np.asarray([window.seconds for window in result.windows]),
+        "window_exit_layer": np.asarray([w.exit_layer for w in result.windows], np.int32),
+        "window_forced": np.asarray([window.forced for window in result.windows]),
+        "window_entropy": np.stack([window.entropy for window in result.windows]),
         "path": np.str_(result.path),
         "settings": np.str_(setting),
     }

@@ -12,6 +12,7 @@ import daisy_jax
 from daisy_jax import Hubert, InputError
 from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
 from daisy_jax.exits import ExitRule, fixed_layer
+from daisy_jax.features.files import CONTEXT_SECONDS
 from daisy_jax.reporting import printable
 from daisy_jax.whole_files import read_json
 
@@ -53,6 +54,10 @@ class ModelOptions:
     layer."""
     max_seconds: float = 60.0
     """Longer files are errors; time and memory grow with the square of the length."""
+    window: Annotated[float | None, tyro.conf.arg(metavar="S")] = None
+    """Encode longer recordings in windows of S seconds, each with an exit of its own."""
+    context: Annotated[float, tyro.conf.arg(metavar="S")] = CONTEXT_SECONDS
+    """Seconds of audio that the model sees on each side of a window, beside it."""
     compilation_cache: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""
     """Keep compiled programs here, so that the next run need not compile; empty: keep none."""
     accelerator: Accelerator = "auto"

@@ -3,9 +3,9 @@
 import collections
 import concurrent.futures
 import contextlib
-import itertools
+import math
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
@@ -14,17 +14,16 @@ import numpy.typing as npt
 from jaxtyping import Array, Float, Int, Shaped
 
 from daisy_jax import audio
-from daisy_jax.data.prefetch import reader_threads
 from daisy_jax.encode import Encoded, encode
-from daisy_jax.errors import InputError, is_out_of_memory, said_of
+from daisy_jax.errors import InputError, is_out_of_memory
+from daisy_jax.features.file_results import FileResult, Window, joined
+from daisy_jax.features.read_ahead import WHOLE, Part, read_parts
 from daisy_jax.model.criteria import Criterion
 from daisy_jax.model.hubert import Hubert
 from daisy_jax.parallel import platform_of
 
-WINDOW = 64
-"""Files in work at a time: sorted into batches, given back in input order."""
-READ_AHEAD = 32
-"""Files read while others are computed; several for each of the `reader_threads`."""
+IN_WORK = 64
+"""Files, or windows of them, in work at a time: sorted into batches, given back in input order."""
 AT_ONCE = 2
 """Batches on the device at a time: one fills the gaps of the other."""
 BATCH_SECONDS = {"cpu": 10}
@@ -32,33 +31,8 @@ BATCH_SECONDS = {"cpu": 10}
 BATCH_SECONDS_ELSEWHERE = 160
 MAX_SECONDS = 60.0
 """Longer files are refused unless told otherwise: attention takes the square of their length."""
-
-
-class FileResult(NamedTuple):
-    """One file's features, or why there are none. Arrays are numpy, without padding."""
-
-    path: str
-    """As it was given."""
-    error: str | None = None
-    """One line, or None; with an error everything below is empty."""
-    seconds: float = 0.0
-    """Duration."""
-    exit_layer: int = 0
-    """Where it left, 1..L."""
-    forced: bool = False
-    """It left because no threshold was met."""
-    entropy: Float[np.ndarray, " layers"] | None = None
-    """float32, nats; +inf where not evaluated."""
-    num_frames: int = 0
-    """Frames."""
-    last_hidden: Float[np.ndarray, "frames dim"] | None = None
-    """The exit layer's output."""
-    hidden_states: Float[np.ndarray, "items frames dim"] | None = None
-    """Items 0..L, if asked for."""
-    pooled: Float[np.ndarray, "frames dim"] | None = None
-    """float32, if layer weights were given."""
-    notes: tuple[str, ...] = ()
-    """What was done to the samples: mixed down, resampled, scaled."""
+CONTEXT_SECONDS = 1.0
+"""What a window sees on each side beside its own frames."""
 
 
 class EncodeOptions(TypedDict, total=False):
@@ -76,6 +50,8 @@ def encode_files(
     paths: Iterable[str | os.PathLike],
     *,
     max_seconds: float = MAX_SECONDS,
+    window_seconds: float | None = None,
+    context_seconds: float = CONTEXT_SECONDS,
     **options: Unpack[EncodeOptions],
 ) -> Iterator[FileResult]:
     """Encodes sound files of every format of libsndfile, any rate and channel count.
@@ -88,10 +64,16 @@ def encode_files(
       model: from `load`.
       paths: files; any length of list, taken as it goes.
       max_seconds: longer files are errors. Time and memory grow with the square of the length.
+      window_seconds: longer recordings are read, cut and encoded in windows of so many seconds, to
+        the nearest frame (20 ms), each with an exit of its own; the model normalises each by
+        itself, too. None: nothing is cut. Memory follows the window and the features, and not the
+        recording. A file that turns out to be damaged far behind is an error as a whole.
+      context_seconds: of audio on each side of a window; its frames are dropped.
       **options: of `encode`: threshold (a scalar), allowed, layer_weights, return_hidden_states.
 
     Yields:
-      One `FileResult` a path, in input order. At most 64 files are in work, and 32 more are read.
+      One `FileResult` a path, in input order. At most 64 files or windows are in work, and 32 more
+      files are read. There are exactly `audio.frame_count(samples)` frames, cut or not.
 
     Raises:
       InputError: an option is wrong.
@@ -100,10 +82,20 @@ def encode_files(
         raise InputError(f"paths is {os.fspath(paths)!r}; it must be a list of paths")
     if np.ndim(options.get("threshold") or 0.0):
         raise InputError("threshold must be one number for all files; call once for each threshold")
+    cut = WHOLE
+    if window_seconds is not None:
+        cut = audio.cut_of(window_seconds, context_seconds)
+        if window_seconds + 2 * context_seconds > max_seconds:
+            raise InputError(
+                f"a window of {window_seconds:g} s with {context_seconds:g} s of context on each "
+                f"side is longer than the {max_seconds:g} s of max_seconds (--max-seconds); give "
+                "less"
+            )
+        max_seconds = math.inf  # of what the model sees at once, and not of files
     device = concurrent.futures.ThreadPoolExecutor(AT_ONCE)
-    with contextlib.closing(_clips(paths, max_seconds)) as clips:
+    with contextlib.closing(read_parts(paths, max_seconds, cut)) as parts:
         try:
-            yield from _results(device, model, clips, options)
+            yield from joined(_results(device, model, parts, cut, options))
         finally:
             device.shutdown(cancel_futures=True)
 
@@ -111,14 +103,15 @@ def encode_files(
 def _results(
     device: concurrent.futures.Executor,
     model: Hubert,
-    clips: Iterator[tuple[str, audio.Clip | str]],
+    parts: Iterator[Part],
+    cut: audio.Cut,
     options: EncodeOptions,
-) -> Iterator[FileResult]:
-    """Results in the order of the clips."""
+) -> Iterator[tuple[FileResult, bool]]:
+    """Results in the order of the parts, and whether each is its file's last."""
     waiting: dict[int, list[_Member]] = {}  # by width
     running: collections.deque[_Batch] = collections.deque()
-    done: dict[int, FileResult] = {}
-    first = 0  # the oldest file that was not given back
+    done: dict[int, tuple[FileResult, bool]] = {}
+    first = 0  # the oldest part that was not given back
 
     # What a caller sets by `with` holds for its own thread only.
     settings: Any = jax.config
@@ -132,7 +125,7 @@ def _results(
             return jax.device_get(encode(model, batch, lengths, **options))
 
     def started(members: list[_Member], width: int, rows: int) -> _Batch:
-        waveforms = [member.clip.waveform for member in members]
+        waveforms = [member.piece.waveform for member in members]
         batch, lengths = audio.pad_batch(waveforms, width, rows)
         return _Batch(members, width, rows, device.submit(run, batch, lengths))
 
@@ -142,16 +135,16 @@ def _results(
     def finish() -> None:
         done.update(_served(running.popleft(), started, running))
 
-    for number, (path, clip) in enumerate(clips):
-        if isinstance(clip, str):
-            done[number] = FileResult(path, clip)
+    for number, part in enumerate(parts):
+        if part.piece is None:
+            done[number] = FileResult(part.path, part.error), True
         else:
-            width = audio.padded_width(len(clip.waveform))
+            width = _width(len(part.piece.waveform), cut)
             members = waiting.setdefault(width, [])
-            members.append(_Member(number, path, clip))
+            members.append(_Member(number, part.path, part.piece, part.notes))
             if len(members) == _rows(width, seconds):
                 start(width)
-        if number - first + 1 >= WINDOW and first not in done:
+        if number - first + 1 >= IN_WORK and first not in done:
             # The oldest has waited long enough; its batch goes as it is, if it has not gone.
             for width in [w for w, members in waiting.items() if members[0].number == first]:
                 start(width)
@@ -171,11 +164,12 @@ def _results(
 
 
 class _Member(NamedTuple):
-    """A file on its way into a batch."""
+    """A part on its way into a batch."""
 
     number: int
     path: str
-    clip: audio.Clip
+    piece: audio.Piece
+    notes: tuple[str, ...]
 
 
 class _Batch(NamedTuple):
@@ -192,7 +186,7 @@ def _served(
     started: Callable[[list[_Member], int, int], _Batch],
     others: Iterable[_Batch],
     alone: bool = False,
-) -> Iterator[tuple[int, FileResult]]:
+) -> Iterator[tuple[int, tuple[FileResult, bool]]]:
     """Numbers and results of a batch; what does not fit into memory is tried in smaller batches.
 
     Args:
@@ -209,7 +203,7 @@ def _served(
             raise
     else:
         for row, member in enumerate(members):
-            yield member.number, _result(member.path, member.clip, out, row)
+            yield member.number, (_result(member, out, row), member.piece.is_last)
         return
     concurrent.futures.wait([other.computing for other in others])  # they need memory, too
     if rows > 1:
@@ -219,63 +213,52 @@ def _served(
     elif not alone:
         yield from _served(started(members, width, rows), started, others, alone=True)
     else:
-        ((number, path, clip),) = members
-        length = len(clip.waveform) / audio.SAMPLE_RATE
-        text = f"{path}: not enough memory for {length:.0f} s at once; split it"
-        yield number, FileResult(path, text)
+        ((number, path, piece, _),) = members
+        length = len(piece.waveform) / audio.SAMPLE_RATE
+        text = (
+            f"{path}: not enough memory for {length:.0f} s at once; give shorter windows (--window)"
+        )
+        yield number, (FileResult(path, text), piece.is_last)
+
+
+def _width(samples: int, cut: audio.Cut) -> int:
+    """Width of the batch that a part goes into: one for all windows of long recordings."""
+    return audio.padded_width(samples) if samples < cut.samples else cut.samples + audio.FRAME_HOP
 
 
 def _rows(width: int, seconds: float) -> int:
     """Rows of every batch of a width, with up to so many seconds of audio."""
-    # A batch that needs more than a quarter of the window would seldom fill.
-    return min(max(1, int(seconds * audio.SAMPLE_RATE // width)), WINDOW // 4)
+    # A batch that needs more than a quarter of what is in work would seldom fill.
+    return min(max(1, int(seconds * audio.SAMPLE_RATE // width)), IN_WORK // 4)
 
 
-def _clips(
-    paths: Iterable[str | os.PathLike], max_seconds: float
-) -> Generator[tuple[str, audio.Clip | str]]:
-    """Each path with its audio, or with the reason why there is none; read ahead in threads."""
-    remaining = iter(paths)
-    readers = concurrent.futures.ThreadPoolExecutor(reader_threads())
+def _result(member: _Member, out: Encoded, row: int) -> FileResult:
+    piece = member.piece
+    start = piece.frames.start * audio.FRAME_HOP
+    stop = piece.frames.stop * audio.FRAME_HOP
+    if piece.is_last:
+        stop = piece.start * audio.FRAME_HOP + len(piece.waveform)
+    exit_layer, forced = int(out.exit_layer[row]), bool(out.forced[row])
+    entropy = np.array(out.entropy[row])
+    seconds = (stop - start) / audio.SAMPLE_RATE
+    window = Window(start / audio.SAMPLE_RATE, seconds, exit_layer, forced, entropy)
 
-    def submit(count: int) -> Iterator[tuple[str, concurrent.futures.Future[audio.Clip | str]]]:
-        for path in itertools.islice(remaining, count):
-            yield os.fspath(path), readers.submit(_read, path, max_seconds)
-
-    try:
-        upcoming = collections.deque(submit(READ_AHEAD))
-        while upcoming:
-            path, reading = upcoming.popleft()
-            upcoming.extend(submit(1))
-            yield path, reading.result()
-    finally:
-        readers.shutdown(cancel_futures=True)
-
-
-def _read(path: str | os.PathLike, max_seconds: float) -> audio.Clip | str:
-    try:
-        return audio.load_clip(path, max_seconds)
-    except Exception as error:
-        return said_of(path, error)
-
-
-def _result(path: str, clip: audio.Clip, out: Encoded, row: int) -> FileResult:
-    frames = int(out.num_frames[row])
-
-    def cut(
+    def kept(
         field: Shaped[Array | np.ndarray, "batch ..."] | None,
     ) -> Shaped[np.ndarray, "..."] | None:
-        return None if field is None else np.array(field[row][..., :frames, :])
+        return None if field is None else np.array(field[row][..., piece.kept, :])
 
     return FileResult(
-        path=path,
-        seconds=len(clip.waveform) / audio.SAMPLE_RATE,
-        exit_layer=int(out.exit_layer[row]),
-        forced=bool(out.forced[row]),
-        entropy=np.array(out.entropy[row]),
-        num_frames=frames,
-        last_hidden=cut(out.last_hidden),
-        hidden_states=cut(out.hidden_states),
-        pooled=cut(out.pooled),
-        notes=clip.notes,
+        path=member.path,
+        seconds=seconds,
+        exit_layer=exit_layer,
+        forced=forced,
+        entropy=entropy,
+        num_frames=len(piece.frames),
+        last_hidden=kept(out.last_hidden),
+        hidden_states=kept(out.hidden_states),
+        pooled=kept(out.pooled),
+        notes=member.notes,
+        frame_exit_layer=np.full(len(piece.frames), exit_layer, np.int32),
+        windows=(window,),
     )

@@ -1,0 +1,68 @@
+"""Sound files, read ahead in threads, whole or in windows."""
+
+import collections
+import concurrent.futures
+import itertools
+import os
+from collections.abc import Generator, Iterable, Iterator
+from typing import NamedTuple
+
+from daisy_jax import audio
+from daisy_jax.data.prefetch import reader_threads
+from daisy_jax.errors import said_of
+
+READ_AHEAD = 32
+"""Files read while others are computed; several for each of the `reader_threads`."""
+WHOLE = audio.Cut(1 << 40, 0)
+"""One window, however long the recording is."""
+
+
+class Part(NamedTuple):
+    """A file, or a window of it, as it was read; or why it could not be."""
+
+    path: str
+    piece: audio.Piece | None = None
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+
+
+def read_parts(
+    paths: Iterable[str | os.PathLike], max_seconds: float, cut: audio.Cut
+) -> Generator[Part]:
+    """Each path's audio, or the reason why there is none; read ahead in threads.
+
+    The first part of several files is read ahead, and one part more of the file at hand.
+    """
+    remaining = iter(paths)
+    readers = concurrent.futures.ThreadPoolExecutor(reader_threads())
+
+    def submit(count: int) -> Iterator[tuple[Iterator[Part], concurrent.futures.Future[Part]]]:
+        for path in itertools.islice(remaining, count):
+            parts = _read(path, max_seconds, cut)
+            yield parts, readers.submit(next, parts)
+
+    try:
+        upcoming = collections.deque(submit(READ_AHEAD))
+        while upcoming:
+            parts, reading = upcoming.popleft()
+            upcoming.extend(submit(1))
+            while True:
+                part = reading.result()
+                if part.piece is None or part.piece.is_last:
+                    break
+                reading = readers.submit(next, parts)
+                yield part
+            yield part
+    finally:
+        readers.shutdown(cancel_futures=True)
+
+
+def _read(path: str | os.PathLike, max_seconds: float, cut: audio.Cut) -> Generator[Part]:
+    """The parts of a file; an error is the last one."""
+    name = os.fspath(path)
+    try:
+        with audio.stream(path, max_seconds) as (blocks, notes):
+            for piece in audio.pieces(blocks, cut):
+                yield Part(name, piece, notes)
+    except Exception as error:
+        yield Part(name, error=said_of(path, error))

@@ -1,0 +1,189 @@
+"""Long recordings in windows: where they are cut, and what becomes of their features."""
+
+import tracemalloc
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+from conftest import speech_like
+from programs import run_here
+from sounds import write
+
+import daisy_jax
+from daisy_jax import InputError, audio
+from daisy_jax.audio import Cut
+
+
+@hypothesis.given(
+    samples=st.integers(0, 30_000),
+    frames=st.integers(1, 40),
+    context=st.integers(0, 12),
+    seed=st.integers(0, 1000),
+)
+def test_windows_part_the_frames_among_them(samples, frames, context, seed):
+    waveform = np.arange(samples, dtype=np.float32)
+    cut, rng = Cut(frames, context), np.random.default_rng(seed)
+    blocks = np.split(waveform, np.sort(rng.integers(0, samples + 1, 5)))
+    pieces = list(audio.pieces(blocks, cut))
+    total = audio.frame_count(samples)
+
+    assert [frame for piece in pieces for frame in piece.frames] == list(range(total))
+    assert [piece.is_last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert all(len(piece.frames) == frames for piece in pieces[:-1])
+    for piece in pieces:
+        start, stop = piece.start * 320, piece.start * 320 + len(piece.waveform)
+        np.testing.assert_array_equal(piece.waveform, waveform[start:stop])
+        seen = range(piece.start, piece.start + audio.frame_count(len(piece.waveform)))
+        assert list(seen[piece.kept]) == list(piece.frames)
+        if len(pieces) > 1:  # as much as the recording has, and the context that was promised
+            assert len(seen) == min(total, frames + 2 * context)
+            assert seen.start <= max(0, piece.frames.start - context)
+            assert seen.stop >= min(total, piece.frames.stop + context)
+    assert pieces[-1].start * 320 + len(pieces[-1].waveform) == samples
+    at = [(p.start * 320, p.start * 320 + len(p.waveform), p.frames) for p in pieces]
+    assert at == audio.pieces_of(samples, cut)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """4.3 s of changing sound, and its file."""
+    parts = speech_like([20_000, 16_000, 20_000, 12_817], seed=3)
+    waveform = audio.as_int16(np.concatenate(parts)) / np.float32(32_768)
+    return write(tmp_path_factory.mktemp("long") / "long.wav", waveform), waveform
+
+
+def test_each_window_is_what_encode_makes_of_its_part(base_model, recording):
+    path, waveform = recording
+    threshold, weights = 1.7, np.linspace(-1, 1, base_model.config.num_layers + 1)
+    options = {
+        "threshold": threshold,
+        "layer_weights": weights.astype(np.float32),
+        "return_hidden_states": True,
+    }
+    (whole,) = daisy_jax.encode_files(
+        base_model, [path], window_seconds=1.0, context_seconds=0.3, **options
+    )
+    assert whole.error is None
+    assert whole.seconds == pytest.approx(len(waveform) / 16_000, rel=1e-12)
+    assert whole.num_frames == audio.frame_count(len(waveform)) == len(whole.last_hidden)
+    starts = [window.start for window in whole.windows]
+    assert starts == [0, 1, 2, 3, 4]
+    assert sum(window.seconds for window in whole.windows) == pytest.approx(whole.seconds)
+    for start, window in zip(starts, whole.windows, strict=True):
+        # 1.6 s around the second, pushed inside the recording; frames from hand-made numbers.
+        begin = min(max(0, round((start - 0.3) * 50)), 214 - 80)
+        stop = len(waveform) if begin == 134 else (begin + 79) * 320 + 400
+        part = waveform[begin * 320 : stop]
+        alone = daisy_jax.encode(base_model, part[None], **options)
+        own = slice(round(start * 50), min(round((start + 1) * 50), whole.num_frames))
+        inner = slice(own.start - begin, own.stop - begin)
+        assert window.exit_layer == alone.exit_layer[0]
+        np.testing.assert_array_equal(whole.frame_exit_layer[own], window.exit_layer)
+        np.testing.assert_allclose(window.entropy, alone.entropy[0], rtol=1e-5)
+        for field in ("last_hidden", "pooled", "hidden_states"):
+            ours = getattr(whole, field)[..., own, :]
+            theirs = np.asarray(getattr(alone, field)[0][..., inner, :])
+            np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+    exits = [window.exit_layer for window in whole.windows]
+    assert len(set(exits)) > 1
+    assert whole.exit_layer == max(exits)
+    np.testing.assert_array_equal(
+        whole.entropy, whole.windows[exits.index(whole.exit_layer)].entropy
+    )
+
+
+def test_files_of_up_to_a_window_are_not_cut(base_model, recording, tmp_path):
+    path, waveform = recording
+    short = write(tmp_path / "short.wav", waveform[:15_000])
+    missing = str(tmp_path / "missing.wav")
+    paths = [short, path, missing, short]
+    cut = list(daisy_jax.encode_files(base_model, paths, window_seconds=1.0))
+    whole = list(daisy_jax.encode_files(base_model, paths))
+    assert [result.path for result in cut] == [str(path) for path in paths]
+    assert [len(result.windows) for result in cut] == [1, 5, 0, 1]
+    assert "missing.wav" in cut[2].error
+    for windowed, other in zip(cut, whole, strict=True):
+        assert windowed.num_frames == other.num_frames
+    np.testing.assert_allclose(cut[0].last_hidden, whole[0].last_hidden, atol=1e-5)
+
+
+def test_a_recording_that_is_damaged_far_behind_is_one_error(base_model, recording, tmp_path):
+    path, waveform = recording
+    spoilt = np.concatenate([np.tile(waveform, 8), [np.float32(np.nan)], waveform])
+    bad = write(tmp_path / "nan.wav", spoilt, subtype="FLOAT")
+    results = list(daisy_jax.encode_files(base_model, [bad, path], window_seconds=1.0))
+    assert [len(result.windows) for result in results] == [0, 5]
+    assert "1 samples are NaN" in results[0].error
+    assert results[0].last_hidden is None
+
+
+def test_a_window_that_needs_too_much_memory_costs_its_file_alone(
+    base_model, recording, monkeypatch
+):
+    path, _ = recording
+    encode = daisy_jax.features.files.encode
+
+    def small(model, batch, lengths, **options):
+        if lengths.max() > 30_000:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return encode(model, batch, lengths, **options)
+
+    monkeypatch.setattr(daisy_jax.features.files, "encode", small)
+    options = {"window_seconds": 1.0, "context_seconds": 0.5}
+    (result,) = daisy_jax.encode_files(base_model, [path], **options)
+    assert "not enough memory for 2 s at once; give shorter windows (--window)" in result.error
+    (result,) = daisy_jax.encode_files(base_model, [path], window_seconds=0.8)
+    assert result.error is not None
+    (result,) = daisy_jax.encode_files(base_model, [path], window_seconds=0.8, context_seconds=0.1)
+    assert result.error is None
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_memory_does_not_follow_the_recording(tmp_path, rate):
+    def peak(seconds):
+        noise = np.random.default_rng(0).uniform(-0.5, 0.5, (rate, 2)).astype(np.float32)
+        path = write(tmp_path / f"{seconds}.wav", np.tile(noise, (seconds, 1)), rate)
+        tracemalloc.start()
+        with audio.stream(path) as (blocks, _):
+            frames = sum(len(p.frames) for p in audio.pieces(blocks, audio.cut_of(2, 0.5)))
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert frames == audio.frame_count(seconds * 16_000)
+        return highest
+
+    assert peak(80) < peak(20) + 1e6  # of 5 MB of samples, or 14
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"window_seconds": 0.0}, "a window of 0 s"),
+        ({"window_seconds": float("nan")}, "a window of nan s"),
+        ({"window_seconds": 5.0, "context_seconds": -1.0}, "a context of -1 s"),
+        ({"window_seconds": 59.0}, "longer than the 60 s of max_seconds"),
+    ],
+)
+def test_windows_that_cannot_be(base_model, recording, options, said):
+    with pytest.raises(InputError, match=said):
+        next(iter(daisy_jax.encode_files(base_model, [recording[0]], **options)))
+
+
+def test_the_command_cuts_and_says_where_windows_left(recording, tmp_path):
+    path, waveform = recording
+    long = write(tmp_path / "hour.wav", np.tile(waveform, 16))
+    run = run_here("daisy-jax", "encode", long)
+    assert run.returncode == 1
+    assert "--window" in run.stderr
+    run = run_here("daisy-jax", "encode", long, path, "--window", "3", "--output", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    row = run.stdout.splitlines()[1].split()
+    assert row[:2] == [f"{16 * len(waveform) / 16_000:.2f}", str((16 * len(waveform) - 80) // 320)]
+    with np.load(tmp_path / "out" / "hour.npz") as written:
+        assert len(written["last_hidden"]) == int(row[1]) == len(written["frame_exit_layer"])
+        exits = written["window_exit_layer"]
+        assert row[2].rstrip("*") in (f"{exits.min()}-{exits.max()}", f"{exits.max()}")
+        assert len(exits) == len(written["window_entropy"]) == -(-int(row[1]) // 150)
+        np.testing.assert_array_equal(written["window_start"], 3.0 * np.arange(len(exits)))
+        assert written["window_seconds"].sum() == pytest.approx(16 * len(waveform) / 16_000)
