@@ -48,7 +48,7 @@ def assert_same(actual, number, reader):
         assert actual[name].dtype == array.dtype
 
 
-READERS = [0, pytest.param(3, marks=pytest.mark.slow("starts processes that read"))]
+READERS = [0, pytest.param(2, marks=pytest.mark.slow("starts processes that read"))]
 
 
 @pytest.mark.parametrize("workers", READERS)

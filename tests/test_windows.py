@@ -14,6 +14,11 @@ from sounds import write
 import daisy_jax
 from daisy_jax import InputError, audio
 from daisy_jax.audio import Cut
+from daisy_jax.data.file_list import read_list
+from daisy_jax.exits import ExitRule
+from daisy_jax.features import contents
+from daisy_jax.features.extract import Extractor, encode_shard
+from daisy_jax.features.store import FeatureStore
 
 
 @hypothesis.given(
@@ -26,24 +31,27 @@ def test_windows_part_the_frames_among_them(samples, frames, context, seed):
     waveform = np.arange(samples, dtype=np.float32)
     cut, rng = Cut(frames, context), np.random.default_rng(seed)
     blocks = np.split(waveform, np.sort(rng.integers(0, samples + 1, 5)))
-    pieces = list(audio.pieces(blocks, cut))
+    windows = list(audio.cut_stream(blocks, cut))
     total = audio.frame_count(samples)
 
-    assert [frame for piece in pieces for frame in piece.frames] == list(range(total))
-    assert [piece.is_last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-    assert all(len(piece.frames) == frames for piece in pieces[:-1])
-    for piece in pieces:
-        start, stop = piece.start * 320, piece.start * 320 + len(piece.waveform)
-        np.testing.assert_array_equal(piece.waveform, waveform[start:stop])
-        seen = range(piece.start, piece.start + audio.frame_count(len(piece.waveform)))
-        assert list(seen[piece.kept]) == list(piece.frames)
-        if len(pieces) > 1:  # as much as the recording has, and the context that was promised
+    assert [window for window, _ in windows] == audio.windows_of(samples, cut)
+    assert [frame for window, _ in windows for frame in window.frames] == list(range(total))
+    assert [w.is_last for w, _ in windows] == [False] * (len(windows) - 1) + [True]
+    assert all(len(window.frames) == frames for window, _ in windows[:-1])
+    for window, part in windows:
+        np.testing.assert_array_equal(part, waveform[window.start : window.stop])
+        seen = range(window.start // 320, window.start // 320 + audio.frame_count(len(part)))
+        assert window.start % 320 == 0
+        assert list(seen[window.kept]) == list(window.frames)
+        if len(windows) > 1:  # as much as the recording has, and the context that was promised
             assert len(seen) == min(total, frames + 2 * context)
-            assert seen.start <= max(0, piece.frames.start - context)
-            assert seen.stop >= min(total, piece.frames.stop + context)
-    assert pieces[-1].start * 320 + len(pieces[-1].waveform) == samples
-    at = [(p.start * 320, p.start * 320 + len(p.waveform), p.frames) for p in pieces]
-    assert at == audio.pieces_of(samples, cut)
+            assert seen.start <= max(0, window.frames.start - context)
+            assert seen.stop >= min(total, window.frames.stop + context)
+            assert audio.padded_width(len(part), cut.widths) <= max(cut.samples, 8_000)
+    if len(windows) == 1:
+        np.testing.assert_array_equal(windows[0][1], waveform)
+    ends = [round((w.start_seconds + w.seconds) * 16_000) for w, _ in windows]
+    assert ends == [w.frames.start * 320 for w, _ in windows[1:]] + [samples]
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +82,7 @@ def test_each_window_is_what_encode_makes_of_its_part(base_model, recording):
     for start, window in zip(starts, whole.windows, strict=True):
         # 1.6 s around the second, pushed inside the recording; frames from hand-made numbers.
         begin = min(max(0, round((start - 0.3) * 50)), 214 - 80)
-        stop = len(waveform) if begin == 134 else (begin + 79) * 320 + 400
-        part = waveform[begin * 320 : stop]
+        part = waveform[begin * 320 : (begin + 79) * 320 + 400]
         alone = daisy_jax.encode(base_model, part[None], **options)
         own = slice(round(start * 50), min(round((start + 1) * 50), whole.num_frames))
         inner = slice(own.start - begin, own.stop - begin)
@@ -147,7 +154,8 @@ def test_memory_does_not_follow_the_recording(tmp_path, rate):
         path = write(tmp_path / f"{seconds}.wav", np.tile(noise, (seconds, 1)), rate)
         tracemalloc.start()
         with audio.stream(path) as (blocks, _):
-            frames = sum(len(p.frames) for p in audio.pieces(blocks, audio.cut_of(2, 0.5)))
+            cut = audio.cut_stream(blocks, audio.cut_of(2, 0.5))
+            frames = sum(len(window.frames) for window, _ in cut)
         highest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert frames == audio.frame_count(seconds * 16_000)
@@ -187,3 +195,77 @@ def test_the_command_cuts_and_says_where_windows_left(recording, tmp_path):
         assert len(exits) == len(written["window_entropy"]) == -(-int(row[1]) // 150)
         np.testing.assert_array_equal(written["window_start"], 3.0 * np.arange(len(exits)))
         assert written["window_seconds"].sum() == pytest.approx(16 * len(waveform) / 16_000)
+
+
+@pytest.fixture(scope="module")
+def listed(recording, tmp_path_factory):
+    """A list of recordings of all kinds: long, short, at another rate, not to be sought in."""
+    folder, (_, waveform) = tmp_path_factory.mktemp("listed"), recording
+    write(folder / "long.wav", waveform)
+    write(folder / "longer.ogg", np.tile(waveform, 3))
+    write(folder / "short.flac", waveform[:9_000])
+    stereo = np.stack([np.tile(waveform, 2)] * 2, axis=1)
+    write(folder / "other.wav", stereo, 22_050)
+    spoilt = np.concatenate([np.tile(waveform, 2), [np.float32(np.nan)], waveform])
+    write(folder / "spoilt.wav", spoilt, subtype="FLOAT")
+    names = ["long.wav", "longer.ogg", "short.flac", "other.wav", "spoilt.wav"]
+    lines = [str(folder), *names[1:], f"{names[0]}\t{len(waveform)}"]
+    path = folder / "all.tsv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("content", ["exit", "labels"])
+def test_a_store_holds_what_encode_files_gives(model, listed, tmp_path, content):
+    cut = audio.cut_of(1.0, 0.3)
+    kept = (
+        contents.labels()
+        if content == "labels"
+        else contents.at_exit(ExitRule("", 1.5, np.ones(model.config.num_layers, bool)))
+    )
+    extractor, files = Extractor(model, kept, cut=cut), read_list(listed)
+    rows = encode_shard(extractor, files, 0, 1, tmp_path, max_seconds=2.0)
+    store = FeatureStore(tmp_path)
+    paths = [row.path for row in rows]
+    options = {"window_seconds": 1.0, "context_seconds": 0.3, "threshold": 1.5}
+    wanted = list(daisy_jax.encode_files(model, paths, **options))
+    assert sum(len(result.windows) for result in wanted) == 5 + 13 + 1 + 7
+    for number, (row, result) in enumerate(zip(rows, wanted, strict=True)):
+        assert (row.error is None) == (result.error is None)
+        if row.error is not None:
+            assert "NaN" in row.error
+            continue
+        assert row.frames == result.num_frames
+        values = store.read(number)
+        if content == "exit":
+            assert (row.exit_layer, row.forced) == (result.exit_layer, result.forced)
+            np.testing.assert_allclose(row.entropy, result.entropy, rtol=1e-4)
+            scale = np.abs(result.last_hidden).max()
+            np.testing.assert_allclose(values[0], result.last_hidden, atol=1e-3 * scale)
+        else:
+            waveform = audio.load(row.path)
+            seen = [waveform[w.start : w.stop] for w in audio.windows_of(len(waveform), cut)]
+            of_windows = [daisy_jax.frame_labels(model, part[None])[0] for part in seen]
+            windows = audio.windows_of(len(waveform), cut)
+            expected = [n[w.kept] for n, w in zip(of_windows, windows, strict=True)]
+            same = values[0] == np.concatenate(expected)
+            assert same.mean() > 0.99  # a frame between two clusters may fall to either
+
+
+def test_a_store_of_other_windows_is_another_store(model, listed, tmp_path):
+    files, store = read_list(listed), tmp_path / "store"
+    encode_shard(Extractor(model, contents.labels(), cut=audio.cut_of(1, 0.3)), files, 0, 1, store)
+    other = Extractor(model, contents.labels(), cut=audio.cut_of(1, 0.4))
+    with pytest.raises(InputError, match="window 50 frames, 15 beside and not 50 frames, 20"):
+        encode_shard(other, files, 0, 1, store)
+
+
+def test_extract_takes_windows(listed, tmp_path):
+    whole = run_here("daisy-jax", "extract", listed, "--output", tmp_path / "a", "--max-seconds=5")
+    assert whole.returncode == 1
+    assert "longer.ogg: 12.9 s long; encode it in windows (--window)" in whole.stderr
+    options = ["--output", tmp_path / "b", "--max-seconds=5", "--window=3"]
+    cut = run_here("daisy-jax", "extract", listed, *options)
+    assert cut.returncode == 1
+    assert "4 files" in cut.stdout
+    assert "spoilt.wav" in cut.stderr

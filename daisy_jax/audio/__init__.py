@@ -13,7 +13,7 @@ from daisy_jax.audio.units import (
     padded_width,
 )
 from daisy_jax.audio.waveforms import as_int16, batch_of_one, pad_batch
-from daisy_jax.audio.windows import Cut, Piece, cut_of, pieces, pieces_of
+from daisy_jax.audio.windows import Cut, Window, cut_of, cut_stream, windows_of
 
 __all__ = [
     "CONV_KERNELS",
@@ -24,18 +24,18 @@ __all__ = [
     "SAMPLE_RATE",
     "WIDTHS",
     "Cut",
-    "Piece",
     "Stream",
+    "Window",
     "as_int16",
     "batch_of_one",
     "cut_of",
+    "cut_stream",
     "frame_count",
     "load",
     "load_part",
     "measured",
     "pad_batch",
     "padded_width",
-    "pieces",
-    "pieces_of",
     "stream",
+    "windows_of",
 ]

@@ -1,5 +1,6 @@
 """Units of audio and of frames."""
 
+from collections.abc import Sequence
 from typing import overload
 
 import jax
@@ -22,10 +23,10 @@ WIDTHS = tuple(
 sets fall into eight of them, and padding is a tenth."""
 
 
-def padded_width(samples: int) -> int:
-    """Width of the batch that `samples` go into: one of `WIDTHS`, or whole minutes."""
+def padded_width(samples: int, widths: Sequence[int] = WIDTHS) -> int:
+    """Width of the batch that `samples` go into: one of `widths`, or whole minutes."""
     minutes = -(-samples // WIDTHS[-1])
-    return next((width for width in WIDTHS if samples <= width), minutes * WIDTHS[-1])
+    return next((width for width in widths if samples <= width), minutes * WIDTHS[-1])
 
 
 @overload

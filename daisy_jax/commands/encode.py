@@ -92,7 +92,8 @@ class Encode(ModelOptions):
             cost = np.sum(daisy_jax.multiply_adds(config, samples, layers, rule.evaluated))
             deepest = np.full_like(layers, num_layers)
             full = np.sum(daisy_jax.multiply_adds(config, samples, deepest, without_branches))
-            rows.append((result.seconds, np.mean(result.frame_exit_layer), cost, full))
+            mean_layer = np.average(layers, weights=samples)
+            rows.append((result.seconds, mean_layer, cost, full))
             say(table_row(result, 1 - cost / full, rule.threshold is not None), flush=True)
             if targets is not None:
                 try:

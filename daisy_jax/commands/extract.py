@@ -88,7 +88,7 @@ class Extract(ModelOptions):
             # Ray's workers hold the accelerators; this process only looks at what is there.
             driver = dataclasses.replace(self, accelerator="cpu", compilation_cache="")
         model = driver.start()
-        extractor = Extractor(model, self._content(model))
+        extractor = Extractor(model, self._content(model), cut=self.cut)
         files = read_list(self.file_list)
         if files.repeated:
             say(f"note: {files.repeated} lines repeat earlier ones; each file is encoded once")
@@ -186,6 +186,7 @@ class Extract(ModelOptions):
             file_list=absolute(self.file_list),
             model=absolute(str(model_folder(self.model)) if self.model else ""),
             content=extractor.content,
+            cut=extractor.cut,
             shards=count,
             output=absolute(self.output),
             npy=self.npy,

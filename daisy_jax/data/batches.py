@@ -1,6 +1,7 @@
 """Training batches, pure functions of (seed, step), so that a data position is one integer."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -111,12 +112,18 @@ class WholeBatches:
     # Only the last batch of a set may be lower; its height is a power of two, or else every further
     # set would bring a shape of its own.
 
-    def __init__(self, lengths: Lengths, samples: int, multiple: int = 1):
+    def __init__(
+        self,
+        lengths: Lengths,
+        samples: int,
+        multiple: int = 1,
+        widths: Sequence[int] = audio.WIDTHS,
+    ):
         """A batch has up to `samples` in all its rows; their number is a multiple of `multiple`."""
         self._batches: list[list[Crop]] = []
         order = np.argsort(-lengths, kind="stable")
         while len(order):
-            width = audio.padded_width(int(lengths[order[0]]))
+            width = audio.padded_width(int(lengths[order[0]]), widths)
             left = -(-len(order) // multiple)
             height = min(max(samples // width // multiple, 1), 1 << (left - 1).bit_length())
             height *= multiple

@@ -6,6 +6,7 @@ Slurm arrays, xargs, Ray or a loop call `encode_shard` for the shards of a list.
 import concurrent.futures
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -162,7 +163,7 @@ def encode_shard(
       count: of shards; the same in all calls for a store.
       output: the store's folder, made if absent.
       npy: write `npy/ID.npy`, a file an utterance, in the place of one file.
-      max_seconds: longer files are errors.
+      max_seconds: longer files are errors, unless the extractor cuts them.
       retry: make a finished shard again if files failed in it.
 
     Returns:
@@ -182,7 +183,8 @@ def encode_shard(
     paths = [files.folder / name for name in names]
     with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
         listed = map(files.samples.get, names)
-        entries = list(readers.map(_measure, paths, listed, [max_seconds] * len(paths)))
+        longest = max_seconds if extractor.cut is None else math.inf
+        entries = list(readers.map(_measure, paths, listed, [longest] * len(paths)))
     if npy:
         entries = [_fits(path, entry) for path, entry in zip(paths, entries, strict=True)]
     usable = {path: entry for path, entry in zip(paths, entries, strict=True) if not entry.error}
@@ -224,7 +226,10 @@ def _measure(path: pathlib.Path, listed: int | None, max_seconds: float) -> Entr
         return entry._replace(error=too_short)
     seconds = entry.samples / audio.SAMPLE_RATE
     if entry.error is None and seconds > max_seconds:
-        error = f"{seconds:.1f} s long; split it, or allow more (--max-seconds with --retry)"
+        error = (
+            f"{seconds:.1f} s long; encode it in windows (--window), or allow more (--max-seconds "
+            "with --retry)"
+        )
         return entry._replace(error=error)
     return entry
 

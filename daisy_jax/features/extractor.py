@@ -1,10 +1,12 @@
 """What computes and writes one shard of a feature store: a model, and what is kept of it."""
 
+import collections
 import dataclasses
 import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Generator, Iterable
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,11 +19,13 @@ from daisy_jax.data.prefetch import Batch, batches
 from daisy_jax.errors import is_out_of_memory, said_of
 from daisy_jax.features.contents import Computed, Content
 from daisy_jax.features.shard_format import Row, write_shard
+from daisy_jax.features.windowed import Parts
 from daisy_jax.model.hubert import Hubert
 from daisy_jax.reporting import followed
 
 BATCH_SECONDS = 60.0
 """Audio in a batch: all layers' outputs are held at once."""
+EMPTY = np.zeros(0, np.float32)
 
 
 def model_digest(model: Hubert) -> str:
@@ -46,16 +50,25 @@ def model_source(model: Hubert) -> dict[str, str]:
 class Extractor:
     """A model, and what is to be stored of it, ready for any number of shards."""
 
-    def __init__(self, model: Hubert, content: Content, batch_seconds: float = BATCH_SECONDS):
+    def __init__(
+        self,
+        model: Hubert,
+        content: Content,
+        batch_seconds: float = BATCH_SECONDS,
+        cut: audio.Cut | None = None,
+    ):
         """Puts the model on every device; a batch has up to `batch_seconds` of audio.
+
+        Longer recordings than `cut` says are computed window by window.
 
         Raises:
           InputError: the model cannot yield this content.
         """
         content.check(model)
-        self.config, self.content = model.config, content
+        self.config, self.content, self.cut = model.config, content, cut
         self._samples = round(batch_seconds * audio.SAMPLE_RATE)
-        self._source = {**model_source(model), **content.settings(model)}
+        windows = {} if cut is None else {"window": f"{cut.frames} frames, {cut.context} beside"}
+        self._source = {**model_source(model), **content.settings(model), **windows}
         self._model = parallel.replicate(model)
         self._run = jax.jit(
             parallel.over_rows(content.compute, 2), out_shardings=parallel.replicated()
@@ -94,47 +107,64 @@ class Extractor:
         Raises:
           OSError: the shard cannot be written; it does not count then.
         """
-        batches_of = WholeBatches(corpus.lengths, self._samples, jax.device_count())
-        errors: dict[int, str] = {}
+        paths = [pathlib.Path(root) / name for name in corpus.names]
+        files = [_file(path) for path in paths]  # as they are now, before anything is read
+        parts = Parts(corpus, paths, self.cut)
+        batches_of = WholeBatches(parts.lengths, self._samples, jax.device_count(), parts.widths)
+        errors: dict[int, str] = {}  # by the utterance's number, as what follows
+        features: dict[int, np.ndarray] = {}
+        computed: dict[int, list[Computed]] = collections.defaultdict(list)
 
         def read(position: int) -> Batch:
             crops = batches_of(position)
             waveforms = []
             for crop in crops[parallel.local_rows(len(crops))]:
                 try:
-                    waveforms.append(corpus.read(crop.index, 0, crop.samples))
+                    waveforms.append(parts.read(crop.index) if crop.samples else EMPTY)
                 except Exception as error:
-                    errors[crop.index] = said_of(corpus.names[crop.index], error)
-                    waveforms.append(np.zeros(0, np.float32))
-            waveform, lengths = audio.pad_batch(waveforms, audio.padded_width(crops[0].samples))
+                    index = parts.parts[crop.index].recording
+                    errors[index] = said_of(corpus.names[index], error)
+                    waveforms.append(EMPTY)
+            width = audio.padded_width(crops[0].samples, parts.widths)
+            waveform, lengths = audio.pad_batch(waveforms, width)
             return {"waveform": waveform, "lengths": lengths}
 
-        paths = [pathlib.Path(root) / name for name in corpus.names]
-        files = [_file(path) for path in paths]  # as they are now, before anything is read
-        features: dict[str, np.ndarray] = {}
-        rows: dict[int, Row] = {}
         count, what = len(batches_of), f"shard {number}/{source['shards']}"
-        for position, computed in enumerate(followed(self._computed(read, count), what, count)):
-            for crop, utterance in zip(batches_of(position), computed, strict=True):
+        for position, batch in enumerate(followed(self._computed(read, count), what, count)):
+            for crop, part in zip(batches_of(position), batch, strict=True):
                 if not crop.samples:
                     continue  # fills the batch
-                name = corpus.names[crop.index]
-                if utterance is None:
-                    seconds = crop.samples / audio.SAMPLE_RATE
-                    text = f"{name}: not enough memory for {seconds:.0f} s at once; split it"
-                    errors.setdefault(crop.index, text)
-                row = _row(name, str(paths[crop.index]), number, crop.samples, utterance)
-                row = row._replace(**files[crop.index])
-                if not row.frames:
-                    row = row._replace(error=errors.get(crop.index, "could not be read"))
-                elif utterance is not None and self.content.items and parallel.is_first():
-                    # Copied, so that the batch with its padding can go.
-                    features[name] = np.array(utterance.values[:, : row.frames])
-                rows[crop.index] = row
-        written = [*(rows[index] for index in sorted(rows)), *unusable]
+                index, window, _ = parts.parts[crop.index]
+                if part is None:
+                    text = (
+                        f"{corpus.names[index]}: not enough memory for "
+                        f"{crop.samples / audio.SAMPLE_RATE:.0f} s at once; give shorter windows "
+                        "(--window)"
+                    )
+                    errors.setdefault(index, text)
+                elif not part.num_frames:
+                    errors.setdefault(index, "could not be read")
+                else:
+                    computed[index].append(part._replace(values=np.zeros(0)))
+                    if self.content.items and parallel.is_first():
+                        kept = part.values[:, window.kept]
+                        if index not in features:
+                            frames = audio.frame_count(int(corpus.lengths[index]))
+                            shape = (len(kept), frames, *kept.shape[2:])
+                            features[index] = np.empty(shape, kept.dtype)
+                        features[index][:, window.frames] = kept
+        rows = []
+        for index, name in enumerate(corpus.names):
+            row = _row(name, str(paths[index]), number, int(corpus.lengths[index]))
+            if index in errors:
+                row = row._replace(error=errors[index])
+            else:
+                row = row._replace(**_outcome(row.samples, computed[index]))
+            rows.append(row._replace(**files[index]))
         if parallel.is_first():
-            write_shard(folder, number, features, written, source)
-        return written
+            named = {corpus.names[index]: values for index, values in features.items()}
+            write_shard(folder, number, named, [*rows, *unusable], source)
+        return [*rows, *unusable]
 
     def _computed(
         self, read: Callable[[int], Batch], count: int
@@ -163,8 +193,8 @@ class Extractor:
         """As `_computed`, for one batch."""
         computed = []
         for waveform, length in zip(*map(np.asarray, batch.values()), strict=True):
-            width, rows = audio.padded_width(int(length)), jax.device_count()
-            alone = parallel.place(audio.pad_batch([waveform[:length]], width, rows))
+            rows = jax.device_count()
+            alone = parallel.place(audio.pad_batch([waveform[:length]], len(waveform), rows))
             try:
                 out = jax.device_get(self._run(self._model, *alone))
                 computed.append(_utterance(out, 0))
@@ -189,20 +219,21 @@ def _utterance(batch: Computed, row: int) -> Computed:
     return Computed(*(field[row] for field in batch))
 
 
-def _row(name: str, path: str, shard: int, samples: int, utterance: Computed | None) -> Row:
-    """An utterance's row of the index, with 0 frames if nothing was computed."""
-    frames = 0 if utterance is None else int(utterance.num_frames)
-    if utterance is None or not frames:
-        return Row(name, path, shard, samples, 0, 0, False, [], [], None)
-    return Row(
-        id=name,
-        path=path,
-        shard=shard,
-        samples=samples,
-        frames=frames,
-        exit_layer=int(utterance.exit_layer),
-        forced=bool(utterance.forced),
-        entropy=utterance.entropy.tolist(),
-        agreement=utterance.agreement.tolist(),
-        error=None,
-    )
+def _row(name: str, path: str, shard: int, samples: int) -> Row:
+    """An utterance's row of the index, as long as nothing was computed."""
+    return Row(name, path, shard, samples, 0, 0, False, [], [], None)
+
+
+def _outcome(samples: int, parts: list[Computed]) -> dict[str, Any]:
+    """What a row says of an utterance that was computed, in one part or in several windows.
+
+    Several have the exit, the entropy and the agreement of the one that left deepest.
+    """
+    deepest = max(parts, key=lambda part: int(part.exit_layer))
+    return {
+        "frames": audio.frame_count(samples),
+        "exit_layer": int(deepest.exit_layer),
+        "forced": bool(deepest.forced),
+        "entropy": deepest.entropy.tolist(),
+        "agreement": deepest.agreement.tolist(),
+    }

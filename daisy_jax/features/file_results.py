@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 
-class Window(NamedTuple):
+class WindowResult(NamedTuple):
     """A part of a recording with an exit of its own."""
 
     start: float
@@ -50,7 +50,7 @@ class FileResult(NamedTuple):
     """What was done to the samples: mixed down, resampled, scaled."""
     frame_exit_layer: Int[np.ndarray, " frames"] | None = None
     """int32, where the window of each frame left."""
-    windows: tuple[Window, ...] = ()
+    windows: tuple[WindowResult, ...] = ()
     """The parts that were encoded one by one; a file that was not cut is one."""
 
 

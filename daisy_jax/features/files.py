@@ -5,7 +5,7 @@ import concurrent.futures
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int, Shaped
 from daisy_jax import audio
 from daisy_jax.encode import Encoded, encode
 from daisy_jax.errors import InputError, is_out_of_memory
-from daisy_jax.features.file_results import FileResult, Window, joined
-from daisy_jax.features.read_ahead import WHOLE, Part, read_parts
+from daisy_jax.features.file_results import FileResult, WindowResult, joined
+from daisy_jax.features.read_ahead import Part, Unreadable, read_parts
 from daisy_jax.model.criteria import Criterion
 from daisy_jax.model.hubert import Hubert
 from daisy_jax.parallel import platform_of
@@ -82,20 +82,15 @@ def encode_files(
         raise InputError(f"paths is {os.fspath(paths)!r}; it must be a list of paths")
     if np.ndim(options.get("threshold") or 0.0):
         raise InputError("threshold must be one number for all files; call once for each threshold")
-    cut = WHOLE
+    cut, widths = None, audio.WIDTHS
     if window_seconds is not None:
-        cut = audio.cut_of(window_seconds, context_seconds)
-        if window_seconds + 2 * context_seconds > max_seconds:
-            raise InputError(
-                f"a window of {window_seconds:g} s with {context_seconds:g} s of context on each "
-                f"side is longer than the {max_seconds:g} s of max_seconds (--max-seconds); give "
-                "less"
-            )
+        cut = audio.cut_of(window_seconds, context_seconds, max_seconds)
+        widths = cut.widths
         max_seconds = math.inf  # of what the model sees at once, and not of files
     device = concurrent.futures.ThreadPoolExecutor(AT_ONCE)
     with contextlib.closing(read_parts(paths, max_seconds, cut)) as parts:
         try:
-            yield from joined(_results(device, model, parts, cut, options))
+            yield from joined(_results(device, model, parts, widths, options))
         finally:
             device.shutdown(cancel_futures=True)
 
@@ -103,8 +98,8 @@ def encode_files(
 def _results(
     device: concurrent.futures.Executor,
     model: Hubert,
-    parts: Iterator[Part],
-    cut: audio.Cut,
+    parts: Iterator[Part | Unreadable],
+    widths: Sequence[int],
     options: EncodeOptions,
 ) -> Iterator[tuple[FileResult, bool]]:
     """Results in the order of the parts, and whether each is its file's last."""
@@ -125,7 +120,7 @@ def _results(
             return jax.device_get(encode(model, batch, lengths, **options))
 
     def started(members: list[_Member], width: int, rows: int) -> _Batch:
-        waveforms = [member.piece.waveform for member in members]
+        waveforms = [member.part.waveform for member in members]
         batch, lengths = audio.pad_batch(waveforms, width, rows)
         return _Batch(members, width, rows, device.submit(run, batch, lengths))
 
@@ -136,12 +131,12 @@ def _results(
         done.update(_served(running.popleft(), started, running))
 
     for number, part in enumerate(parts):
-        if part.piece is None:
+        if isinstance(part, Unreadable):
             done[number] = FileResult(part.path, part.error), True
         else:
-            width = _width(len(part.piece.waveform), cut)
+            width = audio.padded_width(len(part.waveform), widths)
             members = waiting.setdefault(width, [])
-            members.append(_Member(number, part.path, part.piece, part.notes))
+            members.append(_Member(number, part))
             if len(members) == _rows(width, seconds):
                 start(width)
         if number - first + 1 >= IN_WORK and first not in done:
@@ -167,9 +162,7 @@ class _Member(NamedTuple):
     """A part on its way into a batch."""
 
     number: int
-    path: str
-    piece: audio.Piece
-    notes: tuple[str, ...]
+    part: Part
 
 
 class _Batch(NamedTuple):
@@ -203,7 +196,7 @@ def _served(
             raise
     else:
         for row, member in enumerate(members):
-            yield member.number, (_result(member, out, row), member.piece.is_last)
+            yield member.number, (_result(member.part, out, row), member.part.window.is_last)
         return
     concurrent.futures.wait([other.computing for other in others])  # they need memory, too
     if rows > 1:
@@ -213,17 +206,12 @@ def _served(
     elif not alone:
         yield from _served(started(members, width, rows), started, others, alone=True)
     else:
-        ((number, path, piece, _),) = members
-        length = len(piece.waveform) / audio.SAMPLE_RATE
+        ((number, (path, window, waveform, _)),) = members
+        length = len(waveform) / audio.SAMPLE_RATE
         text = (
             f"{path}: not enough memory for {length:.0f} s at once; give shorter windows (--window)"
         )
-        yield number, (FileResult(path, text), piece.is_last)
-
-
-def _width(samples: int, cut: audio.Cut) -> int:
-    """Width of the batch that a part goes into: one for all windows of long recordings."""
-    return audio.padded_width(samples) if samples < cut.samples else cut.samples + audio.FRAME_HOP
+        yield number, (FileResult(path, text), window.is_last)
 
 
 def _rows(width: int, seconds: float) -> int:
@@ -232,33 +220,29 @@ def _rows(width: int, seconds: float) -> int:
     return min(max(1, int(seconds * audio.SAMPLE_RATE // width)), IN_WORK // 4)
 
 
-def _result(member: _Member, out: Encoded, row: int) -> FileResult:
-    piece = member.piece
-    start = piece.frames.start * audio.FRAME_HOP
-    stop = piece.frames.stop * audio.FRAME_HOP
-    if piece.is_last:
-        stop = piece.start * audio.FRAME_HOP + len(piece.waveform)
+def _result(part: Part, out: Encoded, row: int) -> FileResult:
+    """What became of one part."""
+    window, frames = part.window, part.window.frames
     exit_layer, forced = int(out.exit_layer[row]), bool(out.forced[row])
     entropy = np.array(out.entropy[row])
-    seconds = (stop - start) / audio.SAMPLE_RATE
-    window = Window(start / audio.SAMPLE_RATE, seconds, exit_layer, forced, entropy)
 
     def kept(
         field: Shaped[Array | np.ndarray, "batch ..."] | None,
     ) -> Shaped[np.ndarray, "..."] | None:
-        return None if field is None else np.array(field[row][..., piece.kept, :])
+        return None if field is None else np.array(field[row][..., window.kept, :])
 
+    start, seconds = window.start_seconds, window.seconds
     return FileResult(
-        path=member.path,
+        path=part.path,
         seconds=seconds,
         exit_layer=exit_layer,
         forced=forced,
         entropy=entropy,
-        num_frames=len(piece.frames),
+        num_frames=len(frames),
         last_hidden=kept(out.last_hidden),
         hidden_states=kept(out.hidden_states),
         pooled=kept(out.pooled),
-        notes=member.notes,
-        frame_exit_layer=np.full(len(piece.frames), exit_layer, np.int32),
-        windows=(window,),
+        notes=part.notes,
+        frame_exit_layer=np.full(len(frames), exit_layer, np.int32),
+        windows=(WindowResult(start, seconds, exit_layer, forced, entropy),),
     )

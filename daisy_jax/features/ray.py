@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
+from daisy_jax.audio import Cut
 from daisy_jax.checkpoints import load
 from daisy_jax.data.file_list import read_list
 from daisy_jax.errors import InputError, said_of_system
@@ -37,6 +38,8 @@ class Job(NamedTuple):
     model: str
     """A folder that every worker sees; empty: the packaged model."""
     content: Content
+    cut: Cut | None
+    """How long recordings are cut into windows."""
     shards: int
     """How many there are."""
     output: str
@@ -55,7 +58,7 @@ class Worker:
         if job.compilation_cache:
             use_compilation_cache(job.compilation_cache)
         self._job, self._files = job, read_list(job.file_list)
-        self._extractor = Extractor(load(job.model or None), job.content)
+        self._extractor = Extractor(load(job.model or None), job.content, cut=job.cut)
 
     def __call__(
         self, batch: dict[str, Int[np.ndarray, " shards"]]

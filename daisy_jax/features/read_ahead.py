@@ -7,6 +7,9 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Float
+
 from daisy_jax import audio
 from daisy_jax.data.prefetch import reader_threads
 from daisy_jax.errors import said_of
@@ -18,17 +21,26 @@ WHOLE = audio.Cut(1 << 40, 0)
 
 
 class Part(NamedTuple):
-    """A file, or a window of it, as it was read; or why it could not be."""
+    """A file, or a window of it."""
 
     path: str
-    piece: audio.Piece | None = None
-    notes: tuple[str, ...] = ()
-    error: str | None = None
+    window: audio.Window
+    waveform: Float[np.ndarray, " samples"]
+    """What the model sees of the window."""
+    notes: tuple[str, ...]
+    """What was done to the samples."""
+
+
+class Unreadable(NamedTuple):
+    """A file that cannot be read, or not to its end."""
+
+    path: str
+    error: str
 
 
 def read_parts(
-    paths: Iterable[str | os.PathLike], max_seconds: float, cut: audio.Cut
-) -> Generator[Part]:
+    paths: Iterable[str | os.PathLike], max_seconds: float, cut: audio.Cut | None
+) -> Generator[Part | Unreadable]:
     """Each path's audio, or the reason why there is none; read ahead in threads.
 
     The first part of several files is read ahead, and one part more of the file at hand.
@@ -36,7 +48,9 @@ def read_parts(
     remaining = iter(paths)
     readers = concurrent.futures.ThreadPoolExecutor(reader_threads())
 
-    def submit(count: int) -> Iterator[tuple[Iterator[Part], concurrent.futures.Future[Part]]]:
+    def submit(
+        count: int,
+    ) -> Iterator[tuple[Iterator[Part | Unreadable], concurrent.futures.Future[Part | Unreadable]]]:
         for path in itertools.islice(remaining, count):
             parts = _read(path, max_seconds, cut)
             yield parts, readers.submit(next, parts)
@@ -48,7 +62,7 @@ def read_parts(
             upcoming.extend(submit(1))
             while True:
                 part = reading.result()
-                if part.piece is None or part.piece.is_last:
+                if isinstance(part, Unreadable) or part.window.is_last:
                     break
                 reading = readers.submit(next, parts)
                 yield part
@@ -57,12 +71,14 @@ def read_parts(
         readers.shutdown(cancel_futures=True)
 
 
-def _read(path: str | os.PathLike, max_seconds: float, cut: audio.Cut) -> Generator[Part]:
+def _read(
+    path: str | os.PathLike, max_seconds: float, cut: audio.Cut | None
+) -> Generator[Part | Unreadable]:
     """The parts of a file; an error is the last one."""
     name = os.fspath(path)
     try:
         with audio.stream(path, max_seconds) as (blocks, notes):
-            for piece in audio.pieces(blocks, cut):
-                yield Part(name, piece, notes)
+            for window, waveform in audio.cut_stream(blocks, cut or WHOLE):
+                yield Part(name, window, waveform, notes)
     except Exception as error:
-        yield Part(name, error=said_of(path, error))
+        yield Unreadable(name, said_of(path, error))

@@ -1,0 +1,65 @@
+"""Recordings of a corpus, whole or in windows, read one part at a time."""
+
+import pathlib
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+
+from daisy_jax import audio
+from daisy_jax.data.corpus import Corpus, Waveform
+from daisy_jax.errors import InputError
+
+
+class Part(NamedTuple):
+    """What is computed at once: a recording, or a window of it."""
+
+    recording: int
+    """The recording's number in its corpus."""
+    window: audio.Window
+    is_cut: bool
+
+
+class Parts:
+    """The parts of a corpus' recordings, by number."""
+
+    def __init__(self, corpus: Corpus, paths: list[pathlib.Path], cut: audio.Cut | None):
+        """Recordings longer than `cut` says are cut; their files are `paths`."""
+        self._corpus, self._paths = corpus, paths
+        self.widths = audio.WIDTHS if cut is None else cut.widths
+        self.parts: list[Part] = []
+        for index, samples in enumerate(map(int, corpus.lengths)):
+            whole = audio.Cut(max(1, audio.frame_count(samples)), 0)
+            windows = audio.windows_of(samples, cut or whole)
+            self.parts += [Part(index, window, len(windows) > 1) for window in windows]
+        self.lengths = np.asarray([p.window.stop - p.window.start for p in self.parts], np.int64)
+        self._decoded: tuple[int, np.ndarray] = (-1, np.zeros(0, np.float32))
+
+    def read(self, number: int) -> Waveform:
+        """One part, float32. Those of one recording cost least one after the other.
+
+        Raises:
+          InputError: it cannot be read.
+        """
+        index, window, is_cut = self.parts[number]
+        if not is_cut:
+            return self._corpus.read(index, 0, window.stop)
+        if self._decoded[0] != index:
+            self._decoded = -1, np.zeros(0, np.float32)  # its file goes before there is another
+            self._decoded = index, self._decode(index)
+        return np.array(self._decoded[1][window.start : window.stop])
+
+    def _decode(self, index: int) -> Waveform:
+        """A recording on the disk, in a file without a name, decoded once from end to end."""
+        path, samples = self._paths[index], 0
+        with tempfile.TemporaryFile() as file, audio.stream(path) as (blocks, _):
+            for block in blocks:
+                file.write(block.astype(np.float32, copy=False).tobytes())
+                samples += len(block)
+            if samples != (promised := int(self._corpus.lengths[index])):
+                raise InputError(
+                    f"{path}: {samples} samples at 16 kHz, and the list says {promised}; write the "
+                    "list again, or leave its numbers out"
+                )
+            file.flush()
+            return np.memmap(file, np.float32, "r", shape=(samples,))
