@@ -220,7 +220,7 @@ def test_no_files_are_an_error(command, folder):
 def test_bad_files_are_one_line_each_and_the_others_are_encoded(command, folder, files, tmp_path):
     bad = sounds.bad_files(tmp_path / ("very_long_folder_name_" * 10))
     long = sounds.write(tmp_path / "long.wav", np.zeros(61 * 16_000))
-    bad[long] = "61.0 s long; split it"
+    bad[long] = "61.0 s long; encode it in windows"
     given = [files[0], *bad, files[1]]
     status, lines, errors = command("encode", *given, "--model", folder / "model", "--full")
     assert status == 1
@@ -301,11 +301,17 @@ def test_output_holds_features_and_how_they_were_made(command, folder, model, fi
                 "entropy",
                 "exit_layer",
                 "forced",
+                "frame_exit_layer",
                 "hidden_states",
                 "last_hidden",
                 "num_frames",
                 "path",
                 "settings",
+                "window_entropy",
+                "window_exit_layer",
+                "window_forced",
+                "window_seconds",
+                "window_start",
             ]
             assert_close_to_scale(stored["last_hidden"], out.last_hidden[0])
             assert stored["hidden_states"].shape == out.hidden_states[0].shape
@@ -551,7 +557,7 @@ def test_the_longest_length_is_an_option(command, folder, files):
     assert status == 1
     assert len(rows(out)) == 3
     (said,) = err
-    assert said.startswith(f"error: {files[3]}: 1.1 s long; split it into parts of 1 s")
+    assert said.startswith(f"error: {files[3]}: 1.1 s long; encode it in windows")
     for wrong in ("0", "-1", "nan"):
         status, _, err = command("encode", *files, "--max-seconds", wrong)
         assert (status, len(err)) == (1, 1)

@@ -12,7 +12,7 @@ from made_models import made_model
 
 import daisy_jax
 from daisy_jax.errors import InputError
-from daisy_jax.features import files
+from daisy_jax.features import files, read_ahead
 
 
 def padded(waveform: np.ndarray, seconds: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,8 +113,8 @@ def test_what_was_not_asked_for_is_none(model, folder):
 
 
 def test_an_endless_stream_of_paths_is_taken_as_it_goes(model, folder, monkeypatch):
-    monkeypatch.setattr(files, "WINDOW", 4)
-    monkeypatch.setattr(files, "READ_AHEAD", 3)
+    monkeypatch.setattr(files, "IN_WORK", 4)
+    monkeypatch.setattr(read_ahead, "READ_AHEAD", 3)
     good, _ = folder
     taken = itertools.count()
     two = [str(good[1]), str(good[4])]
@@ -122,7 +122,7 @@ def test_an_endless_stream_of_paths_is_taken_as_it_goes(model, folder, monkeypat
     results = daisy_jax.encode_files(model, paths)
     first = list(itertools.islice(results, 9))
     assert [result.path for result in first] == [two[n % 2] for n in range(9)]
-    assert next(taken) <= 9 + files.WINDOW + files.READ_AHEAD + 1
+    assert next(taken) <= 9 + files.IN_WORK + read_ahead.READ_AHEAD + 1
     results.close()
 
 
@@ -171,7 +171,13 @@ def test_few_shapes_and_little_padding(model, monkeypatch, draw, shapes, padding
         return daisy_jax.Encoded(frames, numbers, numbers, frames[..., 0], numbers, None, None)
 
     monkeypatch.setattr(files, "encode", counted)
-    monkeypatch.setattr(files, "_read", lambda path, _: daisy_jax.audio.Clip(clips[path], ()))
+
+    def whole(path, *_):
+        samples = len(clips[path])
+        (window,) = daisy_jax.audio.windows_of(samples, daisy_jax.audio.Cut(samples, 0))
+        yield read_ahead.Part(path, window, clips[path], ())
+
+    monkeypatch.setattr(read_ahead, "_read", whole)
     results = list(daisy_jax.encode_files(model, clips))
     assert [result.path for result in results] == list(clips)
     assert len({shape for shape, _, _ in batches}) <= shapes
@@ -203,7 +209,8 @@ def test_more_than_a_minute_is_refused_with_what_to_do(model, tmp_path):
     path = sounds.write(tmp_path / "long.wav", np.zeros(60 * 16_000 + 1))
     (result,) = daisy_jax.encode_files(model, [path])
     assert result.error == (
-        f"{path}: 60.0 s long; split it into parts of 60 s, or allow more with max_seconds "
+        f"{path}: 60.0 s long; encode it in windows (window_seconds, --window), or allow more than "
+        "60 s with max_seconds "
         "(--max-seconds)"
     )
 
@@ -215,7 +222,7 @@ def test_the_longest_allowed_length_can_be_chosen(model, tmp_path):
     (result,) = daisy_jax.encode_files(model, [path], max_seconds=61)
     assert (result.error, result.num_frames) == (None, daisy_jax.audio.frame_count(len(sound)))
     (result,) = daisy_jax.encode_files(model, [path], max_seconds=60.5)
-    assert "61.0 s long; split it into parts of 60.5 s" in result.error
+    assert "61.0 s long; encode it in windows" in result.error
 
 
 def test_widths_hold_what_goes_into_them():

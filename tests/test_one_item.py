@@ -25,6 +25,8 @@ from daisy_jax.features.store import FeatureStore
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.training.cluster_targets import cluster_targets, nearest_centroid
 
+SHORTER = "give shorter windows (--window)"
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -127,7 +129,7 @@ def test_what_does_not_fit_into_memory_is_tried_in_smaller_batches(
     assert max(tried) > 1
     for result in results:
         if not fits and result.path.endswith("long.wav"):
-            assert result.error == f"{result.path}: not enough memory for 3 s at once; split it"
+            assert result.error == f"{result.path}: not enough memory for 3 s at once; {SHORTER}"
         else:
             assert result.error is None
             np.testing.assert_allclose(
@@ -161,7 +163,7 @@ def test_a_shard_is_finished_without_what_does_not_fit_into_memory(
             np.testing.assert_allclose(row.entropy, before.entropy, rtol=0, atol=1e-5)
             assert row._replace(entropy=[], path="") == before._replace(entropy=[], path="")
         else:
-            assert row.error == "long.wav: not enough memory for 3 s at once; split it"
+            assert row.error == f"long.wav: not enough memory for 3 s at once; {SHORTER}"
             assert row.frames == 0
     store, before = FeatureStore(tmp_path / "store"), FeatureStore(tmp_path / "wanted")
     for index, row in enumerate(store.rows):

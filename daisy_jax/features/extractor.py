@@ -66,6 +66,7 @@ class Extractor:
         """
         content.check(model)
         self.config, self.content, self.cut = model.config, content, cut
+        self._widths = audio.WIDTHS if cut is None else cut.widths
         self._samples = round(batch_seconds * audio.SAMPLE_RATE)
         windows = {} if cut is None else {"window": f"{cut.frames} frames, {cut.context} beside"}
         self._source = {**model_source(model), **content.settings(model), **windows}
@@ -110,7 +111,7 @@ class Extractor:
         paths = [pathlib.Path(root) / name for name in corpus.names]
         files = [_file(path) for path in paths]  # as they are now, before anything is read
         parts = Parts(corpus, paths, self.cut)
-        batches_of = WholeBatches(parts.lengths, self._samples, jax.device_count(), parts.widths)
+        batches_of = WholeBatches(parts.lengths, self._samples, jax.device_count(), self._widths)
         errors: dict[int, str] = {}  # by the utterance's number, as what follows
         features: dict[int, np.ndarray] = {}
         computed: dict[int, list[Computed]] = collections.defaultdict(list)
@@ -125,7 +126,7 @@ class Extractor:
                     index = parts.parts[crop.index].recording
                     errors[index] = said_of(corpus.names[index], error)
                     waveforms.append(EMPTY)
-            width = audio.padded_width(crops[0].samples, parts.widths)
+            width = audio.padded_width(crops[0].samples, self._widths)
             waveform, lengths = audio.pad_batch(waveforms, width)
             return {"waveform": waveform, "lengths": lengths}
 
@@ -193,8 +194,8 @@ class Extractor:
         """As `_computed`, for one batch."""
         computed = []
         for waveform, length in zip(*map(np.asarray, batch.values()), strict=True):
-            rows = jax.device_count()
-            alone = parallel.place(audio.pad_batch([waveform[:length]], len(waveform), rows))
+            width, rows = audio.padded_width(int(length), self._widths), jax.device_count()
+            alone = parallel.place(audio.pad_batch([waveform[:length]], width, rows))
             try:
                 out = jax.device_get(self._run(self._model, *alone))
                 computed.append(_utterance(out, 0))

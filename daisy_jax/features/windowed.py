@@ -26,7 +26,6 @@ class Parts:
     def __init__(self, corpus: Corpus, paths: list[pathlib.Path], cut: audio.Cut | None):
         """Recordings longer than `cut` says are cut; their files are `paths`."""
         self._corpus, self._paths = corpus, paths
-        self.widths = audio.WIDTHS if cut is None else cut.widths
         self.parts: list[Part] = []
         for index, samples in enumerate(map(int, corpus.lengths)):
             whole = audio.Cut(max(1, audio.frame_count(samples)), 0)
