@@ -180,14 +180,14 @@ def test_models_of_full_width(size):
     options = {"layer_weights": weights, "return_hidden_states": True}
     together = encode(model, batch, lengths, threshold=-np.inf, **options)
     assert together.exit_layer[3] == 0
-    for row in (0, 1):
-        alone = encode(model, waveforms[row][None], threshold=-np.inf, **options)
-        frames = int(alone.num_frames[0])
-        np.testing.assert_allclose(together.entropy[row], alone.entropy[0], rtol=0, atol=CLEAR)
-        for number in range(config.num_layers + 1):
-            actual = together.hidden_states[row, number, :frames]
-            assert_close_to_scale(actual, alone.hidden_states[0, number])
-        assert_close_to_scale(together.pooled[row, :frames], alone.pooled[0])
+    row = 1  # with the most padding
+    alone = encode(model, waveforms[row][None], threshold=-np.inf, **options)
+    frames = int(alone.num_frames[0])
+    np.testing.assert_allclose(together.entropy[row], alone.entropy[0], rtol=0, atol=CLEAR)
+    for number in range(config.num_layers + 1):
+        actual = together.hidden_states[row, number, :frames]
+        assert_close_to_scale(actual, alone.hidden_states[0, number])
+    assert_close_to_scale(together.pooled[row, :frames], alone.pooled[0])
 
 
 def test_the_front_end_is_the_same_at_every_width(any_model):

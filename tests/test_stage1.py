@@ -60,11 +60,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def pair(data: pathlib.Path, output: pathlib.Path) -> list[subprocess.Popen]:
+def pair(data: pathlib.Path, output: pathlib.Path, *extra) -> list[subprocess.Popen]:
     """Two processes of two devices each."""
     address = f"127.0.0.1:{free_port()}"
     return [
-        start(data, output, "--processes", f"{address},2,{index}", devices=2) for index in (0, 1)
+        start(data, output, "--processes", f"{address},2,{index}", *extra, devices=2)
+        for index in (0, 1)
     ]
 
 
@@ -134,15 +135,6 @@ def test_the_loss_falls(whole):
     assert losses[1] < 0.95 * losses[0]
 
 
-@pytest.mark.slow("runs two processes")
-def test_two_processes_of_two_devices_give_the_same_losses(data, whole, tmp_path):
-    finish(*pair(data, tmp_path))
-    assert_same_losses(tmp_path, whole)
-    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (tmp_path, whole))
-    for name, tensor in theirs.items():
-        np.testing.assert_allclose(ours[name], tensor, rtol=1e-3, atol=1e-5, err_msg=name)
-
-
 def wait_for(condition, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 60
     while not condition() and process.poll() is None and time.monotonic() < deadline:
@@ -150,16 +142,19 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow("stops two processes, and goes on")
-def test_a_signal_to_one_process_stops_all_at_the_same_step(data, whole, tmp_path):
+def test_a_signal_to_one_of_two_processes_stops_both_and_they_go_on(data, whole, tmp_path):
     first, second = pair(data, tmp_path)
     log = tmp_path / "metrics.jsonl"
     wait_for(lambda: log.exists() and log.read_text().count("\n") >= 1, first)
     second.send_signal(signal.SIGTERM)
     finish(first, second, status=143)
     assert not (tmp_path / "model").exists()
-    # What one device goes on with is what two processes left.
-    finish(start(data, tmp_path, "--resume"))
+    finish(*pair(data, tmp_path, "--resume"))
+    # Two processes of two devices each give the losses and the model of one device.
     assert_same_losses(tmp_path, whole)
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (tmp_path, whole))
+    for name, tensor in theirs.items():
+        np.testing.assert_allclose(ours[name], tensor, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow("kills a process, and goes on")

@@ -178,13 +178,17 @@ def test_windows_that_cannot_be(base_model, recording, options, said):
         next(iter(daisy_jax.encode_files(base_model, [recording[0]], **options)))
 
 
-def test_the_command_cuts_and_says_where_windows_left(recording, tmp_path):
+def test_the_command_cuts_and_says_where_windows_left(model, recording, tmp_path):
+    daisy_jax.save(model, tmp_path / "model")
+    usual = ["--model", tmp_path / "model", "--threshold=1.5"]
     path, waveform = recording
     long = write(tmp_path / "hour.wav", np.tile(waveform, 16))
-    run = run_here("daisy-jax", "encode", long)
+    run = run_here("daisy-jax", "encode", long, *usual)
     assert run.returncode == 1
     assert "--window" in run.stderr
-    run = run_here("daisy-jax", "encode", long, path, "--window", "3", "--output", tmp_path / "out")
+    run = run_here(
+        "daisy-jax", "encode", long, path, *usual, "--window=3", "--output", tmp_path / "out"
+    )
     assert run.returncode == 0, run.stderr
     row = run.stdout.splitlines()[1].split()
     assert row[:2] == [f"{16 * len(waveform) / 16_000:.2f}", str((16 * len(waveform) - 80) // 320)]
@@ -223,7 +227,7 @@ def test_a_store_holds_what_encode_files_gives(model, listed, tmp_path, content)
         if content == "labels"
         else contents.at_exit(ExitRule("", 1.5, np.ones(model.config.num_layers, bool)))
     )
-    extractor, files = Extractor(model, kept, cut=cut), read_list(listed)
+    extractor, files = Extractor(model, kept, batch_seconds=5, cut=cut), read_list(listed)
     rows = encode_shard(extractor, files, 0, 1, tmp_path, max_seconds=2.0)
     store = FeatureStore(tmp_path)
     paths = [row.path for row in rows]
@@ -260,12 +264,14 @@ def test_a_store_of_other_windows_is_another_store(model, listed, tmp_path):
         encode_shard(other, files, 0, 1, store)
 
 
-def test_extract_takes_windows(listed, tmp_path):
-    whole = run_here("daisy-jax", "extract", listed, "--output", tmp_path / "a", "--max-seconds=5")
+def test_extract_takes_windows(model, listed, tmp_path):
+    daisy_jax.save(model, tmp_path / "model")
+    usual = ["--model", tmp_path / "model", "--layer=2", "--max-seconds=5"]
+    whole = run_here("daisy-jax", "extract", listed, "--output", tmp_path / "a", *usual)
     assert whole.returncode == 1
     assert "longer.ogg: 12.9 s long; encode it in windows (--window)" in whole.stderr
-    options = ["--output", tmp_path / "b", "--max-seconds=5", "--window=3"]
-    cut = run_here("daisy-jax", "extract", listed, *options)
+    options = ["--output", tmp_path / "b", "--window=3"]
+    cut = run_here("daisy-jax", "extract", listed, *usual, *options)
     assert cut.returncode == 1
     assert "4 files" in cut.stdout
     assert "spoilt.wav" in cut.stderr
