@@ -88,7 +88,10 @@ class Extract(ModelOptions):
             # Ray's workers hold the accelerators; this process only looks at what is there.
             driver = dataclasses.replace(self, accelerator="cpu", compilation_cache="")
         model = driver.start()
-        extractor = Extractor(model, self._content(model), cut=self.cut)
+        cut = None
+        if self.window is not None:
+            cut = daisy_jax.audio.cut_of(self.window, self.context, self.max_seconds)
+        extractor = Extractor(model, self._content(model), cut=cut)
         files = read_list(self.file_list)
         if files.repeated:
             say(f"note: {files.repeated} lines repeat earlier ones; each file is encoded once")

@@ -11,7 +11,6 @@ from jaxtyping import Bool
 import daisy_jax
 from daisy_jax import Hubert, InputError
 from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
-from daisy_jax.audio import Cut, cut_of
 from daisy_jax.exits import ExitRule, fixed_layer
 from daisy_jax.features.files import CONTEXT_SECONDS
 from daisy_jax.reporting import printable
@@ -72,13 +71,6 @@ class ModelOptions:
         if self.compilation_cache:
             use_compilation_cache(self.compilation_cache)
         return daisy_jax.load(self.model or None)
-
-    @property
-    def cut(self) -> Cut | None:
-        """How long recordings are cut; None: not at all."""
-        if self.window is None:
-            return None
-        return cut_of(self.window, self.context, self.max_seconds)
 
     @property
     def given_exits(self) -> list[str]:
