@@ -1,6 +1,7 @@
 """Units of audio and of frames, reading of sound files, and waveforms in memory."""
 
 from daisy_jax.audio.loading import Stream, load, load_part, measured, stream
+from daisy_jax.audio.media import require_media
 from daisy_jax.audio.units import (
     CONV_KERNELS,
     CONV_STRIDES,
@@ -36,6 +37,7 @@ __all__ = [
     "measured",
     "pad_batch",
     "padded_width",
+    "require_media",
     "stream",
     "windows_of",
 ]

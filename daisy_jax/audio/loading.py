@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from daisy_jax.audio.media import MediaSound
 from daisy_jax.audio.sound_file import Sound, opened
 from daisy_jax.audio.units import FRAME_WINDOW, SAMPLE_RATE
 from daisy_jax.errors import InputError
@@ -33,7 +34,8 @@ class Stream(NamedTuple):
 def load(path: str | os.PathLike) -> Float[np.ndarray, " samples"]:
     """Reads a sound file as float32, one channel at 16 kHz, full scale is +-1.
 
-    Every format of libsndfile: WAV, FLAC, OGG, MP3 and more. It is decoded to its end, whatever its
+    Every format of libsndfile: WAV, FLAC, OGG, MP3 and more; with the extra media also those of
+    FFmpeg: M4A and other AAC, WebM, the sound of films. It is decoded to its end, whatever its
     header says of its length. Integer samples are scaled, several channels averaged, other rates
     resampled.
 
@@ -67,7 +69,7 @@ def stream(path: str | os.PathLike, max_seconds: float = math.inf) -> Iterator[S
 
 
 def _blocks(
-    path: pathlib.Path, sound: Sound, max_seconds: float = math.inf
+    path: pathlib.Path, sound: Sound | MediaSound, max_seconds: float = math.inf
 ) -> Iterator[Float[np.ndarray, " samples"]]:
     """The blocks of a `Stream`, of an open file; at least one."""
     rate = sound.rate
@@ -116,7 +118,7 @@ def load_part(
     """
     path = pathlib.Path(path)
     with opened(path) as sound:
-        if rate == SAMPLE_RATE and sound.seeks:
+        if rate == SAMPLE_RATE and isinstance(sound, Sound) and sound.seeks:
             waveform = sound.part(start, samples).mean(axis=1)
             _refuse_no_numbers(path, waveform)
             return waveform

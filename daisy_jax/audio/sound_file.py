@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from daisy_jax.audio import mp3, ogg
+from daisy_jax.audio.media import MediaSound, is_media, opened_media
 from daisy_jax.errors import InputError, require_file
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Sound:
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[Sound]:
+def opened(path: pathlib.Path) -> Iterator[Sound | MediaSound]:
     """A sound file, open to be decoded once from the beginning, or for `Sound.part`.
 
     Raises:
@@ -148,7 +149,12 @@ def opened(path: pathlib.Path) -> Iterator[Sound]:
 
     _refuse_others(path)
     with open(path, "rb") as stream:
-        head = stream.read(4)
+        beginning = stream.read(12)
+    if is_media(beginning):
+        with opened_media(path) as media:
+            yield media
+        return
+    head = beginning[:4]
     if head == b"OggS" and ogg.is_cut_off(path):
         raise _cut_off(path)
     frames = mp3.frames_of(path) if head.startswith((b"ID3", b"\xff")) else None

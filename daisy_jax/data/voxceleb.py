@@ -5,12 +5,12 @@ test, and a path below the folder `wav`.
 """
 
 import pathlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus, measured_files
 from daisy_jax.data.file_list import nameable
 from daisy_jax.errors import InputError
@@ -18,6 +18,7 @@ from daisy_jax.whole_files import read_text
 
 AUDIO = ("wav", "dev/wav", "test/wav")
 """Where the archives are unpacked to: in one place, or each in its own."""
+AAC = ".m4a"
 
 
 class Speakers(NamedTuple):
@@ -69,15 +70,11 @@ def open_voxceleb(
     if not any(root.is_dir() for root in roots):
         raise InputError(f"{folder}: no audio there; expected {', '.join(map(str, roots))}")
     roots = [root for root in roots if root.is_dir()]
-    copies = {path: [root / path for root in roots if (root / path).is_file()] for path in paths}
+    copies = {path: _copies(path, roots) for path in paths}
+    compressed = [found[0] for found in copies.values() if found and found[0].suffix == AAC]
+    if compressed:
+        audio.require_media(compressed[0])
     missing = [path for path in paths if not copies[path]]
-    compressed = next(filter(pathlib.Path.is_file, _as_m4a(missing, roots)), None)
-    if compressed is not None:
-        raise InputError(
-            f"{compressed}: AAC, which libsndfile does not read; convert every such file to WAV "
-            f"beside it (ffmpeg -i {compressed.name} -ac 1 -ar 16000 "
-            f"{compressed.with_suffix('.wav').name})"
-        )
     if missing:
         raise InputError(
             f"{len(missing)} of {len(paths)} files of {listing} are missing, the first is "
@@ -92,9 +89,11 @@ def open_voxceleb(
     return Speakers(corpus, np.asarray(speakers, np.int32), names)
 
 
-def _as_m4a(paths: list[str], roots: list[pathlib.Path]) -> Iterator[pathlib.Path]:
-    """Where files would be, had they been kept as some mirrors offer them."""
-    return ((root / path).with_suffix(".m4a") for path in paths for root in roots)
+def _copies(path: str, roots: list[pathlib.Path]) -> list[pathlib.Path]:
+    """Where a recording is: as WAV, or else as the AAC that is downloaded."""
+    places = [root / path for root in roots]
+    places += [place.with_suffix(AAC) for place in places]
+    return [place for place in places if place.is_file()]
 
 
 def _speaker(path: str) -> str:
