@@ -22,7 +22,6 @@ KINDS = {
     "aac": ("aac", 44_100),
     "mka": ("aac", 32_000),
     "webm": ("libopus", 48_000),
-    "wma": ("wmav2", 44_100),
 }
 SECONDS = 1.5
 
@@ -30,8 +29,6 @@ SECONDS = 1.5
 def encoded(path: pathlib.Path, samples: np.ndarray, film: bool = False, **options) -> pathlib.Path:
     """A file of the kind that its suffix says, float [channels, samples] at that kind's rate."""
     codec, rate = KINDS[path.suffix[1:]]
-    if codec == "wmav2":  # the encoder drops what does not fill a last packet
-        samples = np.pad(samples, [(0, 0), (0, 4096)])
     with av.open(str(path), "w", options=options) as container:
         picture = None
         if film:
@@ -39,7 +36,6 @@ def encoded(path: pathlib.Path, samples: np.ndarray, film: bool = False, **optio
             picture.width = picture.height = 32
         layout = "stereo" if len(samples) == 2 else "mono"
         track = container.add_stream(codec, rate=rate, layout=layout)
-        track.bit_rate = 128_000
         track.codec_context.open()
         if picture is not None:  # three seconds, longer than the sound
             black = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
@@ -71,7 +67,7 @@ def test_every_kind_is_decoded_to_its_end(tmp_path, kind):
     rate = KINDS[kind][1]
     path = encoded(tmp_path / f"tone.{kind}", chirp(rate, channels=2))
     found, wanted = audio.load(path), chirp(16_000)[0]
-    # Bare AAC and WMA cannot say how many samples the encoder put before the sound.
+    # Bare AAC and Matroska do not say how many samples the encoder put before the sound.
     exact = kind in ("m4a", "mp4", "webm")
     shift = int(np.argmax(np.correlate(found, wanted[:8_000], "valid")))
     assert shift <= (2 if exact else 2_400)

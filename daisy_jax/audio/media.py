@@ -1,4 +1,4 @@
-"""What libsndfile cannot read and FFmpeg can, through PyAV: AAC, WMA, and the sound of films."""
+"""What libsndfile cannot read and FFmpeg can, through PyAV: AAC, and the sound of films."""
 
 import contextlib
 import pathlib
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 BEGINNINGS = re.compile(
     rb".{4}ftyp|"  # MP4, M4A, QuickTime, 3GP
     rb"\x1A\x45\xDF\xA3|"  # Matroska, WebM
-    rb"\xFF[\xF0\xF1\xF8\xF9]|"  # AAC by itself (ADTS)
-    rb"\x30\x26\xB2\x75|"  # WMA, WMV
-    rb"#!AMR|FLV|RIFF.{4}AVI |\x00\x00\x01\xBA",
+    rb"\xFF[\xF0\xF1\xF8\xF9]",  # AAC by itself (ADTS)
     re.DOTALL,
 )
 """With which such files begin."""

@@ -21,7 +21,7 @@ SUFFIXES = (
     *(".flac", ".wav", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".snd"),
     *(".caf", ".w64", ".rf64", ".sph", ".nist", ".wv1", ".wv2", ".mp1", ".mp2", ".voc", ".avr"),
     *(".iff", ".svx", ".8svx", ".16sv", ".sds", ".sf", ".ircam", ".paf", ".fap", ".pvf", ".xi"),
-    *(".m4a", ".m4b", ".aac", ".mka", ".weba", ".wma", ".amr"),
+    *(".m4a", ".m4b", ".aac", ".mka", ".weba"),
 )
 """Of the formats that `audio.load` reads, but for those that mostly hold something else (.mat,
 .htk), pictures with their sound (.mp4, .webm), or nothing but samples (.raw)."""
