@@ -36,7 +36,7 @@ from daisy_jax.console.terminal import run_command, say
 from daisy_jax.data import prefetch
 from daisy_jax.data.batches import Augmentation, EpochBatches, read_crops
 from daisy_jax.data.corpus import open_corpus
-from daisy_jax.data.prefetch import Batch
+from daisy_jax.data.side_work import Batch
 from daisy_jax.model.branches import Branches
 from daisy_jax.model.hubert import embed
 from daisy_jax.model.layer_loops import last_block

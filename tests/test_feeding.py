@@ -75,7 +75,8 @@ def test_extraction_starts_the_next_batch_first(speakers, model, tmp_path, event
     extractor, corpus = Extractor(model, contents.layers((0,)), 1.0), speakers.examples.corpus
     extractor._run = recorded(extractor._run, events)
     source = extractor.source("", 1)
-    assert len(extractor.write_shard(tmp_path, 0, corpus, "", source)) == 12
+    paths = [tmp_path / name for name in corpus.names]
+    assert len(extractor.write_shard(tmp_path, 0, corpus, paths, source)) == 12
     assert events == IN_TURN
 
 

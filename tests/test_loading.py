@@ -12,8 +12,8 @@ from made_models import made_model
 
 from daisy_jax.data.batches import Augmentation, EpochBatches, crop_width, read_crops
 from daisy_jax.data.corpus import open_corpus
-from daisy_jax.data.prefetch import batches, reader_threads
 from daisy_jax.data.prepared import prepare
+from daisy_jax.data.side_work import batches, reader_threads
 from daisy_jax.errors import InputError
 from daisy_jax.features import files
 

@@ -368,3 +368,51 @@ def test_a_shard_of_nothing_but_bad_files_is_a_shard(extractor, speech, tmp_path
     store = all_shards(extractor, read_list(path), tmp_path / "store", 3)
     assert [row.frames for row in store.rows] == [0, 0]
     assert len(store.errors) == 2
+
+
+# ---- Kaldi's lists ----
+
+
+def scp(folder, lines):
+    path = folder / "wav.scp"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_kaldis_list_gives_names_to_files(extractor, speech, tmp_path, monkeypatch):
+    files = sorted(speech.rglob("*.flac"))[:3]
+    monkeypatch.chdir(speech)
+    lines = [f"spk1/utt-1  {files[0]}", "", f"utt2 {files[1].relative_to(speech)}"]
+    lines += [lines[0], f"utt3 {files[2]}", "gone nowhere/gone.wav"]
+    listed = read_list(scp(tmp_path, lines))
+    assert listed.names == ["spk1/utt-1", "utt2", "utt3", "gone"]
+    assert (listed.repeated, listed.path("utt2")) == (1, files[1])
+    store = all_shards(extractor, listed, tmp_path / "store", 2)
+    rows = {row.id: row for row in store.rows}
+    assert [rows[name].path for name in listed.names[:3]] == [str(file) for file in files]
+    assert "nowhere/gone.wav: No such file" in rows["gone"].error
+    other = "".join(f"{path.relative_to(speech)}\n" for path in files)
+    (tmp_path / "list").write_text(f"{speech}\n{other}", encoding="utf-8")
+    plain = all_shards(extractor, read_list(tmp_path / "list"), tmp_path / "plain", 1)
+    for number, row in enumerate(plain.rows):
+        at = next(n for n, other in enumerate(store.rows) if other.path == row.path)
+        np.testing.assert_array_equal(store.read(at), plain.read(number))
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (
+            ["u1 sph2pipe a.sph |"],
+            r"wav\.scp:1: u1 is a command \(sph2pipe a\.sph \|",
+        ),
+        (["u1 a.wav", "u2 -"], r"wav\.scp:2: u2 is a command"),
+        (["u1"], r"wav\.scp:1: 'u1' has no path"),
+        (["u1 a.wav", "u1 b.wav"], r"wav\.scp:2: u1 is the name of two files"),
+        (["../u1 a.wav"], r"'\.\./u1' cannot be a name"),
+        ([""], "lists no file"),
+    ],
+)
+def test_what_is_no_list_of_files_of_kaldis(tmp_path, lines, said):
+    with pytest.raises(InputError, match=said):
+        read_list(scp(tmp_path, lines))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from made_models import SMALL, made_model
 
-from daisy_jax.data.side_processes import SideProcesses
+from daisy_jax.data.side_work import SideProcesses
 from daisy_jax.errors import InputError
 from daisy_jax.exits import fixed_layer
 from daisy_jax.tasks.metrics import short_time_intelligibility
@@ -93,7 +93,7 @@ def raise_it(text):
 
 FOREVER = """
 import os, time
-from daisy_jax.data.side_processes import SideProcesses
+from daisy_jax.data.side_work import SideProcesses
 if __name__ == "__main__":
     processes = SideProcesses()
     print(processes.begin(os.getpid)(), flush=True)

@@ -1,6 +1,7 @@
 """The downstream corpora in their own layouts, and what is said about missing parts."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -14,7 +15,7 @@ from daisy_jax import audio
 from daisy_jax.data.batches import Crop
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.libri2mix import open_libri2mix
-from daisy_jax.data.librispeech import transcripts
+from daisy_jax.data.transcripts import transcripts
 from daisy_jax.data.voicebank import open_voicebank
 from daisy_jax.data.voxceleb import open_voxceleb
 from daisy_jax.errors import InputError
@@ -34,7 +35,7 @@ needs_speech = pytest.mark.skipif(
 def test_transcripts_are_found_by_name(tmp_path):
     made_corpora.librispeech(tmp_path, "train-clean-100", 2, 3)
     corpus = open_corpus(tmp_path, ["train-clean-100"])
-    texts = transcripts(tmp_path, corpus)
+    texts = transcripts(tmp_path, corpus.names)
     assert texts[:3] == ["THE CAT SAT", "CAT SAT ON", "SAT ON A"]
     assert len(texts) == 6
 
@@ -46,7 +47,7 @@ def test_names_and_texts_may_have_any_white_space_between_them(tmp_path, between
     lines = f"\ufeff1-7-0000{between}THE CAT\r\n\n  1-7-0001{between}A  TEXT \n"
     listing.write_text(lines, encoding="utf-8", newline="")
     corpus = open_corpus(tmp_path, ["dev-clean"])
-    assert transcripts(tmp_path, corpus) == ["THE CAT", "A  TEXT"]
+    assert transcripts(tmp_path, corpus.names) == ["THE CAT", "A  TEXT"]
 
 
 def test_a_missing_transcript_is_named_with_its_place(tmp_path):
@@ -55,10 +56,54 @@ def test_a_missing_transcript_is_named_with_its_place(tmp_path):
     corpus = open_corpus(tmp_path, ["dev-clean"])
     listing.write_text("1-7-0000 THE CAT\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"1-7\.trans\.txt: has no line for 1-7-0001"):
-        transcripts(tmp_path, corpus)
+        transcripts(tmp_path, corpus.names)
     listing.unlink()
     with pytest.raises(InputError, match=r"no transcript; expected in .*1-7\.trans\.txt"):
-        transcripts(tmp_path, corpus)
+        transcripts(tmp_path, corpus.names)
+
+
+OWN = {"train/a.wav": "The cat", "train/deep/b.flac": "sat", "test/c.wav": "on a  mat"}
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("transcripts.tsv", [f"{key}\t{text}" for key, text in OWN.items()]),
+        ("transcripts.tsv", ["a\tThe cat", "", "train/deep/b\t sat ", "c\ton a  mat", "d\tmore"]),
+        ("transcripts.jsonl", [json.dumps({"id": k, "text": t}) for k, t in OWN.items()]),
+        (
+            "transcripts.jsonl",
+            [json.dumps({"audio_filepath": k, "text": t, "duration": 1.5}) for k, t in OWN.items()],
+        ),
+    ],
+)
+def test_a_table_of_texts_serves_any_folder(tmp_path, name, lines):
+    for file in OWN:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        sounds.write(tmp_path / file, sounds.syllables(0.5))
+    (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+    task = make_task("asr", dataclasses.replace(read_preset("asr", "daisy-tiny"), train=("train",)))
+    examples = task.open(str(tmp_path), "train")
+    assert examples.corpus.names == ["train/a.wav", "train/deep/b.flac"]
+    assert list(examples.targets) == ["The cat", "sat"]
+    assert transcripts(tmp_path, open_corpus(tmp_path).names) == ["on a  mat", "The cat", "sat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("transcripts.tsv", "a sat", r"transcripts\.tsv:1: 'a sat' has no tab"),
+        ("transcripts.tsv", "b\tsat", r"has no line for x/a\.wav"),
+        ("transcripts.tsv", "a\tsat", r"a is the name of 2 files, such as x/a\.wav; give paths"),
+        ("transcripts.jsonl", "{", r"transcripts\.jsonl:1: not JSON"),
+        ("transcripts.jsonl", '{"id": "a"}', r"transcripts\.jsonl:1: has no id or no text"),
+        ("transcripts.jsonl", '{"id": 1, "text": ""}', r"jsonl:1: Expected `str`"),
+    ],
+)
+def test_a_table_that_says_too_little_is_one_line(tmp_path, name, line, said):
+    (tmp_path / name).write_text(line, encoding="utf-8")
+    with pytest.raises(InputError, match=said):
+        transcripts(tmp_path, ["x/a.wav", "y/a.wav"])
 
 
 def test_libri_lights_ten_hours_lie_in_folders_of_their_own(tmp_path):
@@ -307,7 +352,7 @@ def test_targets_of_each_task(tmp_path):
 @needs_speech
 def test_real_corpora_open():
     corpus = open_corpus(REAL / "LibriSpeech", ["dev-clean-mini"])
-    texts = transcripts(REAL / "LibriSpeech", corpus)
+    texts = transcripts(REAL / "LibriSpeech", corpus.names)
     rate = sum(map(len, texts)) / (corpus.lengths.sum() / 16_000)
     assert 8 < rate < 20  # characters a second
     parts = [open_voxceleb(REAL / "VoxCeleb1", "iden_split.txt", part) for part in "123"]

@@ -17,7 +17,7 @@ import pytest
 from daisy_jax import reporting
 from daisy_jax.console.reports import shown_reports
 from daisy_jax.console.terminal import run_command
-from daisy_jax.data.prefetch import batches
+from daisy_jax.data.side_work import batches
 from daisy_jax.errors import delayed_signals, end_at_once_on_interrupts
 from daisy_jax.reporting import as_table, followed, leave_out, strictly
 

@@ -225,7 +225,7 @@ def train(config: Config, device: str) -> None:
     from daisy_jax import load, parallel
     from daisy_jax.data.batches import EpochBatches, crop_width
     from daisy_jax.data.corpus import corpus_name, size_of
-    from daisy_jax.data.prefetch import Batch
+    from daisy_jax.data.side_work import Batch
     from daisy_jax.features.extractor import model_digest
     from daisy_jax.tasks.presets import make_task
     from daisy_jax.tasks.task import LONGEST_SECONDS, fingerprint_of

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from daisy_jax.errors import InputError
 
 if TYPE_CHECKING:
-    import av
+    from av.container import InputContainer
 
 BEGINNINGS = re.compile(
     rb".{4}ftyp|"  # MP4, M4A, QuickTime, 3GP
@@ -50,7 +50,7 @@ class MediaSound:
     frames = None
     """Samples are counted: what a container says of its length is an estimate."""
 
-    def __init__(self, path: pathlib.Path, container: "av.container.InputContainer"):
+    def __init__(self, path: pathlib.Path, container: "InputContainer"):
         """Raises InputError if there is no track."""
         if not container.streams.audio:
             raise InputError(f"{path}: holds no sound; give a file with a sound track")
@@ -106,7 +106,7 @@ def opened_media(path: pathlib.Path) -> Iterator[MediaSound]:
     try:
         with av.open(str(path)) as container:
             yield MediaSound(path, container)
-    except (av.FFmpegError, UnicodeError) as error:
+    except (av.error.FFmpegError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"{path}: the file is cut off or damaged, or of no kind that FFmpeg reads ({reason}); "

@@ -59,10 +59,10 @@ class Selection:
 class FolderCorpus:
     """Sound files below a folder, decoded when they are read."""
 
-    def __init__(self, folder: pathlib.Path, files: list[pathlib.Path], entries: list[Entry]):
-        """Files that can be used, and what `measure` found in each."""
-        self._files, self._rates = files, [entry.rate for entry in entries]
-        self.names = [nameable(str(file.relative_to(folder))) for file in files]
+    def __init__(self, names: list[str], files: list[pathlib.Path], entries: list[Entry]):
+        """Files that can be used, what to call them, and what `measure` found in each."""
+        self.names, self._files = names, files
+        self._rates = [entry.rate for entry in entries]
         self.lengths = np.asarray([entry.samples for entry in entries], np.int64)
 
     def read(self, index: int, start: int, samples: int) -> Waveform:
@@ -130,7 +130,8 @@ def measured_files(folder: pathlib.Path, files: list[pathlib.Path]) -> FolderCor
     usable = [(file, entry) for file, entry in pairs if entry.error is None]
     if not usable:
         raise InputError(f"{folder}: none of its {len(files)} sound files can be used")
-    return FolderCorpus(folder, [file for file, _ in usable], [entry for _, entry in usable])
+    names = [nameable(str(file.relative_to(folder))) for file, _ in usable]
+    return FolderCorpus(names, [file for file, _ in usable], [entry for _, entry in usable])
 
 
 class WithSources(NamedTuple):

@@ -1,8 +1,8 @@
-"""Which sound files: those below folders, and lists in fairseq's manifest format.
+"""Which sound files: those below folders, and lists in fairseq's manifest format or Kaldi's.
 
-The first line of a list is a folder, each further one a path below it, and behind a tab, where it
-is known, the number of samples at 16 kHz. A file with a number need not be opened before it is
-read.
+The first line of fairseq's list is a folder, each further one a path below it, and behind a tab,
+where it is known, the number of samples at 16 kHz. A file with a number need not be opened before
+it is read. Kaldi's, such as wav.scp, has a name and a path in each line.
 """
 
 import hashlib
@@ -77,12 +77,19 @@ class FileList(NamedTuple):
     """The files of a list, each once, in its order."""
 
     folder: pathlib.Path
+    """Of Kaldi's lists, the one in which they lie."""
     names: list[str]
-    """Paths below the folder."""
+    """Paths below the folder, or Kaldi's names."""
     samples: dict[str, int]
     """By name, where the list says it."""
     repeated: int
     """Lines that said again what was there before."""
+    paths: dict[str, pathlib.Path]
+    """By name, where the name is not the path."""
+
+    def path(self, name: str) -> pathlib.Path:
+        """Where a file is."""
+        return self.paths.get(name, self.folder / name)
 
     @property
     def digest(self) -> str:
@@ -92,14 +99,17 @@ class FileList(NamedTuple):
 
 
 def read_list(path: str | pathlib.Path) -> FileList:
-    """Reads a list.
+    """Reads a list; one whose name ends with ".scp" is Kaldi's.
 
     Two spellings of a path are one file. A name that no store can hold, because it is not UTF-8 or
     has control characters, is kept in an escaped form, under which no file will be found.
 
     Raises:
-      InputError: it is no list, or a path leads out of its folder, or there is no such folder.
+      InputError: it is no list, or a path leads out of its folder, or there is no such folder, or
+        a line of Kaldi's is a command and no file.
     """
+    if pathlib.Path(path).suffix == ".scp":
+        return _read_scp(pathlib.Path(path))
     head, *lines = read_text(path, errors="surrogateescape").split("\n")
     folder = pathlib.Path(head)
     if not head or head != nameable(head) or not folder.is_dir():
@@ -118,7 +128,33 @@ def read_list(path: str | pathlib.Path) -> FileList:
             )
     names = list(dict.fromkeys(name for name, _ in rows))
     samples = {name: int(number) for name, number in rows if re.fullmatch(r"\d+", number)}
-    return FileList(folder.resolve(), names, samples, len(rows) - len(names))
+    return FileList(folder.resolve(), names, samples, len(rows) - len(names), {})
+
+
+def _read_scp(path: pathlib.Path) -> FileList:
+    """Kaldi's list of recordings: https://kaldi-asr.org/doc/data_prep.html."""
+    paths: dict[str, pathlib.Path] = {}
+    repeated = 0
+    for number, line in enumerate(read_text(path, errors="surrogateescape").splitlines(), 1):
+        if not line.strip():
+            continue
+        name, file = [*map(nameable, line.strip().split(maxsplit=1)), ""][:2]
+        if not file:
+            raise InputError(f"{path}:{number}: {name[:80]!r} has no path; give NAME PATH")
+        if file.endswith("|") or file == "-":
+            raise InputError(
+                f"{path}:{number}: {name} is a command ({file[:80]}), and commands are not run; "
+                "write its sound to a file (wav-copy), and list that"
+            )
+        if not is_inside(name):
+            raise InputError(f"{path}:{number}: {name!r} cannot be a name; give one without ..")
+        place = pathlib.Path(file).absolute()
+        if paths.setdefault(name, place) != place:
+            raise InputError(f"{path}:{number}: {name} is the name of two files; give each its own")
+        repeated += 1
+    if not paths:
+        raise InputError(f"{path}: lists no file")
+    return FileList(path.parent.resolve(), list(paths), {}, repeated - len(paths), paths)
 
 
 def nameable(name: str) -> str:

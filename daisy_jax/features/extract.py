@@ -104,7 +104,8 @@ def extract_corpus(
         _require_room(folder, length, size, no_room)
     for number in missing:
         part = Selection(corpus, members[number])
-        rows = extractor.write_shard(folder, number, part, root, source)
+        paths = [pathlib.Path(root) / name for name in part.names]
+        rows = extractor.write_shard(folder, number, part, paths, source)
         error = next((row.error for row in rows if row.error is not None), None)
         if error is not None and is_strict():  # at once, and not when all shards are there
             raise InputError(error)
@@ -180,21 +181,24 @@ def encode_shard(
     if rows is not None:
         return rows
     (folder / INDEX).mkdir(parents=True, exist_ok=True)  # fails early where it cannot be written
-    paths = [files.folder / name for name in names]
+    paths = [files.path(name) for name in names]
     with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
         listed = map(files.samples.get, names)
         longest = max_seconds if extractor.cut is None else math.inf
         entries = list(readers.map(_measure, paths, listed, [longest] * len(paths)))
     if npy:
         entries = [_fits(path, entry) for path, entry in zip(paths, entries, strict=True)]
-    usable = {path: entry for path, entry in zip(paths, entries, strict=True) if not entry.error}
     unusable = [
         Row(name, str(path), number, 0, 0, 0, False, [], [], f"{path}: {entry.error}")
         for name, path, entry in zip(names, paths, entries, strict=True)
         if entry.error
     ]
-    corpus = FolderCorpus(files.folder, list(usable), list(usable.values()))
-    return extractor.write_shard(folder, number, corpus, files.folder, source, unusable)
+    usable = [place for place, entry in enumerate(entries) if not entry.error]
+    places = [paths[place] for place in usable]
+    corpus = FolderCorpus(
+        [names[place] for place in usable], places, [entries[place] for place in usable]
+    )
+    return extractor.write_shard(folder, number, corpus, places, source, unusable)
 
 
 def finished_shard(

@@ -15,7 +15,7 @@ from daisy_jax import audio, parallel
 from daisy_jax.checkpoints import named_leaves
 from daisy_jax.data.batches import WholeBatches
 from daisy_jax.data.corpus import Corpus
-from daisy_jax.data.prefetch import Batch, batches
+from daisy_jax.data.side_work import Batch, batches
 from daisy_jax.errors import is_out_of_memory, said_of
 from daisy_jax.features.contents import Computed, Content
 from daisy_jax.features.shard_format import Row, write_shard
@@ -96,19 +96,18 @@ class Extractor:
         folder: pathlib.Path,
         number: int,
         corpus: Corpus,
-        root: str | pathlib.Path,
+        paths: list[pathlib.Path],
         source: dict[str, str],
         unusable: Iterable[Row] = (),
     ) -> list[Row]:
         """Computes and writes one shard of the store in `folder`.
 
-        The shard holds the utterances of `corpus`, of which there may be none; their folder is
-        `root`. Returns their rows, in this order, and behind them those of `unusable` files.
+        The shard holds the utterances of `corpus`, of which there may be none; their files are
+        `paths`. Returns their rows, in this order, and behind them those of `unusable` files.
 
         Raises:
           OSError: the shard cannot be written; it does not count then.
         """
-        paths = [pathlib.Path(root) / name for name in corpus.names]
         files = [_file(path) for path in paths]  # as they are now, before anything is read
         parts = Parts(corpus, paths, self.cut)
         batches_of = WholeBatches(parts.lengths, self._samples, jax.device_count(), self._widths)

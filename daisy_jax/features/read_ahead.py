@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from daisy_jax import audio
-from daisy_jax.data.prefetch import reader_threads
+from daisy_jax.data.side_work import reader_threads
 from daisy_jax.errors import said_of
 
 READ_AHEAD = 32

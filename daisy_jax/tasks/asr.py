@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from daisy_jax import audio
 from daisy_jax.data.corpus import open_corpus
-from daisy_jax.data.librispeech import transcripts
+from daisy_jax.data.transcripts import transcripts
 from daisy_jax.model.feature_encoder import valid_positions
 from daisy_jax.tasks.losses import Counts, Features, ctc_loss
 from daisy_jax.tasks.lstm import BidirectionalLstm
@@ -117,7 +117,7 @@ class Asr(Task[AsrHead]):
     def open(self, folder: str, part: str) -> Examples:
         """As for every `Task`."""
         corpus = open_corpus(folder, getattr(self.settings, part))
-        return Examples(corpus, transcripts(folder, corpus), CHARACTERS)
+        return Examples(corpus, transcripts(folder, corpus.names), CHARACTERS)
 
     def head(self, dim: int, classes: tuple[str, ...], *, rngs: nnx.Rngs) -> AsrHead:
         """As for every `Task`."""

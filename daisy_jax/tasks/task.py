@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 from daisy_jax import audio
 from daisy_jax.data.batches import Crop
 from daisy_jax.data.corpus import Corpus, Selection, WithSources, fingerprint
-from daisy_jax.data.side_processes import SideProcesses
+from daisy_jax.data.side_work import SideProcesses
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import leave_out
 from daisy_jax.tasks.losses import Counts, Features

@@ -18,8 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from daisy_jax import audio, parallel
 from daisy_jax.data.batches import WholeBatches
-from daisy_jax.data.prefetch import Batch, batches
-from daisy_jax.data.side_processes import SideProcesses
+from daisy_jax.data.side_work import Batch, SideProcesses, batches
 from daisy_jax.encode import encode_taps
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from daisy_jax import audio, parallel
 from daisy_jax.data.batches import FrameLabels, WholeBatches, read_batch
 from daisy_jax.data.corpus import Corpus
-from daisy_jax.data.prefetch import batches
+from daisy_jax.data.side_work import batches
 from daisy_jax.errors import InputError, delayed_signals
 from daisy_jax.model.branches import Branches, branch_loss, utterance_entropy, utterance_loss
 from daisy_jax.model.frame_labels import label_frames

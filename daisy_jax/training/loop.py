@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, PyTree, Shaped
 
 from daisy_jax import parallel
-from daisy_jax.data.prefetch import Batch, batches
+from daisy_jax.data.side_work import Batch, batches
 from daisy_jax.errors import InputError, Terminated, delayed_signals
 from daisy_jax.reporting import Progress, logger, report_progress
 from daisy_jax.training.metrics_log import Metrics, Values, as_numbers, one_number

@@ -1,15 +1,20 @@
-"""Reading training batches ahead, in threads or in processes of their own."""
+"""What the CPU does while the device computes: batches are read ahead, and results are measured."""
 
+import concurrent.futures
 import functools
+import logging
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Mapping
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from daisy_jax.reporting import is_strict, strictly
 
+Value = TypeVar("Value")
 Leaf: TypeAlias = np.ndarray | np.generic
 Batch: TypeAlias = Mapping[str, Leaf | Mapping[str, Leaf]]
 """Arrays by name, or such dictionaries; all of one batch have its rows first, scalars none."""
@@ -75,3 +80,51 @@ def _read(read: Callable[[int], Batch], strict: bool, number: int) -> Batch:
 def _ignore_interrupt(index: int, count: int) -> None:
     """Ctrl-C reaches every process of a terminal; the training process decides when to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class SideProcesses:
+    """As many processes as there are threads that read, started when there is something to do."""
+
+    def __init__(self):
+        self.count = reader_threads()
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+
+    def begin(self, function: Callable[..., Value], *arguments: object) -> Callable[[], Value]:
+        """Begins a call of a function that can be pickled, as its arguments can.
+
+        Returns:
+          What waits for the value. Where a process has died, of a signal to all of a job's or for
+          want of memory, the function is called here.
+        """
+        here = functools.partial(function, *arguments)
+        if self._pool is None:
+            # Not by fork, which a process with JAX's threads does not survive.
+            context = multiprocessing.get_context("spawn")
+            self._pool = concurrent.futures.ProcessPoolExecutor(self.count, context, _begin_process)
+        try:
+            there = self._pool.submit(function, *arguments)
+        except concurrent.futures.BrokenExecutor:
+            self._pool = None
+            return here
+
+        def waited() -> Value:
+            try:
+                return there.result()
+            except concurrent.futures.BrokenExecutor:
+                return here()
+
+        return waited
+
+
+def _begin_process() -> None:
+    """Of each process: it ends with the one that started it, which alone says something."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("daisy_jax").addHandler(logging.NullHandler())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()  # after a kill, too
+        os._exit(1)
