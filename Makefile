@@ -20,7 +20,7 @@ test-quick: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 3  # on two cores: many wait for a process
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

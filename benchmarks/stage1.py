@@ -33,7 +33,7 @@ from timing import StepOptions
 from daisy_jax import Hubert, parallel
 from daisy_jax.accelerator import use_accelerator
 from daisy_jax.console.terminal import run_command, say
-from daisy_jax.data import prefetch
+from daisy_jax.data import side_work
 from daisy_jax.data.batches import Augmentation, EpochBatches, read_crops
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.side_work import Batch
@@ -133,7 +133,7 @@ def step_times(
 ) -> dict[str, float]:
     """Seconds of the forward pass alone, of a step on a stored batch, and of one with reading."""
     stored = parallel.place(read(0))
-    upcoming = prefetch.batches(read, 0, sys.maxsize >> 32, config.workers)
+    upcoming = side_work.batches(read, 0, sys.maxsize >> 32, config.workers)
 
     @jax.jit
     def forward(trunk: Hubert, batch: Batch) -> Float[Array, "batch frames dim"]:

@@ -29,6 +29,7 @@ COMMANDS = {
     "train/downstream.py": ["--task=sid", "--model=nowhere"],
     "train/labels.py": ["--model=nowhere"],
     "train/pretrain.py": ["--data=nowhere", "--output=nowhere"],
+    "train/units.py": ["nowhere", "--model=nowhere"],
     "eval/downstream.py": ["nowhere"],
     "eval/entropy.py": ["clean=nowhere", "--model=nowhere"],
     "eval/noise.py": ["--data=nowhere", "--model=nowhere"],
@@ -123,7 +124,7 @@ def ran(place, headline):
 
 def test_every_command_with_the_option_is_tried_here():
     assert {name for name in COMMANDS if name in SOURCES} == WITH_OPTION
-    assert len(WITH_DTYPE) == 6
+    assert len(WITH_DTYPE) == 7
     assert {"benchmarks/lstm.py", "eval/speed.py"} <= BESIDE_TORCH
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from flax import nnx
-from programs import ROOT, run_here
+from programs import ROOT, run, run_here
 
 import daisy_jax
 from daisy_jax.study.forced_exits import Forced

@@ -22,8 +22,9 @@ from daisy_jax.errors import said_of
 from daisy_jax.features import contents, files
 from daisy_jax.features.extract import Extractor, encode_shard
 from daisy_jax.features.store import FeatureStore
+from daisy_jax.model.frame_labels import nearest_centroid
 from daisy_jax.tasks.presets import make_task, read_preset
-from daisy_jax.training.cluster_targets import cluster_targets, nearest_centroid
+from daisy_jax.training.cluster_targets import cluster_targets
 
 SHORTER = "give shorter windows (--window)"
 

@@ -21,7 +21,6 @@ import daisy_jax
 from daisy_jax import InputError
 from daisy_jax.checkpoints import save_calibration
 from daisy_jax.commands.calibrate import Calibrate
-from daisy_jax.commands.extract import read_centroids
 from daisy_jax.conversions.convert import convert
 from daisy_jax.conversions.sources import saved_features
 from daisy_jax.data import durations, noisy_folder
@@ -31,6 +30,7 @@ from daisy_jax.data.noisy_corpus import read_speakers
 from daisy_jax.data.prepared import PreparedCorpus, prepare
 from daisy_jax.exits import Calibration, ExitRule
 from daisy_jax.features import contents
+from daisy_jax.features.codebook import load_codebook
 from daisy_jax.features.extract import Extractor, encode_shard, extract_corpus
 from daisy_jax.features.store import FeatureStore
 from daisy_jax.study.evaluated_runs import read_evaluation
@@ -467,7 +467,7 @@ STREAMS = {
     "a list": lambda path, _: read_list(path),
     "a model's config": lambda path, _: daisy_jax.load(path.parent),
     "a checkpoint": lambda path, _: convert(path, path.parent / "out"),
-    "centroids": lambda path, _: read_centroids(str(path)),
+    "centroids": lambda path, _: load_codebook(path),
     "speakers": lambda path, _: read_speakers(path),
     "a lexicon": lambda path, _: read_lexicon(path),
     "a preset": lambda path, _: read_preset("sid", str(path)),

@@ -102,11 +102,12 @@ def opened_media(path: pathlib.Path) -> Iterator[MediaSound]:
     """
     require_media(path)
     import av
+    from av.error import FFmpegError
 
     try:
         with av.open(str(path)) as container:
             yield MediaSound(path, container)
-    except (av.error.FFmpegError, UnicodeError) as error:
+    except (FFmpegError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"{path}: the file is cut off or damaged, or of no kind that FFmpeg reads ({reason}); "

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import errno
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import tyro
 import daisy_jax
 from daisy_jax import FileResult, InputError
 from daisy_jax.commands.options import ModelOptions
+from daisy_jax.commands.unit_lines import STDOUT, UnitLines, codebook_for
 from daisy_jax.console.terminal import say
 from daisy_jax.data.file_list import expand_folders
 from daisy_jax.reporting import followed, printable
@@ -48,18 +50,30 @@ class Encode(ModelOptions):
     window_entropy of each window. Files of that name are replaced."""
     hidden_states: bool = False
     """Write every layer's output too."""
+    units: bool = False
+    """Make discrete units of --centroids, at their layer, as text: --output - prints a line
+    NAME|1 2 3 a file, --output FILE.txt writes them, --output FILE.km the numbers alone."""
+    centroids: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""
+    """For --units: a folder of train/units.py, or a .npy file of centroids, with --layer."""
+    collapse: bool = False
+    """For --units: one of each run of equal units."""
 
     def run(self) -> int:
         """Encodes, prints, writes; 1 if a file could not be encoded."""
         files = expand_folders(self.files)
-        if self.hidden_states and self.output is None:
-            raise InputError("--hidden-states needs --output DIR, where to write them")
+        self._check()
         model = self.start()
-        rule = self.exit_rule(model)
-        targets = None
-        if self.output is not None:
-            os.makedirs(self.output, exist_ok=True)
-            targets = output_paths(files, self.output)
+        targets, lines, names = None, None, []
+        if self.units:
+            given = codebook_for(self.centroids, model, self.layer, self.given_exits)
+            lines, rule = UnitLines(self.output or STDOUT, given[0], self.collapse), given[1]
+            names = [path.with_suffix("").as_posix() for path in output_paths(files, "")]
+        else:
+            rule = self.exit_rule(model)
+            if self.output is not None:
+                os.makedirs(self.output, exist_ok=True)
+                targets = output_paths(files, self.output)
+        shown = functools.partial(say, flush=True, to_stderr=self.units)
 
         results = daisy_jax.encode_files(
             model,
@@ -73,13 +87,15 @@ class Encode(ModelOptions):
         )
         config, num_layers = model.config, model.config.num_layers
         without_branches = np.zeros(num_layers, bool)
-        say(HEADER, flush=True)
+        shown(HEADER)
         rows, said, failed = [], set(), 0
         bar = followed(results, "encoding", len(files), lambda done: done.seconds)
         for number, result in enumerate(bar):
             if result.error is not None:
                 say(f"error: {printable(result.error)}", to_stderr=True)
                 failed += 1
+                if lines is not None:
+                    lines.add(names[number], None)
                 continue
             for note in result.notes:
                 if note not in said:
@@ -94,7 +110,9 @@ class Encode(ModelOptions):
             full = np.sum(daisy_jax.multiply_adds(config, samples, deepest, without_branches))
             mean_layer = np.average(layers, weights=samples)
             rows.append((result.seconds, mean_layer, cost, full))
-            say(table_row(result, 1 - cost / full, rule.threshold is not None), flush=True)
+            shown(table_row(result, 1 - cost / full, rule.threshold is not None))
+            if lines is not None:
+                lines.add(names[number], result.last_hidden)
             if targets is not None:
                 try:
                     write_features(targets[number], result, rule.name)
@@ -104,15 +122,26 @@ class Encode(ModelOptions):
                     line = f"error: {targets[number]}: {error.strerror}; rename the sound file"
                     say(printable(line), to_stderr=True)
                     failed += 1
+        if lines is not None:
+            lines.finish()
         if rows:
             seconds, layers, costs, full_costs = np.sum(rows, axis=0)
             counts = f"{len(rows)} files" + (f", {failed} failed" if failed else "")
             saved = f"{1 - costs / full_costs:.1%} of the multiply-adds saved"
-            say(
+            shown(
                 f"{counts}, {seconds:.1f} s, mean exit layer {layers / len(rows):.2f} of "
                 f"{num_layers}, {saved}; {rule.name}"
             )
         return 1 if failed else 0
+
+    def _check(self) -> None:
+        """Refuses options that contradict one another."""
+        if self.hidden_states and (self.output is None or self.units):
+            raise InputError("--hidden-states needs --output DIR, where to write them")
+        if self.units and not self.centroids:
+            raise InputError("--units needs --centroids DIR, which train/units.py makes")
+        if not self.units and (self.centroids or self.collapse):
+            raise InputError("--centroids and --collapse belong to --units; add it")
 
 
 def table_row(result: FileResult, saved: float, may_be_forced: bool) -> str:

@@ -4,13 +4,12 @@ import dataclasses
 import functools
 import pathlib
 import re
-import shlex
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import numpy as np
 import tyro
-from jaxtyping import Float32, Int
+from jaxtyping import Int
 
 import daisy_jax
 from daisy_jax import Hubert, InputError
@@ -19,6 +18,7 @@ from daisy_jax.console.terminal import say
 from daisy_jax.conversions.any_model import model_folder
 from daisy_jax.data.file_list import FileList, deal, read_list
 from daisy_jax.features import contents
+from daisy_jax.features.codebook import load_codebook
 from daisy_jax.features.extract import (
     Extractor,
     encode_shard,
@@ -30,12 +30,6 @@ from daisy_jax.features.ray import Job, encode_with_ray, join_ray
 from daisy_jax.features.shard_format import Row, finished_part
 from daisy_jax.reporting import followed, printable
 from daisy_jax.tasks.trained_heads import require_trunk
-from daisy_jax.whole_files import read_numbers
-
-FROM_JOBLIB = (
-    "import sys, joblib, numpy; numpy.save(sys.argv[2], joblib.load(sys.argv[1]).cluster_centers_)"
-)
-"""Python that turns a pickled k-means into a .npy file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +61,9 @@ class Extract(ModelOptions):
     """For "layers": which, 0 (the transformer's input) to L; empty: all."""
     head: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""
     """For "pooled": a trained task head (train/downstream.py), for its layer weights."""
-    centroids: Annotated[str, tyro.conf.arg(metavar="FILE.npy")] = ""
-    """For "units": float [clusters, dim], as numpy.save writes it."""
+    centroids: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""
+    """For "units": a folder of train/units.py; or float [clusters, dim] as numpy.save writes it,
+    with --layer."""
     npy: bool = False
     """Write one .npy a file, [frames, dim], in the place of one file a shard."""
     ray: bool = False
@@ -147,9 +142,9 @@ class Extract(ModelOptions):
         if self.store == "labels":
             return contents.labels()
         if self.store == "units":
-            if self.layer is None:
-                raise InputError("--store units needs --layer, the layer the centroids belong to")
-            return contents.units(read_centroids(self.centroids), self.layer)
+            codebook = load_codebook(self.centroids)
+            layer = codebook.layer_for(model, self.layer, self.centroids)
+            return contents.units(codebook.centroids, layer)
         rule = self.exit_rule(model)
         say(rule.name)
         if self.store == "exit":
@@ -217,20 +212,6 @@ def _in_words(counts: Int[np.ndarray, "4"]) -> str:
     hours = samples / daisy_jax.audio.SAMPLE_RATE / 3600
     mean = layers / max(1, files)
     return f"{files} files, {hours:.3g} h, mean exit layer {mean:.2f}, {failed} failed"
-
-
-def read_centroids(path: str) -> Float32[np.ndarray, "..."]:
-    """[clusters, dim], which `contents.units` checks."""
-    try:
-        return read_numbers(path)
-    except InputError as error:
-        if path.endswith(".npy"):
-            raise
-        turned = shlex.join(["python", "-c", FROM_JOBLIB, path, f"{path}.npy"])
-        raise InputError(
-            f"{error}. A k-means of scikit-learn is a pickle, whose code is never run here; if you "
-            f"trust it: {turned}"
-        ) from None
 
 
 def absolute(path: str) -> str:

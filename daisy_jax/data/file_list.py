@@ -73,6 +73,18 @@ def expand_folders(paths: Sequence[str]) -> list[str]:
     return files
 
 
+LISTS = (".tsv", ".txt", ".scp")
+"""Suffixes of lists."""
+
+
+def listed_files(paths: Sequence[str]) -> list[str]:
+    """The files of one list, or what `expand_folders` gives."""
+    if len(paths) == 1 and pathlib.Path(paths[0]).suffix in LISTS:
+        files = read_list(paths[0])
+        return [str(files.path(name)) for name in files.names]
+    return expand_folders(paths)
+
+
 class FileList(NamedTuple):
     """The files of a list, each once, in its order."""
 

@@ -1,4 +1,4 @@
-"""HuBERT's own labels of frames, and features of one layer for clustering."""
+"""HuBERT's own labels of frames, features of one layer for clustering, and the nearest cluster."""
 
 from collections.abc import Callable
 
@@ -78,3 +78,16 @@ def block_features(
         return np.asarray(hidden)[: audio.frame_count(len(waveform))]
 
     return features
+
+
+def nearest_centroid(
+    features: Float[np.ndarray, "frames features"],
+    centroids: Float[np.ndarray, "clusters features"],
+) -> Int[np.ndarray, " frames"]:
+    """Number of the centroid nearest to each frame's features."""
+    labels = []
+    for block in np.array_split(features, max(1, len(features) // 50_000)):
+        # The squared distance less the row's own norm, which does not change the order.
+        distance = np.sum(centroids**2, axis=1) - 2 * block.astype(np.float32) @ centroids.T
+        labels.append(np.argmin(distance, axis=1))
+    return np.concatenate(labels)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus
 from daisy_jax.errors import InputError
+from daisy_jax.model.frame_labels import nearest_centroid
 from daisy_jax.reporting import followed, leave_out_item
 from daisy_jax.whole_files import numbers_of, read_arrays, whole_files
 
@@ -60,8 +61,6 @@ def cluster_targets(
       labels int16, utterance after utterance, and centroids float32. Frames of an utterance that
       cannot be read, which training leaves out, have the label 0.
     """
-    from sklearn.cluster import MiniBatchKMeans
-
     counts = audio.frame_count(corpus.lengths)
     rows = []
     readable = np.ones(len(counts), bool)
@@ -74,13 +73,29 @@ def cluster_targets(
             continue
         rows.append(features(waveform).astype(np.float16))
     stacked = np.concatenate(rows) if rows else np.zeros((0, 1), np.float16)
-    if len(stacked) < clusters:
-        raise InputError(
-            f"{len(stacked)} frames of speech for {clusters} clusters; give more speech or ask for "
-            "fewer clusters"
-        )
     rng = np.random.default_rng(seed)
     sample = rng.choice(len(stacked), min(fit_frames, len(stacked)), replace=False)
+    centroids = fit_centroids(stacked[sample].astype(np.float32), clusters, seed)
+    labels = np.zeros(counts.sum(), np.int16)
+    labels[np.repeat(readable, counts)] = nearest_centroid(stacked, centroids)
+    return labels, centroids
+
+
+def fit_centroids(
+    frames: Float[np.ndarray, "frames features"], clusters: int, seed: int
+) -> Float[np.ndarray, "clusters features"]:
+    """Centroids of mini-batch k-means, float32.
+
+    Raises:
+      InputError: there are fewer frames than clusters.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+
+    if len(frames) < clusters:
+        raise InputError(
+            f"{len(frames)} frames of speech for {clusters} clusters; give more speech or ask for "
+            "fewer clusters"
+        )
     kmeans = MiniBatchKMeans(
         clusters,
         batch_size=10_000,
@@ -88,24 +103,8 @@ def cluster_targets(
         max_no_improvement=50,
         random_state=seed,
     )
-    kmeans.fit(stacked[sample].astype(np.float32))
-    centroids = np.asarray(kmeans.cluster_centers_, np.float32)
-    labels = np.zeros(counts.sum(), np.int16)
-    labels[np.repeat(readable, counts)] = nearest_centroid(stacked, centroids)
-    return labels, centroids
-
-
-def nearest_centroid(
-    features: Float[np.ndarray, "frames features"],
-    centroids: Float[np.ndarray, "clusters features"],
-) -> Int[np.ndarray, " frames"]:
-    """Number of the centroid nearest to each frame's features."""
-    labels = []
-    for block in np.array_split(features, max(1, len(features) // 50_000)):
-        # The squared distance less the row's own norm, which does not change the order.
-        distance = np.sum(centroids**2, axis=1) - 2 * block.astype(np.float32) @ centroids.T
-        labels.append(np.argmin(distance, axis=1))
-    return np.concatenate(labels)
+    kmeans.fit(frames)
+    return np.asarray(kmeans.cluster_centers_, np.float32)
 
 
 def save_targets(

@@ -1,0 +1,81 @@
+"""Discrete units as text, a line a file, as fairseq and textless tools read it."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from daisy_jax import Hubert, InputError
+from daisy_jax.console.terminal import say
+from daisy_jax.exits import ExitRule, fixed_layer
+from daisy_jax.features.codebook import Codebook, as_text, load_codebook
+from daisy_jax.reporting import printable
+from daisy_jax.whole_files import write_text
+
+STDOUT = "-"
+
+
+def codebook_for(
+    source: str, model: Hubert, layer: int | None, exits: Sequence[str]
+) -> tuple[Codebook, ExitRule]:
+    """A codebook, and the exit at its layer.
+
+    Args:
+      source: a folder of train/units.py, or a .npy file.
+      model: whose features become units.
+      layer: `--layer`, or None.
+      exits: names of the options about exits that were given.
+
+    Raises:
+      InputError: it belongs to another model or layer, or utterances were to leave elsewhere.
+    """
+    if list(exits) not in ([], ["--layer"]):
+        others = ", ".join(name for name in exits if name != "--layer")
+        raise InputError(
+            f"units belong to one layer's output, at which everybody has to leave; leave {others} "
+            "out"
+        )
+    codebook = load_codebook(source)
+    if codebook.centroids.shape[1] != model.config.dim:
+        raise InputError(
+            f"{source}: centroids have the shape {codebook.centroids.shape}; for this model it "
+            f"must be [clusters, {model.config.dim}]"
+        )
+    chosen = codebook.layer_for(model, layer, source)
+    rule = fixed_layer(chosen, model.config.num_layers)
+    return codebook, rule._replace(name=f"layer {chosen}")
+
+
+class UnitLines:
+    """`NAME|1 2 3` for each file, or for a file that ends with .km the numbers alone.
+
+    They are printed as they come, or written together in the end. In a .km, whose lines go with
+    those of a list, a file that could not be encoded has an empty line.
+    """
+
+    def __init__(self, output: str, codebook: Codebook, collapse: bool):
+        self._output, self._codebook, self._collapse = output, codebook, collapse
+        self._lines: list[str] = []
+
+    def add(self, name: str, hidden: Float[np.ndarray, "frames dim"] | None) -> None:
+        """One file's frames; None if it could not be encoded."""
+        if self._output.endswith(".km"):
+            self._lines.append(self._text(hidden))
+        elif hidden is not None:
+            line = f"{printable(name)}|{self._text(hidden)}"
+            if self._output == STDOUT:
+                say(line, flush=True)
+            else:
+                self._lines.append(line)
+
+    def finish(self) -> None:
+        """Writes the lines, all of them or none."""
+        if self._output != STDOUT:
+            text = "".join(f"{line}\n" for line in self._lines)
+            write_text(pathlib.Path(self._output), text)
+
+    def _text(self, hidden: Float[np.ndarray, "frames dim"] | None) -> str:
+        if hidden is None:
+            return ""
+        return as_text(self._codebook.units(hidden), self._collapse)
