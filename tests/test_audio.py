@@ -1,5 +1,9 @@
+import concurrent.futures
+import importlib
 import os
 import pathlib
+import re
+import time
 from typing import NamedTuple
 
 import jax
@@ -12,6 +16,7 @@ from daisy_jax import audio
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.errors import InputError
 
+libsndfile = importlib.import_module("daisy_jax.audio.libsndfile")
 CONVOLUTIONS = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
 
 
@@ -219,3 +224,36 @@ def test_pad_batch_refuses_what_does_not_fit():
         audio.pad_batch([np.ones(5)], samples=4)
     with pytest.raises(InputError, match="do not fit"):
         audio.pad_batch([np.ones(5)] * 3, rows=2)
+
+
+# ---- threads ----
+
+
+def test_soundfile_is_used_by_one_thread_before_others_have_it(monkeypatch):
+    module, running, most = libsndfile._used(), 0, 0
+
+    def slow():
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.01)
+        running -= 1
+        return module
+
+    monkeypatch.setattr(libsndfile, "_used", slow)
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        got = list(threads.map(lambda _: libsndfile.libsndfile(), range(8)))
+    assert (most, set(got)) == (1, {module})
+
+
+def test_soundfile_has_one_door():
+    """Elsewhere it is named for type checkers alone."""
+    package = pathlib.Path(audio.__file__).parents[1]
+    found = {
+        str(path.relative_to(package)): len(re.findall(r"^ *(?:import|from) soundfile", text, re.M))
+        for path in sorted(package.rglob("*.py"))
+        if (text := path.read_text(encoding="utf-8")) and "import soundfile" in text
+    }
+    checked = (package / "audio" / "sound_file.py").read_text(encoding="utf-8")
+    assert "if TYPE_CHECKING:\n    import soundfile\n" in checked
+    assert found == {"audio/libsndfile.py": 1, "audio/sound_file.py": 1}

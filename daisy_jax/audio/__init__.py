@@ -1,5 +1,6 @@
 """Units of audio and of frames, reading of sound files, and waveforms in memory."""
 
+from daisy_jax.audio.libsndfile import libsndfile
 from daisy_jax.audio.loading import Stream, load, load_part, measured, stream
 from daisy_jax.audio.media import require_media
 from daisy_jax.audio.units import (
@@ -32,6 +33,7 @@ __all__ = [
     "cut_of",
     "cut_stream",
     "frame_count",
+    "libsndfile",
     "load",
     "load_part",
     "measured",

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from daisy_jax.audio import mp3, ogg
+from daisy_jax.audio.libsndfile import libsndfile
 from daisy_jax.audio.media import MediaSound, is_media, opened_media
 from daisy_jax.errors import InputError, require_file
 
@@ -90,8 +91,7 @@ class Sound:
         Raises:
           InputError: behind the last sample, if there should be more of them.
         """
-        import soundfile
-
+        soundfile = libsndfile()
         frames = 0
         size = max(BLOCK // self.channels, 1)
         while True:
@@ -139,7 +139,7 @@ def opened(path: pathlib.Path) -> Iterator[Sound | MediaSound]:
       InputError: it is no sound file, or cut off; also for errors of libsndfile while it is open.
       OSError: it cannot be opened.
     """
-    import soundfile
+    soundfile = libsndfile()
 
     class Forward(soundfile.SoundFile):
         """soundfile seeks after each block, which not all formats can do."""

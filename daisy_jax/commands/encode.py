@@ -7,17 +7,19 @@ import functools
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import numpy as np
 import tyro
 
 import daisy_jax
-from daisy_jax import FileResult, InputError
+from daisy_jax import FileResult, Hubert, InputError
+from daisy_jax.commands.exit_page import ExitPage
 from daisy_jax.commands.options import ModelOptions
 from daisy_jax.commands.unit_lines import STDOUT, UnitLines, codebook_for
 from daisy_jax.console.terminal import say
 from daisy_jax.data.file_list import expand_folders
+from daisy_jax.exits import ExitRule
 from daisy_jax.reporting import followed, printable
 from daisy_jax.whole_files import whole_files
 
@@ -57,22 +59,15 @@ class Encode(ModelOptions):
     """For --units: a folder of train/units.py, or a .npy file of centroids, with --layer."""
     collapse: bool = False
     """For --units: one of each run of equal units."""
+    report: Annotated[str | None, tyro.conf.arg(metavar="FILE.html")] = None
+    """Write a page that shows where each file left, and plays it: one file that needs no other."""
 
     def run(self) -> int:
         """Encodes, prints, writes; 1 if a file could not be encoded."""
         files = expand_folders(self.files)
         self._check()
         model = self.start()
-        targets, lines, names = None, None, []
-        if self.units:
-            given = codebook_for(self.centroids, model, self.layer, self.given_exits)
-            lines, rule = UnitLines(self.output or STDOUT, given[0], self.collapse), given[1]
-            names = [path.with_suffix("").as_posix() for path in output_paths(files, "")]
-        else:
-            rule = self.exit_rule(model)
-            if self.output is not None:
-                os.makedirs(self.output, exist_ok=True)
-                targets = output_paths(files, self.output)
+        rule, outputs = self._outputs(files, model)
         shown = functools.partial(say, flush=True, to_stderr=self.units)
 
         results = daisy_jax.encode_files(
@@ -94,8 +89,8 @@ class Encode(ModelOptions):
             if result.error is not None:
                 say(f"error: {printable(result.error)}", to_stderr=True)
                 failed += 1
-                if lines is not None:
-                    lines.add(names[number], None)
+                for output in outputs:
+                    output.leave_out(number)
                 continue
             for note in result.notes:
                 if note not in said:
@@ -111,28 +106,41 @@ class Encode(ModelOptions):
             mean_layer = np.average(layers, weights=samples)
             rows.append((result.seconds, mean_layer, cost, full))
             shown(table_row(result, 1 - cost / full, rule.threshold is not None))
-            if lines is not None:
-                lines.add(names[number], result.last_hidden)
-            if targets is not None:
+            for output in outputs:
                 try:
-                    write_features(targets[number], result, rule.name)
-                except OSError as error:
-                    if error.errno not in UNFIT_NAMES:
-                        raise
-                    line = f"error: {targets[number]}: {error.strerror}; rename the sound file"
-                    say(printable(line), to_stderr=True)
+                    output.add(number, result, 1 - cost / full)
+                except InputError as error:
+                    say(f"error: {printable(str(error))}", to_stderr=True)
                     failed += 1
-        if lines is not None:
-            lines.finish()
+        total = f"no file of {len(files)} could be encoded"
         if rows:
             seconds, layers, costs, full_costs = np.sum(rows, axis=0)
             counts = f"{len(rows)} files" + (f", {failed} failed" if failed else "")
             saved = f"{1 - costs / full_costs:.1%} of the multiply-adds saved"
-            shown(
+            total = (
                 f"{counts}, {seconds:.1f} s, mean exit layer {layers / len(rows):.2f} of "
                 f"{num_layers}, {saved}; {rule.name}"
             )
+            shown(total)
+        for output in outputs:
+            output.finish(total)
         return 1 if failed else 0
+
+    def _outputs(self, files: list[str], model: Hubert) -> tuple[ExitRule, list["Output"]]:
+        """Where everybody leaves, and what is written beside the table."""
+        outputs: list[Output] = []
+        if self.units:
+            codebook, rule = codebook_for(self.centroids, model, self.layer, self.given_exits)
+            names = [path.with_suffix("").as_posix() for path in output_paths(files, "")]
+            outputs.append(UnitLines(self.output or STDOUT, names, codebook, self.collapse))
+        else:
+            rule = self.exit_rule(model)
+            if self.output is not None:
+                os.makedirs(self.output, exist_ok=True)
+                outputs.append(FeatureFiles(output_paths(files, self.output), rule.name))
+        if self.report is not None:
+            outputs.append(ExitPage(self.report, rule, model.config.num_layers, len(files)))
+        return rule, outputs
 
     def _check(self) -> None:
         """Refuses options that contradict one another."""
@@ -142,6 +150,49 @@ class Encode(ModelOptions):
             raise InputError("--units needs --centroids DIR, which train/units.py makes")
         if not self.units and (self.centroids or self.collapse):
             raise InputError("--centroids and --collapse belong to --units; add it")
+
+
+class Output(Protocol):
+    """What is made of the files beside the table; they come in order."""
+
+    def add(self, number: int, result: FileResult, saved: float) -> None:
+        """One file, and the share of the full model's multiply-adds that was saved.
+
+        Raises:
+          InputError: nothing can be made of this one.
+        """
+        ...
+
+    def leave_out(self, number: int) -> None:
+        """A file that could not be encoded."""
+        ...
+
+    def finish(self, total: str) -> None:
+        """All have come; `total` is the table's last line."""
+        ...
+
+
+class FeatureFiles:
+    """A .npz file for each sound file."""
+
+    def __init__(self, targets: list[pathlib.Path], setting: str):
+        self._targets, self._setting = targets, setting
+
+    def add(self, number: int, result: FileResult, saved: float) -> None:
+        """As for every `Output`."""
+        target = self._targets[number]
+        try:
+            write_features(target, result, self._setting)
+        except OSError as error:
+            if error.errno not in UNFIT_NAMES:
+                raise
+            raise InputError(f"{target}: {error.strerror}; rename the sound file") from None
+
+    def leave_out(self, number: int) -> None:
+        """As for every `Output`."""
+
+    def finish(self, total: str) -> None:
+        """As for every `Output`."""
 
 
 def table_row(result: FileResult, saved: float, may_be_forced: bool) -> str:

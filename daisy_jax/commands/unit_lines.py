@@ -3,10 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Float
-
-from daisy_jax import Hubert, InputError
+from daisy_jax import FileResult, Hubert, InputError
 from daisy_jax.console.terminal import say
 from daisy_jax.exits import ExitRule, fixed_layer
 from daisy_jax.features.codebook import Codebook, as_text, load_codebook
@@ -54,28 +51,28 @@ class UnitLines:
     those of a list, a file that could not be encoded has an empty line.
     """
 
-    def __init__(self, output: str, codebook: Codebook, collapse: bool):
-        self._output, self._codebook, self._collapse = output, codebook, collapse
+    def __init__(self, output: str, names: list[str], codebook: Codebook, collapse: bool):
+        self._output, self._names = output, names
+        self._codebook, self._collapse = codebook, collapse
         self._lines: list[str] = []
 
-    def add(self, name: str, hidden: Float[np.ndarray, "frames dim"] | None) -> None:
-        """One file's frames; None if it could not be encoded."""
-        if self._output.endswith(".km"):
-            self._lines.append(self._text(hidden))
-        elif hidden is not None:
-            line = f"{printable(name)}|{self._text(hidden)}"
-            if self._output == STDOUT:
-                say(line, flush=True)
-            else:
-                self._lines.append(line)
+    def add(self, number: int, result: FileResult, saved: float) -> None:
+        """As for every `Output`."""
+        assert result.last_hidden is not None  # as it has no error
+        text = as_text(self._codebook.units(result.last_hidden), self._collapse)
+        line = f"{printable(self._names[number])}|{text}"
+        if self._output == STDOUT:
+            say(line, flush=True)
+        else:
+            self._lines.append(text if self._output.endswith(".km") else line)
 
-    def finish(self) -> None:
-        """Writes the lines, all of them or none."""
+    def leave_out(self, number: int) -> None:
+        """As for every `Output`."""
+        if self._output.endswith(".km"):
+            self._lines.append("")
+
+    def finish(self, total: str) -> None:
+        """As for every `Output`: writes the lines, all of them or none."""
         if self._output != STDOUT:
             text = "".join(f"{line}\n" for line in self._lines)
             write_text(pathlib.Path(self._output), text)
-
-    def _text(self, hidden: Float[np.ndarray, "frames dim"] | None) -> str:
-        if hidden is None:
-            return ""
-        return as_text(self._codebook.units(hidden), self._collapse)

@@ -171,8 +171,7 @@ def write_log(folder: pathlib.Path, rows: list[NoisyFile]) -> None:
 
 
 def _write(path: pathlib.Path, waveform: Waveform) -> None:
-    import soundfile
-
+    soundfile = audio.libsndfile()
     samples = audio.as_int16(waveform)
     try:
         with whole_files(path) as (partial,), open(partial, "wb") as stream:
