@@ -15,7 +15,7 @@ from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.prepared import prepare
 from daisy_jax.data.side_work import batches, reader_threads
 from daisy_jax.errors import InputError
-from daisy_jax.features import files
+from daisy_jax.features import files, read_ahead
 
 
 def read(corpus, draw, number):
@@ -94,7 +94,7 @@ def play_cores(monkeypatch, cores):
 def test_half_of_the_cores_read(monkeypatch, cores, threads):
     play_cores(monkeypatch, cores)
     assert reader_threads() == threads
-    assert 2 * threads <= files.READ_AHEAD
+    assert 2 * threads <= read_ahead.READ_AHEAD
 
 
 def test_cores_are_counted_where_there_is_no_affinity(monkeypatch):
@@ -120,11 +120,11 @@ def test_all_threads_read_files_at_once(monkeypatch):
     play_cores(monkeypatch, 16)
     together = threading.Barrier(8, timeout=60)
 
-    def waits_for_seven_others(path, max_seconds):
+    def waits_for_seven_others(path, max_seconds, cut):
         together.wait()
-        return f"{path} is no file"
+        yield read_ahead.Unreadable(path, f"{path} is no file")
 
-    monkeypatch.setattr(files, "_read", waits_for_seven_others)
+    monkeypatch.setattr(read_ahead, "_read", waits_for_seven_others)
     paths = [str(number) for number in range(16)]
     results = list(files.encode_files(made_model(), paths))
     assert [result.error for result in results] == [f"{path} is no file" for path in paths]

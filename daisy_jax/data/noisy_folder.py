@@ -13,7 +13,7 @@ from daisy_jax import audio
 from daisy_jax.data.corpus import Waveform
 from daisy_jax.data.file_list import nameable
 from daisy_jax.data.noisy_corpus import CLEAN, NoisyCorpus
-from daisy_jax.data.transcripts import has_table, transcripts, write_table
+from daisy_jax.data.transcripts import has_table, transcripts, save_texts
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import followed, leave_out_item
 from daisy_jax.whole_files import (
@@ -129,7 +129,7 @@ def _copy_transcripts(
     """Copies the transcripts of the clean files, where they are not there yet."""
     if has_table(clean):
         texts = transcripts(clean, [row.clean for row in rows])
-        write_table(folder, dict(zip([row.name for row in rows], texts, strict=True)))
+        save_texts(folder, dict(zip([row.name for row in rows], texts, strict=True)))
     folders = {(pathlib.Path(clean, row.clean).parent, (folder / row.name).parent) for row in rows}
     for origin, target in sorted(folders):
         for text in origin.glob("*.trans.txt"):

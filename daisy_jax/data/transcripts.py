@@ -112,7 +112,7 @@ def has_table(folder: str | pathlib.Path) -> bool:
     return any(pathlib.Path(folder, name).is_file() for name in (TABLE, JSON_TABLE))
 
 
-def write_table(folder: str | pathlib.Path, texts: dict[str, str]) -> None:
+def save_texts(folder: str | pathlib.Path, texts: dict[str, str]) -> None:
     """Writes a table of texts by name, whole or not at all."""
     lines = [f"{name}\t{' '.join(text.split())}\n" for name, text in texts.items()]
     write_text(pathlib.Path(folder, TABLE), "".join(lines))
