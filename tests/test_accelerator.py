@@ -43,6 +43,7 @@ COMMANDS = {
     "benchmarks/lstm.py": ["--batch=-1"],
     "benchmarks/stage1.py": ["--size=tiny"],
     "benchmarks/stage2.py": ["--size=tiny"],
+    "benchmarks/windows.py": ["nowhere", "--model=nowhere"],
     "daisy_jax/commands/calibrate.py": ["nowhere", CLIP],
     "daisy_jax/commands/encode.py": [CLIP, "--model=nowhere"],
     "daisy_jax/commands/extract.py": ["nowhere", "--output=nowhere", "--model=nowhere"],

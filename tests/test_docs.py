@@ -13,7 +13,10 @@ from daisy_jax.tasks.presets import TASKS, read_preset
 GUIDES = {
     "training.md": ("train/branches.py", "train/labels.py"),
     "noise.md": ("train/noisy.py", "eval/noise.py", "train/downstream.py", "eval/downstream.py"),
-    "corpora.md": ("daisy-jax extract", "train/downstream.py"),
+    "corpora.md": (
+        *("daisy-jax extract", "daisy-jax encode", "train/units.py"),
+        "train/downstream.py",
+    ),
     "downstream.md": (
         *("train/downstream.py", "eval/downstream.py", "eval/report.py"),
         "eval/reproduce.py",

@@ -13,7 +13,7 @@ from daisy_jax import audio
 from daisy_jax.data.corpus import Waveform
 from daisy_jax.data.file_list import nameable
 from daisy_jax.data.noisy_corpus import CLEAN, NoisyCorpus
-from daisy_jax.data.transcripts import has_table, transcripts, save_texts
+from daisy_jax.data.transcripts import has_table, save_texts, transcripts
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import followed, leave_out_item
 from daisy_jax.whole_files import (
