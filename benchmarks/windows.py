@@ -4,9 +4,9 @@
 
 Files are joined to one recording of up to `--seconds`. Its features at full depth, cut into
 windows, are compared with those of the whole recording, by distance from the nearest cut: the norm
-of the difference as a share of the norm that frames have, root mean square. With --hour, noise of 48 kHz
-in two channels, a minute and an hour of it, goes through `daisy-jax encode`, and the most memory
-that each process held is printed.
+of the difference as a share of the norm that frames have, root mean square. With --hour, noise of
+48 kHz in two channels, a minute and an hour of it, goes through `daisy-jax encode`, and the most
+memory that each process held is printed.
 """
 
 # First, so that Ctrl-C ends the program while everything else is loaded.
