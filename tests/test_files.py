@@ -175,7 +175,7 @@ def test_few_shapes_and_little_padding(model, monkeypatch, draw, shapes, padding
     def whole(path, *_):
         samples = len(clips[path])
         (window,) = daisy_jax.audio.windows_of(samples, daisy_jax.audio.Cut(samples, 0))
-        yield read_ahead.Part(path, window, clips[path], ())
+        yield read_ahead.FilePart(path, window, clips[path], ())
 
     monkeypatch.setattr(read_ahead, "_read", whole)
     results = list(daisy_jax.encode_files(model, clips))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import speech_like
 from programs import run_here
+from safetensors.numpy import load_file
 from sounds import write
 
 import daisy_jax
@@ -16,8 +17,9 @@ from daisy_jax import InputError, audio
 from daisy_jax.audio import Cut
 from daisy_jax.data.file_list import read_list
 from daisy_jax.exits import ExitRule
-from daisy_jax.features import contents
+from daisy_jax.features import contents, windowed
 from daisy_jax.features.extract import Extractor, encode_shard
+from daisy_jax.features.shard_format import shard_file
 from daisy_jax.features.store import FeatureStore
 
 
@@ -111,8 +113,8 @@ def test_files_of_up_to_a_window_are_not_cut(base_model, recording, tmp_path):
     assert [result.path for result in cut] == [str(path) for path in paths]
     assert [len(result.windows) for result in cut] == [1, 5, 0, 1]
     assert "missing.wav" in cut[2].error
-    for windowed, other in zip(cut, whole, strict=True):
-        assert windowed.num_frames == other.num_frames
+    for one, other in zip(cut, whole, strict=True):
+        assert one.num_frames == other.num_frames
     np.testing.assert_allclose(cut[0].last_hidden, whole[0].last_hidden, atol=1e-5)
 
 
@@ -275,3 +277,21 @@ def test_extract_takes_windows(model, listed, tmp_path):
     assert cut.returncode == 1
     assert "4 files" in cut.stdout
     assert "spoilt.wav" in cut.stderr
+
+
+def test_a_recording_of_which_some_windows_fail_leaves_nothing_in_its_shard(
+    model, listed, tmp_path, monkeypatch
+):
+    read = windowed.Parts.read
+
+    def fails_once(parts, number):
+        recording, window = parts.parts[number]
+        if recording == 0 and window.frames.start == 100:
+            raise OSError("the disk has gone")
+        return read(parts, number)
+
+    monkeypatch.setattr(windowed.Parts, "read", fails_once)
+    extractor = Extractor(model, contents.labels(), batch_seconds=5, cut=audio.cut_of(1.0, 0.3))
+    rows = encode_shard(extractor, read_list(listed), 0, 1, tmp_path)
+    assert "the disk has gone" in rows[0].error
+    assert set(load_file(shard_file(tmp_path, 0))) == {row.id for row in rows if row.frames}

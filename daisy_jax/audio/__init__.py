@@ -15,7 +15,7 @@ from daisy_jax.audio.units import (
     padded_width,
 )
 from daisy_jax.audio.waveforms import as_int16, batch_of_one, pad_batch
-from daisy_jax.audio.windows import Cut, Window, cut_of, cut_stream, windows_of
+from daisy_jax.audio.windows import WHOLE, Cut, Window, cut_of, cut_stream, windows_of
 
 __all__ = [
     "CONV_KERNELS",
@@ -24,6 +24,7 @@ __all__ = [
     "FRAME_WINDOW",
     "FULL_SCALE",
     "SAMPLE_RATE",
+    "WHOLE",
     "WIDTHS",
     "Cut",
     "Stream",

@@ -59,6 +59,11 @@ class Window(NamedTuple):
         return slice(self.frames.start - first, self.frames.stop - first)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is all of its recording."""
+        return self.is_last and not self.frames.start
+
+    @property
     def start_seconds(self) -> float:
         """Where the window itself begins."""
         return self.frames.start * FRAME_HOP / SAMPLE_RATE
@@ -67,6 +72,10 @@ class Window(NamedTuple):
     def seconds(self) -> float:
         """Its duration, without the context."""
         return (self.end - self.frames.start * FRAME_HOP) / SAMPLE_RATE
+
+
+WHOLE = Cut(1 << 40, 0)
+"""One window, however long the recording is."""
 
 
 def cut_of(window_seconds: float, context_seconds: float, max_seconds: float = math.inf) -> Cut:
@@ -127,11 +136,15 @@ def cut_stream(
     held, start, first, ended = np.zeros(0, np.float32), 0, 0, False  # `start`: of what is held
     while True:
         wanted = max(first + cut.frames + cut.context, cut.seen) + 1
-        while not ended and frame_count(start + len(held)) < wanted:
+        joined, samples = [held], start + len(held)
+        while not ended and frame_count(samples) < wanted:
             block = next(coming, None)
             ended = block is None
-            held = held if block is None else np.concatenate([held, block])
-        window = _window(first, start + len(held), cut, ended)
+            if block is not None:
+                joined.append(block)
+                samples += len(block)
+        held = np.concatenate(joined)
+        window = _window(first, samples, cut, ended)
         yield window, held[window.start - start : window.stop - start].copy()
         if window.is_last:
             return

@@ -101,8 +101,7 @@ class Encode(ModelOptions):
             parts = [(round(part.seconds * rate), part.exit_layer) for part in result.windows]
             samples, layers = np.asarray(parts, np.int64).T
             cost = np.sum(daisy_jax.multiply_adds(config, samples, layers, rule.evaluated))
-            deepest = np.full_like(layers, num_layers)
-            full = np.sum(daisy_jax.multiply_adds(config, samples, deepest, without_branches))
+            full = np.sum(daisy_jax.multiply_adds(config, samples, num_layers, without_branches))
             mean_layer = np.average(layers, weights=samples)
             rows.append((result.seconds, mean_layer, cost, full))
             shown(table_row(result, 1 - cost / full, rule.threshold is not None))

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 
 import daisy_jax
 from daisy_jax import FileResult
+from daisy_jax.console import pages
 from daisy_jax.console.charts import bars, curve, png, steps
 from daisy_jax.exits import ExitRule
 from daisy_jax.reporting import printable
@@ -28,8 +29,9 @@ COLUMNS, BANDS = 800, 64
 """Of a picture, at most, and mel bands."""
 RANGE = 80.0
 """dB below the loudest, of a picture's lightest grey."""
-POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-"""For a browser: a page loads nothing from elsewhere and runs nothing."""
+TITLE = "Where speech left the model"
+POLICY = f"{pages.POLICY}; media-src data:"
+"""With players."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --faint: #888; --mark: #0b62c4;
         --limit: #c2410c; }
@@ -89,21 +91,15 @@ class ExitPage:
         """As for every `Output`: writes the page, whole or not at all."""
         what = "files and windows" if int(self._counts.sum()) != self._files else "files"
         parts = [
-            "<h1>Where speech left the model</h1>",
+            f"<h1>{TITLE}</h1>",
             f"<p>{html.escape(printable(total))}</p>",
             f'<figure class="summary">{bars(self._counts, "exits by layer")}'
             f"<figcaption>{what} that left at each layer</figcaption></figure>",
         ]
         if self._files > MOST_FILES:
             parts.append(f"<p>The first {MOST_FILES} of {self._files} files:</p>")
-        page = (
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-            f"<title>Where speech left the model</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        )
         body = "\n".join([*parts, *self._sections])
-        write_text(pathlib.Path(self._path), f"{page}{body}\n</body>\n</html>\n")
+        write_text(pathlib.Path(self._path), pages.html_document(TITLE, STYLE, f"{body}\n", POLICY))
 
     def _section(self, result: FileResult, saved: float) -> str:
         assert result.entropy is not None  # as it has no error

@@ -34,11 +34,6 @@ def codebook_for(
             "out"
         )
     codebook = load_codebook(source)
-    if codebook.centroids.shape[1] != model.config.dim:
-        raise InputError(
-            f"{source}: centroids have the shape {codebook.centroids.shape}; for this model it "
-            f"must be [clusters, {model.config.dim}]"
-        )
     chosen = codebook.layer_for(model, layer, source)
     rule = fixed_layer(chosen, model.config.num_layers)
     return codebook, rule._replace(name=f"layer {chosen}")

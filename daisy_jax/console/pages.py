@@ -46,11 +46,16 @@ def html_page(title: str, markdown: str, folder: pathlib.Path, pictures: list[st
         body = body.replace(f'<img src="{name}"', f'<img src="data:image/png;base64,{data}"')
     body = body.replace("<table>", '<div class="table"><table>')
     body = body.replace("</table>", "</table></div>")
+    return html_document(title, STYLE, body, POLICY)
+
+
+def html_document(title: str, style: str, body: str, policy: str) -> str:
+    """A whole page around its body, of which a browser loads what `policy` lets it."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{style}</style>\n</head>\n"
         f"<body>\n{body}</body>\n</html>\n"
     )
 

@@ -64,7 +64,8 @@ class Codebook(NamedTuple):
           source: the codebook's place, for messages.
 
         Raises:
-          InputError: it belongs to another layer or another trunk, or nobody says to which layer.
+          InputError: it belongs to another layer or another trunk, nobody says to which layer, or
+            centroids have another width than features.
         """
         if self.layer is None and layer is None:
             raise InputError(f"{source}: does not say to which layer it belongs; give --layer")
@@ -76,6 +77,11 @@ class Codebook(NamedTuple):
             raise InputError(
                 f"{source}: was made with another model; give that one with --model, or make units "
                 "for this one (train/units.py)"
+            )
+        if self.centroids.shape[1] != model.config.dim:
+            raise InputError(
+                f"{source}: centroids have the shape {self.centroids.shape}; for this model it "
+                f"must be [clusters, {model.config.dim}]"
             )
         chosen = self.layer if layer is None else layer
         assert chosen is not None

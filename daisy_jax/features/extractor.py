@@ -6,7 +6,6 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Generator, Iterable
-from typing import Any
 
 import jax
 import numpy as np
@@ -134,7 +133,7 @@ class Extractor:
             for crop, part in zip(batches_of(position), batch, strict=True):
                 if not crop.samples:
                     continue  # fills the batch
-                index, window, _ = parts.parts[crop.index]
+                index, window = parts.parts[crop.index]
                 if part is None:
                     text = (
                         f"{corpus.names[index]}: not enough memory for "
@@ -159,10 +158,11 @@ class Extractor:
             if index in errors:
                 row = row._replace(error=errors[index])
             else:
-                row = row._replace(**_outcome(row.samples, computed[index]))
+                row = _with_outcome(row, computed[index])
             rows.append(row._replace(**files[index]))
         if parallel.is_first():
-            named = {corpus.names[index]: values for index, values in features.items()}
+            whole = features.keys() - errors.keys()  # of the others, some windows may be there
+            named = {corpus.names[index]: features[index] for index in sorted(whole)}
             write_shard(folder, number, named, [*rows, *unusable], source)
         return [*rows, *unusable]
 
@@ -224,16 +224,16 @@ def _row(name: str, path: str, shard: int, samples: int) -> Row:
     return Row(name, path, shard, samples, 0, 0, False, [], [], None)
 
 
-def _outcome(samples: int, parts: list[Computed]) -> dict[str, Any]:
-    """What a row says of an utterance that was computed, in one part or in several windows.
+def _with_outcome(row: Row, parts: list[Computed]) -> Row:
+    """The row of an utterance that was computed, in one part or in several windows.
 
     Several have the exit, the entropy and the agreement of the one that left deepest.
     """
     deepest = max(parts, key=lambda part: int(part.exit_layer))
-    return {
-        "frames": audio.frame_count(samples),
-        "exit_layer": int(deepest.exit_layer),
-        "forced": bool(deepest.forced),
-        "entropy": deepest.entropy.tolist(),
-        "agreement": deepest.agreement.tolist(),
-    }
+    return row._replace(
+        frames=audio.frame_count(row.samples),
+        exit_layer=int(deepest.exit_layer),
+        forced=bool(deepest.forced),
+        entropy=deepest.entropy.tolist(),
+        agreement=deepest.agreement.tolist(),
+    )

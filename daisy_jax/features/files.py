@@ -17,7 +17,7 @@ from daisy_jax import audio
 from daisy_jax.encode import Encoded, encode
 from daisy_jax.errors import InputError, is_out_of_memory
 from daisy_jax.features.file_results import FileResult, WindowResult, joined
-from daisy_jax.features.read_ahead import Part, Unreadable, read_parts
+from daisy_jax.features.read_ahead import FilePart, Unreadable, read_parts
 from daisy_jax.model.criteria import Criterion
 from daisy_jax.model.hubert import Hubert
 from daisy_jax.parallel import platform_of
@@ -98,7 +98,7 @@ def encode_files(
 def _results(
     device: concurrent.futures.Executor,
     model: Hubert,
-    parts: Iterator[Part | Unreadable],
+    parts: Iterator[FilePart | Unreadable],
     widths: Sequence[int],
     options: EncodeOptions,
 ) -> Iterator[tuple[FileResult, bool]]:
@@ -162,7 +162,7 @@ class _Member(NamedTuple):
     """A part on its way into a batch."""
 
     number: int
-    part: Part
+    part: FilePart
 
 
 class _Batch(NamedTuple):
@@ -220,7 +220,7 @@ def _rows(width: int, seconds: float) -> int:
     return min(max(1, int(seconds * audio.SAMPLE_RATE // width)), IN_WORK // 4)
 
 
-def _result(part: Part, out: Encoded, row: int) -> FileResult:
+def _result(part: FilePart, out: Encoded, row: int) -> FileResult:
     """What became of one part."""
     window, frames = part.window, part.window.frames
     exit_layer, forced = int(out.exit_layer[row]), bool(out.forced[row])

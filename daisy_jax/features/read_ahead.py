@@ -5,7 +5,7 @@ import concurrent.futures
 import itertools
 import os
 from collections.abc import Generator, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -16,11 +16,9 @@ from daisy_jax.errors import said_of
 
 READ_AHEAD = 32
 """Files read while others are computed; several for each of the `reader_threads`."""
-WHOLE = audio.Cut(1 << 40, 0)
-"""One window, however long the recording is."""
 
 
-class Part(NamedTuple):
+class FilePart(NamedTuple):
     """A file, or a window of it."""
 
     path: str
@@ -38,9 +36,12 @@ class Unreadable(NamedTuple):
     error: str
 
 
+Read: TypeAlias = FilePart | Unreadable
+
+
 def read_parts(
     paths: Iterable[str | os.PathLike], max_seconds: float, cut: audio.Cut | None
-) -> Generator[Part | Unreadable]:
+) -> Generator[Read]:
     """Each path's audio, or the reason why there is none; read ahead in threads.
 
     The first part of several files is read ahead, and one part more of the file at hand.
@@ -50,7 +51,7 @@ def read_parts(
 
     def submit(
         count: int,
-    ) -> Iterator[tuple[Iterator[Part | Unreadable], concurrent.futures.Future[Part | Unreadable]]]:
+    ) -> Iterator[tuple[Iterator[Read], concurrent.futures.Future[Read]]]:
         for path in itertools.islice(remaining, count):
             parts = _read(path, max_seconds, cut)
             yield parts, readers.submit(next, parts)
@@ -71,14 +72,12 @@ def read_parts(
         readers.shutdown(cancel_futures=True)
 
 
-def _read(
-    path: str | os.PathLike, max_seconds: float, cut: audio.Cut | None
-) -> Generator[Part | Unreadable]:
+def _read(path: str | os.PathLike, max_seconds: float, cut: audio.Cut | None) -> Generator[Read]:
     """The parts of a file; an error is the last one."""
     name = os.fspath(path)
     try:
         with audio.stream(path, max_seconds) as (blocks, notes):
-            for window, waveform in audio.cut_stream(blocks, cut or WHOLE):
-                yield Part(name, window, waveform, notes)
+            for window, waveform in audio.cut_stream(blocks, cut or audio.WHOLE):
+                yield FilePart(name, window, waveform, notes)
     except Exception as error:
         yield Unreadable(name, said_of(path, error))

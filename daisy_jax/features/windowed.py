@@ -17,7 +17,6 @@ class Part(NamedTuple):
     recording: int
     """The recording's number in its corpus."""
     window: audio.Window
-    is_cut: bool
 
 
 class Parts:
@@ -28,9 +27,8 @@ class Parts:
         self._corpus, self._paths = corpus, paths
         self.parts: list[Part] = []
         for index, samples in enumerate(map(int, corpus.lengths)):
-            whole = audio.Cut(max(1, audio.frame_count(samples)), 0)
-            windows = audio.windows_of(samples, cut or whole)
-            self.parts += [Part(index, window, len(windows) > 1) for window in windows]
+            windows = audio.windows_of(samples, cut or audio.WHOLE)
+            self.parts += [Part(index, window) for window in windows]
         self.lengths = np.asarray([p.window.stop - p.window.start for p in self.parts], np.int64)
         self._decoded: tuple[int, np.ndarray] = (-1, np.zeros(0, np.float32))
 
@@ -40,8 +38,8 @@ class Parts:
         Raises:
           InputError: it cannot be read.
         """
-        index, window, is_cut = self.parts[number]
-        if not is_cut:
+        index, window = self.parts[number]
+        if window.is_whole:
             return self._corpus.read(index, 0, window.stop)
         if self._decoded[0] != index:
             self._decoded = -1, np.zeros(0, np.float32)  # its file goes before there is another
