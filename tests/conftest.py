@@ -260,6 +260,7 @@ def small_models() -> dict[str, Hubert]:
     return {name: random_model(config) for name, config in CONFIGS.items()}
 
 
+LIBROSA = pytest.mark.slow("librosa is compiled, in a new environment for half a minute")
 COMBINATIONS = pytest.mark.slow("the other combinations of what the quick ones have")
 SOME = ["base_authors", "large"]
 """Post-LN and pre-LN, both taps, both kinds of item 0, both norms of the front end."""

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import sounds
+from conftest import LIBROSA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -514,9 +515,6 @@ def test_labels_of_a_crop_are_those_of_its_frames():
 def test_labels_of_another_corpus_are_refused():
     with pytest.raises(InputError, match="4 labels for 5 frames"):
         LabelsInOrder(numbered(1_999), np.zeros(4, int))
-
-
-LIBROSA = pytest.mark.slow("librosa is compiled, in a new environment for half a minute")
 
 
 @LIBROSA

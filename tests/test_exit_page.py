@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import sounds
-from conftest import speech_like
+from conftest import LIBROSA, speech_like
 from programs import ROOT, run_here
 
 import daisy_jax
@@ -147,6 +147,7 @@ def test_a_file_that_goes_away_leaves_a_word(model, tmp_path):
     assert "No such file" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+@LIBROSA
 def test_the_picture_is_librosas_mel_spectrum():
     (sound,) = speech_like([30_000], seed=1)
     spectrum = librosa.feature.melspectrogram(
