@@ -17,11 +17,9 @@ from daisy_jax import InputError
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 import time
@@ -32,9 +30,10 @@ from gpu_rules import decisions
 from gpu_sizes import Line, Measure, Sizes, sizes
 from timing import TimingOptions
 
-from daisy_jax.accelerator import use_accelerator, use_compilation_cache
+from daisy_jax.accelerator import installed_versions, use_accelerator, use_compilation_cache
 from daisy_jax.console.terminal import run_command, say
 
+LIBRARIES = ("daisy-jax", "jax", "jaxlib", "flax", "torch", "transformers")
 COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer=+CONDITIONAL,+WHILE"
 """XLA's flag for conditions and loops that a GPU decides without asking its host."""
 
@@ -82,7 +81,8 @@ def main() -> None:
 
 def all_lines(config: Config, device: str, measurements: Mapping[str, Measure]) -> Iterator[Line]:
     """Versions, then what is measured, each measurement with what it decides."""
-    yield {"measurement": "versions", "device": device, **versions()}
+    found = {"cores": os.cpu_count(), **dict.fromkeys(LIBRARIES), **installed_versions(*LIBRARIES)}
+    yield {"measurement": "versions", "device": device, **found}
     shapes = sizes(config.small, config.runs)
     for name, measure in measurements.items():
         if config.only and name not in config.only:
@@ -126,16 +126,6 @@ def with_flags(config: Config, flags: str) -> Iterator[Line]:
     for text in done.stdout.splitlines():
         if text.startswith('{"measurement": "exits"'):
             yield {**json.loads(text), "xla_flags": flags}
-
-
-def versions() -> Line:
-    """Of Python and of the libraries that are installed."""
-    line: Line = {"python": platform.python_version(), "cores": os.cpu_count()}
-    for name in ("daisy-jax", "jax", "jaxlib", "flax", "torch", "transformers"):
-        line[name] = None
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            line[name] = importlib.metadata.version(name)
-    return line
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the benchmarks share: options, times, files of noise, memory."""
 
 import dataclasses
+import json
 import pathlib
 import resource
 import sys
@@ -14,7 +15,6 @@ from jaxtyping import PyTree
 from daisy_jax.accelerator import Accelerator
 from daisy_jax.console.terminal import say
 from daisy_jax.parallel import medians
-from daisy_jax.whole_files import write_json
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "eval"))  # for torch_place
 
@@ -44,7 +44,8 @@ class StepOptions(TimingOptions):
         """Writes the results with the options, if there is a file for them."""
         if self.output:
             settings = {"settings": dataclasses.asdict(self)}
-            write_json(pathlib.Path(self.output), settings | result)
+            text = json.dumps(settings | result, indent=2)
+            pathlib.Path(self.output).write_text(text + "\n", encoding="utf-8")
             say(f"written: {self.output}")
 
 

@@ -108,6 +108,15 @@ def use_compilation_cache(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def installed_versions(*libraries: str) -> dict[str, str]:
+    """Versions of Python and of those of these libraries that are installed."""
+    found = {"python": platform.python_version()}
+    for name in libraries:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def has_plugin(kind: str) -> bool:
     """Whether JAX would find a plugin for a kind of device, such as "cuda" or "rocm"."""
     names = [entry.name for entry in importlib.metadata.entry_points(group="jax_plugins")]

@@ -17,10 +17,8 @@ import daisy_jax
 
 # isort: split
 
-import contextlib
 import dataclasses
 import importlib
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -37,7 +35,7 @@ from jaxtyping import Array, Float, Int
 from torch_place import torch_place
 
 from daisy_jax import audio, multiply_adds
-from daisy_jax.accelerator import Accelerator, use_accelerator
+from daisy_jax.accelerator import Accelerator, installed_versions, use_accelerator
 from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command, say
@@ -282,10 +280,8 @@ def torch_reference(config: Config, place: str) -> Callable[[np.ndarray], Task] 
 def versions(device: str) -> dict[str, str]:
     """Device and versions of what was timed."""
     texts = {"device": device, "processor": platform.machine(), "cores": str(os.cpu_count())}
-    for name in ("daisy-jax", "jax", "jaxlib", "flax", "torch", "transformers"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            texts[name] = importlib.metadata.version(name)
-    return texts
+    libraries = ("daisy-jax", "jax", "jaxlib", "flax", "torch", "transformers")
+    return texts | installed_versions(*libraries)
 
 
 def savings_by_layer(rows: list[dict[str, float]]) -> "Figure":

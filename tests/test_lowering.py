@@ -17,11 +17,12 @@ from daisy_jax.audio import frame_count, pad_batch
 from daisy_jax.exits import ExitRule
 from daisy_jax.features import contents
 from daisy_jax.model import slices
+from daisy_jax.model.branches_loss import branches_loss
 from daisy_jax.model.forms import one_form
 from daisy_jax.tasks.asr import CHARACTERS
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.training import downstream_step, head_optimizer, new_params
-from daisy_jax.training.branches import branch_optimizer, branch_step, branches_loss
+from daisy_jax.training.branches import branch_optimizer, branch_step
 from daisy_jax.training.pretraining import masked_prediction_loss
 
 CONFIG = dataclasses.replace(SMALL, num_heads=4)  # eight channels a head, as cuDNN's kernel wants

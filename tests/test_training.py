@@ -17,10 +17,11 @@ from made_models import made_model
 import daisy_jax
 from daisy_jax.errors import InputError, Terminated
 from daisy_jax.model.branches import Branches
+from daisy_jax.model.branches_loss import branch_scores, branches_loss
 from daisy_jax.model.frame_labels import frame_labels
 from daisy_jax.model.hubert import embed, final_norm
 from daisy_jax.model.layer_loops import last_block, tapped_layers
-from daisy_jax.training.branches import branch_scores, branches_loss, clip_each_branch
+from daisy_jax.training.branches import clip_each_branch
 from daisy_jax.training.loop import fit, warmup_then_decay
 from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
 from daisy_jax.training.run_folder import Run

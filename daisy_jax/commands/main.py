@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from daisy_jax.commands.calibrate import Calibrate
+from daisy_jax.commands.check import Check
 from daisy_jax.commands.convert import Convert
 from daisy_jax.commands.encode import Encode
 from daisy_jax.commands.extract import Extract
@@ -19,6 +20,7 @@ Command = (
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
 )
 
 

@@ -8,13 +8,11 @@ script has ended, `model/`, a model folder.
 import contextlib
 import dataclasses
 import importlib
-import importlib.metadata
 import json
 import logging
 import operator
 import os
 import pathlib
-import platform
 import re
 import shutil
 import sys
@@ -26,6 +24,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from daisy_jax import parallel
+from daisy_jax.accelerator import installed_versions
 from daisy_jax.checkpoints import fill, named_leaves
 from daisy_jax.errors import InputError, require_file
 from daisy_jax.reporting import logger
@@ -317,9 +316,8 @@ def _versions() -> dict[str, str]:
     """What a run's numbers may depend on beside its settings."""
     libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
-        "python": platform.python_version(),
         "daisy-jax": sys.modules["daisy_jax"].__version__,
-        **{name: importlib.metadata.version(name) for name in libraries},
+        **installed_versions(*libraries),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": str(jax.process_count()),
         "command": " ".join(sys.argv),
