@@ -21,7 +21,7 @@ def make(config) -> dict:
     model = device_checks.random_model(config)
     reference = Reference(config, parameters(model))
     length = device_checks.LENGTHS[0]
-    waveform = device_checks.sounds((*device_checks.LENGTHS,))[0, :length]
+    waveform = device_checks.sounds(device_checks.LENGTHS)[0, :length]
     _, hidden, taps = reference.everything(waveform)
     (labels,) = device_checks.labels(config)
     kernels, biases = (reference.weights[f"branches.{part}"] for part in ("kernel", "bias"))

@@ -45,6 +45,7 @@ COMMANDS = {
     "benchmarks/stage2.py": ["--size=tiny"],
     "benchmarks/windows.py": ["nowhere", "--model=nowhere"],
     "daisy_jax/commands/calibrate.py": ["nowhere", CLIP],
+    "daisy_jax/commands/check.py": ["--model=nowhere"],
     "daisy_jax/commands/encode.py": [CLIP, "--model=nowhere"],
     "daisy_jax/commands/extract.py": ["nowhere", "--output=nowhere", "--model=nowhere"],
     "encode, as extract was called": ["--manifest=nowhere", "--output=x", "--model=nowhere"],
