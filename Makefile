@@ -1,5 +1,6 @@
 # make demo: encodes the sample clips with the packaged model.
 # make test: lint, types, import rules and the quick tests, in about five minutes; for each commit.
+# make docs: the guides and the reference as web pages, in build/docs.
 # make test-slow: the other tests: processes, kills, full-size models, scripts from end to end.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile --constraint constraints.txt
 UV := $(BIN)/python -m uv pip install --python $(BIN)/python --quiet --constraint constraints.txt
 
-.PHONY: demo test test-quick test-slow lint format
+.PHONY: demo test test-quick test-slow lint docs format
 
 demo: $(VENV)/.demo
 	$(BIN)/daisy-jax encode daisy_jax/samples/*.flac
@@ -27,6 +28,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/.test
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going -c docs . build/docs
+	@echo "build/docs/index.html"
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

@@ -82,6 +82,8 @@ class Config:
     model."""
     ratios: tuple[float, ...] = (0.7, 0.76, 1.0)
     """Of eq. (3)."""
+    spans: bool = True
+    """Compare the three spans of section 3.3 with leaving at every layer."""
     share: float = 0.15
     """Share of the exits that a layer of the span "threshold" must have."""
     seed: int = 0
@@ -179,14 +181,15 @@ def measure_all(model: Hubert, config: Config) -> tuple[Study, list[NoisyFile]]:
 
 
 def exit_rules(calibration: Calibration, config: Config) -> dict[float, list[ExitRule]]:
-    """For each ratio: every layer allowed, then the spans."""
+    """For each ratio: every layer allowed, then the spans if they are wanted."""
     layers = len(calibration.mean_entropy)
     rules = {}
     for ratio in dict.fromkeys(config.ratios):
         threshold = float(exit_threshold(calibration.mean_entropy, ratio))
         anywhere = ExitRule(EVERY_LAYER, threshold, np.ones(layers, bool))
         counts = np.bincount(anywhere.exits(calibration.entropy)[0], minlength=layers + 1)[1:]
-        rules[ratio] = [anywhere, *span_rules(counts, threshold, config.share)]
+        spans = span_rules(counts, threshold, config.share) if config.spans else []
+        rules[ratio] = [anywhere, *spans]
     return rules
 
 

@@ -1,17 +1,24 @@
 """The guides in docs: their commands are understood, their defaults are those of the scripts."""
 
 import ast
+import inspect
+import os
+import pkgutil
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 
 import pytest
 from programs import ROOT, options_of, run_here
 
+import daisy_jax
 from daisy_jax.tasks.presets import TASKS, read_preset
 
 GUIDES = {
     "training.md": ("train/branches.py", "train/labels.py"),
+    "tutorial.md": ("daisy-jax encode", "daisy-jax check", "train/units.py"),
     "noise.md": ("train/noisy.py", "eval/noise.py", "train/downstream.py", "eval/downstream.py"),
     "corpora.md": (
         *("daisy-jax extract", "daisy-jax encode", "train/units.py"),
@@ -101,3 +108,41 @@ def test_without_anything_there_the_script_says_what_it_wants(tmp_path, monkeypa
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: runs/hubert-base: no such file or folder, and the hub")
     assert "; give a folder written by daisy-jax convert or training, a checkpoint," in done.stderr
+
+
+def documented():
+    """Names below a directive of docs/reference.md."""
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    return re.findall(r"^\.\. auto\w+:: ([\w.]+)$", text, re.MULTILINE)
+
+
+def test_the_reference_has_every_public_name():
+    wanted = {f"daisy_jax.{name}" for name in daisy_jax.__all__}
+    assert wanted - set(documented()) == set()
+    assert len(documented()) == len(set(documented()))
+
+
+@pytest.mark.parametrize("name", documented())
+def test_what_the_reference_names_is_there_and_says_what_it_is(name):
+    thing = pkgutil.resolve_name(name)
+    if not isinstance(thing, int):
+        assert inspect.getdoc(thing)
+
+
+@pytest.mark.slow("runs the tutorial from end to end, each command as a process")
+def test_the_tutorial_runs(tmp_path):
+    text = TEXTS["tutorial.md"]
+    (tmp_path / "daisy_jax").symlink_to(ROOT / "daisy_jax")
+    (tmp_path / "train").symlink_to(ROOT / "train")
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+    for kind, block in re.findall(r"```(bash|python)\n(.*?)```", text, re.DOTALL):
+        words = ["bash", "-e", "-c", block] if kind == "bash" else [sys.executable, "-c", block]
+        environment = os.environ | {"PATH": path, "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (block, done.stdout, done.stderr)
+    lines = (tmp_path / "units.txt").read_text(encoding="utf-8").splitlines()
+    clips = list((tmp_path / "recordings").iterdir())
+    assert len(lines) == len(list((tmp_path / "features").iterdir())) == len(clips)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<audio") == len(clips)
