@@ -55,6 +55,11 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    if config.hour:  # while this process is small: Linux counts its memory as a child's, too
+        with tempfile.TemporaryDirectory() as folder:
+            for minutes in (1, 60):
+                held = memory(pathlib.Path(folder), minutes, config)
+                say(f"{minutes} min: {held / 1e6:.0f} MB", flush=True)
     device = use_accelerator(config.accelerator)
     model = daisy_jax.load(config.model or None)
     wanted = round(config.seconds * daisy_jax.audio.SAMPLE_RATE)
@@ -79,9 +84,6 @@ def main() -> None:
             parts = [squares[band == number] for number in range(len(BOUNDS))]
             errors = [np.sqrt(part.mean()) / scale for part in [*parts, squares] if len(part)]
             say(f"{context:g} s | " + " | ".join(f"{error:.4f}" for error in errors))
-        if config.hour:
-            for minutes in (1, 60):
-                say(f"{minutes} min: {memory(pathlib.Path(folder), minutes, config) / 1e6:.0f} MB")
 
 
 def bands() -> list[str]:

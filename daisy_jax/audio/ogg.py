@@ -6,7 +6,7 @@ of rubbish behind a whole one.
 Source: RFC 3533, section 6 (the header of a page).
 """
 
-import mmap
+import os
 import pathlib
 
 HEADER = 27
@@ -20,18 +20,13 @@ def is_cut_off(path: pathlib.Path) -> bool:
 
     False for other files than Ogg.
     """
+    size, ended = path.stat().st_size, None
     with open(path, "rb") as stream:
-        if stream.read(4) != b"OggS":
-            return False
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            position, ended = 0, False
-            while content[position : position + 4] == b"OggS":
-                header = content[position : position + HEADER]
-                if len(header) < HEADER:
-                    return True
-                body = position + HEADER + header[-1]
-                position = body + sum(content[position + HEADER : body])
-                if position > len(content):
-                    return True
-                ended = bool(header[5] & LAST_PAGE)
-            return not ended
+        while (header := stream.read(HEADER)).startswith(b"OggS"):
+            if len(header) < HEADER:
+                return True
+            table = stream.read(header[-1])
+            if len(table) < header[-1] or stream.seek(sum(table), os.SEEK_CUR) > size:
+                return True
+            ended = bool(header[5] & LAST_PAGE)
+    return ended is False

@@ -7,7 +7,6 @@ missing, and never believed.
 """
 
 import contextlib
-import mmap
 import os
 import pathlib
 import re
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     import soundfile
 
 BLOCK = 1 << 18
-"""Numbers that are decoded at a time, of all channels."""
+"""Numbers that are decoded at a time, of all channels, and bytes that are read."""
 UNKNOWN_FRAMES = 1 << 62
 """libsndfile promises more where a length is not known."""
 MOST_FRAMES_IN_A_BYTE = 4096
@@ -186,16 +185,16 @@ def _refuse_others(path: pathlib.Path) -> None:
 
 def _refuse_joined(path: pathlib.Path) -> None:
     """Raises an InputError if a file's beginning is there again: two were joined."""
-    with (
-        open(path, "rb") as stream,
-        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        head = content[:8]  # a format's name, and more that another such file shares
-        joined = content.find(head, len(head)) >= 0
-    if joined:
-        raise InputError(
-            f"{path}: several sound files in one, of which only the first would be read; split it"
-        )
+    with open(path, "rb") as stream:
+        head = stream.read(8)  # a format's name, and more that another such file shares
+        seen = b""
+        while block := stream.read(BLOCK):
+            if head in (seen := seen + block):
+                raise InputError(
+                    f"{path}: several sound files in one, of which only the first would be read; "
+                    "split it"
+                )
+            seen = seen[-len(head) + 1 :]
 
 
 def promised_frames(path: pathlib.Path, file: "soundfile.SoundFile") -> int | None:

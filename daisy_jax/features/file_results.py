@@ -1,10 +1,13 @@
 """What `encode_files` says of a file, and how the windows of a long one become it."""
 
+import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
+
+from daisy_jax.errors import said_of
 
 
 class WindowResult(NamedTuple):
@@ -23,7 +26,11 @@ class WindowResult(NamedTuple):
 
 
 class FileResult(NamedTuple):
-    """One file's features, or why there are none. Arrays are numpy, without padding."""
+    """One file's features, or why there are none. Arrays are numpy, without padding.
+
+    Features of a file in several windows are mapped from the disk (`tempfile` says where it lies),
+    so that memory does not follow its length.
+    """
 
     path: str
     """As it was given."""
@@ -56,29 +63,80 @@ class FileResult(NamedTuple):
 
 def joined(results: Iterator[tuple[FileResult, bool]]) -> Iterator[FileResult]:
     """Files, from the results of their windows and whether each is the file's last."""
-    windows: list[FileResult] = []
+    recording: _Recording | None = None
     for result, is_last in results:
-        if not windows or windows[0].error is None:
-            windows = [result] if result.error is not None else [*windows, result]
+        if recording is None and is_last:
+            yield result
+            continue
+        if recording is None:
+            recording = _Recording()
+        recording.add(result)
         if is_last:
-            yield windows[0] if len(windows) == 1 else _recording(windows)
-            windows = []
+            yield recording.result()
+            recording = None
 
 
-def _recording(windows: list[FileResult]) -> FileResult:
-    """One recording, of several windows."""
+class _Recording:
+    """The results of a recording's windows, one after the other.
 
-    def one(name: str, axis: int = 0) -> Shaped[np.ndarray, "..."] | None:
-        parts = [getattr(window, name) for window in windows]
-        return None if parts[0] is None else np.concatenate(parts, axis)
+    Features of an hour are gigabytes, so that they lie on the disk, in files without a name.
+    """
 
-    deepest = max(windows, key=lambda window: window.exit_layer)
-    return deepest._replace(
-        seconds=windows[-1].windows[-1].start + windows[-1].seconds,
-        num_frames=sum(window.num_frames for window in windows),
-        last_hidden=one("last_hidden"),
-        hidden_states=one("hidden_states", axis=1),
-        pooled=one("pooled"),
-        frame_exit_layer=one("frame_exit_layer"),
-        windows=tuple(part for window in windows for part in window.windows),
-    )
+    def __init__(self) -> None:
+        self._windows: list[FileResult] = []  # without their features
+        self._frames: dict[str, _Frames] = {}
+        self._error: FileResult | None = None
+
+    def add(self, window: FileResult) -> None:
+        """The next window; behind one with an error the others do not count."""
+        if self._error is None and window.error is None:
+            try:
+                self._add(window)
+            except OSError as error:
+                self._error = FileResult(window.path, said_of(window.path, error))
+        elif self._error is None:
+            self._error = window
+
+    def _add(self, window: FileResult) -> None:
+        for name in ("last_hidden", "hidden_states", "pooled"):
+            array = getattr(window, name)
+            if array is not None:
+                self._frames.setdefault(name, _Frames()).append(array)
+        none = {"last_hidden": None, "hidden_states": None, "pooled": None}
+        self._windows.append(window._replace(**none))
+
+    def result(self) -> FileResult:
+        """The recording; arrays of its frames are mapped from the disk."""
+        if self._error is not None:
+            return self._error
+        windows = self._windows
+        layers = [w.frame_exit_layer for w in windows if w.frame_exit_layer is not None]
+        deepest = max(windows, key=lambda window: window.exit_layer)
+        return deepest._replace(
+            seconds=windows[-1].windows[-1].start + windows[-1].seconds,
+            num_frames=sum(window.num_frames for window in windows),
+            frame_exit_layer=np.concatenate(layers),
+            windows=tuple(part for window in windows for part in window.windows),
+            **{name: frames.array() for name, frames in self._frames.items()},
+        )
+
+
+class _Frames:
+    """Arrays [..., frames, dim], joined along their frames in a file."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as its arrays live
+        self._count = 0
+
+    def append(self, array: Shaped[np.ndarray, "*items frames dim"]) -> None:
+        """Writes one behind the others."""
+        frames_first = np.moveaxis(array, -2, 0)
+        self._file.write(frames_first.tobytes())
+        self._count += len(frames_first)
+        self._shape, self._dtype = frames_first.shape[1:], frames_first.dtype
+
+    def array(self) -> Shaped[np.ndarray, "*items frames dim"]:
+        """All of them; the file lives as long as the array."""
+        self._file.flush()
+        shape = (self._count, *self._shape)
+        return np.moveaxis(np.memmap(self._file, self._dtype, "r+", shape=shape), 0, -2)
