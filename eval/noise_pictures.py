@@ -31,6 +31,11 @@ def panels(study: Study) -> dict[str, list[Condition]]:
     return {**study.kinds, **own} or {"clean": [study.clean]}
 
 
+def width_of(groups: dict[str, list[Condition]]) -> float:
+    """Inches; above a single panel there must be room for the title."""
+    return max(4.2 * len(groups), 7.5)
+
+
 def draw_entropy(study: Study) -> "Figure":
     """Mean entropy against layer: a panel a kind of noise, a line a level (figure 2)."""
     from matplotlib import pyplot
@@ -39,7 +44,7 @@ def draw_entropy(study: Study) -> "Figure":
     figure, axes = pyplot.subplots(
         1,
         len(groups),
-        figsize=(4.2 * len(groups), 3.4),
+        figsize=(width_of(groups), 3.4),
         sharey=True,
         squeeze=False,
         layout="constrained",
@@ -67,7 +72,7 @@ def draw_exits(study: Study, ratio: float) -> "Figure":
     figure, axes = pyplot.subplots(
         len(rules),
         len(groups),
-        figsize=(4.2 * len(groups), 2.6 * len(rules) + 0.5),
+        figsize=(width_of(groups), 2.6 * len(rules) + 0.5),
         sharey=True,
         squeeze=False,
         layout="constrained",

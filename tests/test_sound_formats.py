@@ -13,6 +13,7 @@ import soundfile
 import sounds
 
 from daisy_jax import audio
+from daisy_jax.audio import sound_file
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.file_list import SUFFIXES, sound_files
 from daisy_jax.errors import InputError
@@ -94,6 +95,18 @@ def test_joined_files_lose_nothing_in_silence(tmp_path, sound, kind, subtype):
         assert "several sound files in one" in said or kind == "HTK"
     else:
         assert said >= 2 * true_length(kind)
+
+
+@pytest.mark.parametrize("size", range(1, 30))
+def test_the_beginning_of_a_joined_file_is_found_across_blocks(tmp_path, sound, monkeypatch, size):
+    path = tmp_path / "joined"
+    content = written(path, sound, "FLAC", "PCM_16")
+    path.write_bytes(content + content[:8])
+    monkeypatch.setattr(sound_file, "BLOCK", size)
+    with pytest.raises(InputError, match="several sound files in one"):
+        sound_file._refuse_joined(path)
+    path.write_bytes(content + content[:7])
+    sound_file._refuse_joined(path)
 
 
 @pytest.mark.parametrize(("kind", "subtype"), ONE_OF_EACH.items())

@@ -1,5 +1,8 @@
 """Long recordings in windows: where they are cut, and what becomes of their features."""
 
+import errno
+import subprocess
+import sys
 import tracemalloc
 
 import hypothesis
@@ -7,7 +10,7 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-from conftest import speech_like
+from conftest import environment, speech_like
 from programs import run_here
 from safetensors.numpy import load_file
 from sounds import write
@@ -17,7 +20,7 @@ from daisy_jax import InputError, audio
 from daisy_jax.audio import Cut
 from daisy_jax.data.file_list import read_list
 from daisy_jax.exits import ExitRule
-from daisy_jax.features import contents, windowed
+from daisy_jax.features import contents, file_results, windowed
 from daisy_jax.features.extract import Extractor, encode_shard
 from daisy_jax.features.shard_format import shard_file
 from daisy_jax.features.store import FeatureStore
@@ -164,6 +167,53 @@ def test_memory_does_not_follow_the_recording(tmp_path, rate):
         return highest
 
     assert peak(80) < peak(20) + 1e6  # of 5 MB of samples, or 14
+
+
+HIGHEST = """
+import re, sys
+import daisy_jax
+model = daisy_jax.load(sys.argv[1])
+(result,) = daisy_jax.encode_files(model, sys.argv[2:], window_seconds=5)
+assert result.error is None
+print(result.num_frames, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+"""
+
+
+@pytest.mark.slow("two processes, one of which encodes a quarter of an hour")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's own account of memory")
+def test_a_process_needs_no_more_memory_for_a_longer_recording(base_model, tmp_path):
+    daisy_jax.save(base_model, tmp_path / "model")
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (48_000, 2)).astype(np.float32)
+
+    def megabytes(minutes):
+        path = write(tmp_path / "long.flac", np.tile(noise, (60 * minutes, 1)), 48_000)
+        words = [sys.executable, "-c", HIGHEST, str(tmp_path / "model"), str(path)]
+        done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
+        frames, kilobytes = map(int, done.stdout.split())
+        assert frames == audio.frame_count(16_000 * 60 * minutes)
+        return kilobytes / 1e3
+
+    assert megabytes(15) < megabytes(1) + 60  # of a file of 80 MB, decoded 346, resampled 58
+
+
+def test_features_of_a_long_recording_lie_on_the_disk(base_model, recording, monkeypatch):
+    path, _ = recording
+    options = {"window_seconds": 1.0, "return_hidden_states": True}
+    (result,) = daisy_jax.encode_files(base_model, [path], **options)
+    for array in (result.last_hidden, result.hidden_states):
+        assert isinstance(array.base, np.memmap)
+    np.testing.assert_array_equal(result.hidden_states[-1], result.last_hidden)
+    result.last_hidden[0] = 1  # as with any array of one's own
+    (other,) = daisy_jax.encode_files(base_model, [path], **options)
+    assert np.any(other.last_hidden[0] != 1)
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(file_results.tempfile, "TemporaryFile", full)
+    results = list(daisy_jax.encode_files(base_model, [path, path], **options))
+    assert len(results) == 2
+    assert all(r.error.startswith(f"{path}: No space left on device; make room") for r in results)
 
 
 @pytest.mark.parametrize(

@@ -64,16 +64,20 @@ class FileResult(NamedTuple):
 def joined(results: Iterator[tuple[FileResult, bool]]) -> Iterator[FileResult]:
     """Files, from the results of their windows and whether each is the file's last."""
     recording: _Recording | None = None
-    for result, is_last in results:
-        if recording is None and is_last:
-            yield result
-            continue
-        if recording is None:
-            recording = _Recording()
-        recording.add(result)
-        if is_last:
-            yield recording.result()
-            recording = None
+    try:
+        for result, is_last in results:
+            if recording is None and is_last:
+                yield result
+                continue
+            if recording is None:
+                recording = _Recording()
+            recording.add(result)
+            if is_last:
+                yield recording.result()
+                recording = None
+    finally:
+        if recording is not None:
+            recording.close()
 
 
 class _Recording:
@@ -89,21 +93,32 @@ class _Recording:
 
     def add(self, window: FileResult) -> None:
         """The next window; behind one with an error the others do not count."""
-        if self._error is None and window.error is None:
+        if self._error is not None:
+            return
+        if window.error is not None:
+            self._error = window
+        else:
             try:
                 self._add(window)
             except OSError as error:
                 self._error = FileResult(window.path, said_of(window.path, error))
-        elif self._error is None:
-            self._error = window
+        if self._error is not None:
+            self.close()
 
     def _add(self, window: FileResult) -> None:
         for name in ("last_hidden", "hidden_states", "pooled"):
             array = getattr(window, name)
             if array is not None:
-                self._frames.setdefault(name, _Frames()).append(array)
+                if name not in self._frames:
+                    self._frames[name] = _Frames()
+                self._frames[name].append(array)
         none = {"last_hidden": None, "hidden_states": None, "pooled": None}
         self._windows.append(window._replace(**none))
+
+    def close(self) -> None:
+        """Gives up what lies on the disk."""
+        for frames in self._frames.values():
+            frames.file.close()
 
     def result(self) -> FileResult:
         """The recording; arrays of its frames are mapped from the disk."""
@@ -125,18 +140,19 @@ class _Frames:
     """Arrays [..., frames, dim], joined along their frames in a file."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as its arrays live
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as its arrays live
         self._count = 0
 
     def append(self, array: Shaped[np.ndarray, "*items frames dim"]) -> None:
         """Writes one behind the others."""
         frames_first = np.moveaxis(array, -2, 0)
-        self._file.write(frames_first.tobytes())
+        self.file.write(frames_first.tobytes())
         self._count += len(frames_first)
         self._shape, self._dtype = frames_first.shape[1:], frames_first.dtype
 
     def array(self) -> Shaped[np.ndarray, "*items frames dim"]:
-        """All of them; the file lives as long as the array."""
-        self._file.flush()
-        shape = (self._count, *self._shape)
-        return np.moveaxis(np.memmap(self._file, self._dtype, "r+", shape=shape), 0, -2)
+        """All of them, mapped from the disk as long as the array lives."""
+        with self.file as file:
+            file.flush()
+            shape = (self._count, *self._shape)
+            return np.moveaxis(np.memmap(file, self._dtype, "r+", shape=shape), 0, -2)
