@@ -4,6 +4,7 @@ Pages are the Markdown files where they lie, so that their links work here and i
 """
 
 import ast
+import importlib.metadata
 import inspect
 import pathlib
 import re
@@ -12,11 +13,9 @@ import textwrap
 
 from sphinx.application import Sphinx
 
-import daisy_jax
-
 project = "daisy_jax"
 author = copyright = "The daisy_jax authors"
-release = daisy_jax.__version__
+release = importlib.metadata.version("daisy-jax")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "README"
 GUIDES = ["tutorial", "corpora", "checkpoints", "training", "downstream", "noise", "paper"]

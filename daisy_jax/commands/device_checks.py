@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Int, PyTree
 
 import daisy_jax
 from daisy_jax import Encoded, Hubert, HubertConfig
-from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.model.attention import attend
 from daisy_jax.model.branches import Branches
 from daisy_jax.model.branches_loss import branches_loss
@@ -104,7 +103,7 @@ def sounds(
     rows = np.zeros((len(lengths), max(lengths)), np.float32)
     for row, length in zip(rows, lengths, strict=True):
         pitch, loudness, share = rng.uniform((80, 0.1, 0), (2_000, 0.8, 1))
-        tone = np.sin(2 * np.pi * pitch / SAMPLE_RATE * np.arange(length))
+        tone = np.sin(2 * np.pi * pitch / daisy_jax.audio.SAMPLE_RATE * np.arange(length))
         row[:length] = loudness * ((1 - share) * tone + share / 3 * rng.standard_normal(length))
     return rows
 
@@ -224,7 +223,7 @@ def spread(entropy: Float[np.ndarray, "batch layers"]) -> Float[np.ndarray, " ba
 def leaving_early_saves_time(model: Hubert) -> Answer:
     """A quarter of the layers against all of them; at least half of what multiply-adds promise."""
     count, seconds = TIMED
-    samples = round(seconds * SAMPLE_RATE)
+    samples = round(seconds * daisy_jax.audio.SAMPLE_RATE)
     waveform = jnp.asarray(sounds(np.full(count, samples)))
     depth = model.config.num_layers
     shallow = max(1, depth // 4)
