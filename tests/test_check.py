@@ -173,7 +173,12 @@ BROKEN = {
 """For each question what is broken, how, and so what must be found."""
 
 
-@pytest.mark.parametrize("question", BROKEN)
+WHOLE = pytest.mark.slow("compiles whole models, several times")
+QUICK = ["forms of attention", "forms of branch", "forms of lstm", "small, gradients"]
+QUESTIONS = [name if name in QUICK else pytest.param(name, marks=WHOLE) for name in BROKEN]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
 def test_a_broken_kernel_is_found(monkeypatch, afresh, question, tiny_base):
     module, name, broken = BROKEN[question]
     monkeypatch.setattr(module, name, broken(getattr(module, name)))
