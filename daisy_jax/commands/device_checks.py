@@ -4,7 +4,8 @@ References were computed in float64 numpy (`tests/make_check_references.py`) fro
 that numpy's legacy generator gives, whose numbers are the same everywhere and for good.
 """
 
-import importlib.resources
+import dataclasses
+import pathlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,6 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import msgspec
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
@@ -26,6 +26,7 @@ from daisy_jax.model.feature_encoder import FeatureEncoder
 from daisy_jax.model.forms import ELSEWHERE, FORMS, one_form
 from daisy_jax.model.transformer import PositionalConvolution
 from daisy_jax.tasks.lstm import BidirectionalLstm
+from daisy_jax.whole_files import read_json
 
 Arrays: TypeAlias = PyTree[Array | np.ndarray]
 SMALL = HubertConfig(
@@ -63,7 +64,8 @@ class Answer(NamedTuple):
     """What it may be."""
 
 
-class Reference(msgspec.Struct):
+@dataclasses.dataclass(frozen=True)
+class Reference:
     """What a model makes of the first utterance, in places that `sampled` chooses."""
 
     hidden: list[float]
@@ -122,8 +124,8 @@ def sampled(hidden: Float[np.ndarray, "items frames dim"]) -> Float[np.ndarray, 
 
 def stored_references() -> dict[str, Reference]:
     """By the name of a model: "small" and "base"."""
-    path = importlib.resources.files("daisy_jax.commands") / "check_references.json"
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, Reference])
+    path = pathlib.Path(__file__).with_name("check_references.json")
+    return read_json(path, dict[str, Reference], "install daisy_jax again")
 
 
 def difference(found: Arrays, wanted: Arrays) -> float:
