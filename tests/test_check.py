@@ -21,6 +21,7 @@ from daisy_jax.model import attention, branches, feature_encoder, forms, slices,
 from daisy_jax.tasks import lstm
 
 EVERYTHING = pytest.mark.slow("compiles every check of three models")
+WHOLE = pytest.mark.slow("compiles whole models, several times")
 FULL_WIDTH = pytest.mark.slow("a model of full width, in float64 numpy")
 
 
@@ -173,8 +174,7 @@ BROKEN = {
 """For each question what is broken, how, and so what must be found."""
 
 
-WHOLE = pytest.mark.slow("compiles whole models, several times")
-QUICK = ["forms of attention", "forms of branch", "forms of lstm", "small, gradients"]
+QUICK = ["forms of branch", "forms of lstm", "small, gradients"]
 QUESTIONS = [name if name in QUICK else pytest.param(name, marks=WHOLE) for name in BROKEN]
 
 
@@ -188,6 +188,7 @@ def test_a_broken_kernel_is_found(monkeypatch, afresh, question, tiny_base):
     assert not answer.right, answer.said
 
 
+@WHOLE
 def test_another_form_of_the_front_end_is_compared(monkeypatch, afresh, tiny_base):
     """Its other form belongs to GPUs only, so that one is played."""
     row = {"cpu": "one_dimensional", forms.ELSEWHERE: "two_dimensional"}
