@@ -1,9 +1,9 @@
 """`daisy-jax check`: right numbers pass, and whatever is broken on purpose is found."""
 
+import dataclasses
 import functools
 import json
 import re
-import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from made_models import SMALL as MADE
 from programs import run_here
 
 import daisy_jax
-from daisy_jax.commands import check, device_checks
+from daisy_jax.commands import check, device_checks, form_checks
 from daisy_jax.commands.device_checks import SMALL, Answer
 from daisy_jax.model import attention, branches, feature_encoder, forms, slices, transformer
 from daisy_jax.tasks import lstm
@@ -61,8 +61,8 @@ def tiny_base(monkeypatch):
     """A small model in the place of the Base-sized one."""
     stored = device_checks.stored_references()["small"]
     both = {"small": stored, "base": stored}
-    monkeypatch.setattr(device_checks, "stored_references", lambda: both)
-    monkeypatch.setattr(device_checks, "BASE", SMALL)
+    monkeypatch.setattr(check, "stored_references", lambda: both)
+    monkeypatch.setattr(check, "BASE", SMALL)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_all_is_right_here(tiny_base, timeless, tmp_path, afresh):
     lines = [line for line in done.stdout.splitlines() if line.startswith("right  ")]
     found = json.loads(output.read_text(encoding="utf-8"))
     assert found["wrong"] == 0
-    assert len(found["checks"]) == len(lines) == 6 + 4 + 5 + 3
+    assert len(found["checks"]) == len(lines) == 6 + 4 + 5 + 3 + 3
     for row, line in zip(found["checks"], lines, strict=True):
         assert line == f"right  {row['check']}: {row['said']}"
         assert row["found"] <= row["most"]
@@ -158,7 +158,7 @@ BROKEN = {
         *(branches, "frame_mean"),
         lambda original: lambda values, mask: 1.001 * original(values, mask),
     ),
-    "small, bfloat16": (
+    "small, half precision": (
         *(attention, "_average"),
         lambda original: (
             lambda query, *rest, **mask: original(
@@ -182,8 +182,6 @@ QUESTIONS = [name if name in QUICK else pytest.param(name, marks=WHOLE) for name
 def test_a_broken_kernel_is_found(monkeypatch, afresh, question, tiny_base):
     module, name, broken = BROKEN[question]
     monkeypatch.setattr(module, name, broken(getattr(module, name)))
-    if name == "switch_sizes":
-        monkeypatch.setattr(slices, "LEAST_FRAMES", 1)
     answer = dict(check.questions(None))[question]()
     assert not answer.right, answer.said
 
@@ -210,12 +208,12 @@ def test_runs_that_differ_are_found(monkeypatch, small):
     def unsteady(*arguments, **options):
         calls.append(len(calls))
         out = original(*arguments, **options)
-        return out._replace(last_hidden=out.last_hidden + np.float32(1e-7 * len(calls)))
+        return out._replace(last_hidden=out.last_hidden + np.float32(1e-3 * len(calls)))
 
     monkeypatch.setattr(daisy_jax, "encode", unsteady)
     answer = device_checks.exits_do_not_depend_on_the_batch(small)
     assert not answer.right
-    assert answer.said == "two runs of one program differ"
+    assert answer.said.startswith("two runs of one program differ by ")
 
 
 @pytest.mark.parametrize(
@@ -225,23 +223,67 @@ def test_time_that_is_not_saved_is_found(monkeypatch, small, layer_costs, right)
     """On a clock that is played: what a layer costs, beside a front end of 1 s."""
     now = [0.0]
 
-    def encode(model, waveform, *, threshold, allowed):
+    def run(model, waveform, allowed):
         now[0] += 1 + layer_costs * (1 + np.flatnonzero(allowed)[0])
-        return types.SimpleNamespace(last_hidden=jnp.zeros(1))
+        return jnp.zeros(1)
 
-    monkeypatch.setattr(daisy_jax, "encode", encode)
+    monkeypatch.setattr(device_checks.jax, "jit", lambda function: run)
     monkeypatch.setattr(device_checks.time, "perf_counter", lambda: now[0])
     answer = device_checks.leaving_early_saves_time(small)
     assert answer.right == right
     assert answer.found == pytest.approx((1 + layer_costs) / (1 + 4 * layer_costs))
 
 
-def test_not_a_number_is_wrong(small):
+def test_time_is_really_taken_with_and_without_branches(small):
+    for model in (small, small.replace(branches=None)):
+        assert device_checks.leaving_early_saves_time(model).found > 0
+    flat = drawn_model(dataclasses.replace(SMALL, num_layers=3))
+    answer = device_checks.leaving_early_saves_time(flat)
+    assert answer.right
+    assert answer.said == "not asked of a model of 3 layers"
+
+
+def test_not_a_number_is_wrong(monkeypatch, small):
     assert not device_checks.at_most(float("nan"), 1.0, "").right
     assert np.isnan(device_checks.difference(jnp.asarray([np.nan, 1]), jnp.asarray([1.0, 1])))
-    broken = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), small)
+    original = daisy_jax.encode
+
+    def spoilt(field, row):
+        def encode(model, waveform, *rest, **options):
+            out = original(model, waveform, *rest, **options)
+            array = np.array(getattr(out, field))
+            array[row % len(array)] = np.nan
+            return out._replace(**{field: jnp.asarray(array)})
+
+        return encode
+
+    monkeypatch.setattr(daisy_jax, "encode", spoilt("entropy", 0))
     wanted = device_checks.stored_references()["small"]
-    assert not device_checks.float32_is_exact(broken, wanted).right
+    assert not device_checks.float32_is_exact(small, wanted).right
+    monkeypatch.setattr(daisy_jax, "encode", spoilt("last_hidden", 1))
+    assert not device_checks.exits_do_not_depend_on_the_batch(small.replace(branches=None)).right
+
+
+def test_a_later_form_that_is_not_a_number_is_wrong(monkeypatch, small):
+    answers = iter([1.0, np.nan, 1.0])
+    step = (lambda: jnp.float32(next(answers)), [], 1e-4)
+    monkeypatch.setitem(form_checks.STEPS, "branch", lambda config: step)
+    assert not form_checks.forms_agree("branch", SMALL).right
+
+
+def test_a_device_that_computes_nothing_is_said_for_every_check(monkeypatch, afresh, tmp_path):
+    def fails(*arguments, **options):
+        raise RuntimeError("DNN library initialization failed")
+
+    monkeypatch.setattr(daisy_jax, "encode", fails)
+    monkeypatch.setattr(form_checks.jax, "jit", fails)
+    monkeypatch.setattr(check, "random_model", fails)
+    output = tmp_path / "check.json"
+    done = run_here("daisy-jax", "check", "--accelerator=cpu", "--output", output)
+    assert done.returncode == 1
+    rows = json.loads(output.read_text(encoding="utf-8"))["checks"]
+    assert done.stdout.count("WRONG") == len(rows) == 6 + 4 + 5
+    assert all("DNN library" in row["said"] and "Traceback" in row["error"] for row in rows)
 
 
 def test_a_check_that_fails_is_wrong_and_stops_no_other(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """What `encode_files` says of a file, and how the windows of a long one become it."""
 
+import io
 import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from daisy_jax.errors import said_of
+HELD = 64e6
+"""Bytes of a recording's features that stay in memory."""
 
 
 class WindowResult(NamedTuple):
@@ -28,8 +30,9 @@ class WindowResult(NamedTuple):
 class FileResult(NamedTuple):
     """One file's features, or why there are none. Arrays are numpy, without padding.
 
-    Features of a file in several windows are mapped from the disk (`tempfile` says where it lies),
-    so that memory does not follow its length.
+    Of a file in several windows, features of more than 64 MB are mapped from the disk, so that
+    memory does not follow its length. They lie where `tempfile` puts files (TMPDIR), as long as the
+    arrays live, and keep a file open.
     """
 
     path: str
@@ -83,7 +86,7 @@ def joined(results: Iterator[tuple[FileResult, bool]]) -> Iterator[FileResult]:
 class _Recording:
     """The results of a recording's windows, one after the other.
 
-    Features of an hour are gigabytes, so that they lie on the disk, in files without a name.
+    Features of an hour are gigabytes, so that they lie on the disk then, in files without a name.
     """
 
     def __init__(self) -> None:
@@ -101,7 +104,7 @@ class _Recording:
             try:
                 self._add(window)
             except OSError as error:
-                self._error = FileResult(window.path, said_of(window.path, error))
+                self._error = _no_room(window.path, error)
         if self._error is not None:
             self.close()
 
@@ -118,7 +121,8 @@ class _Recording:
     def close(self) -> None:
         """Gives up what lies on the disk."""
         for frames in self._frames.values():
-            frames.file.close()
+            if frames.file is not None:
+                frames.file.close()
 
     def result(self) -> FileResult:
         """The recording; arrays of its frames are mapped from the disk."""
@@ -127,32 +131,57 @@ class _Recording:
         windows = self._windows
         layers = [w.frame_exit_layer for w in windows if w.frame_exit_layer is not None]
         deepest = max(windows, key=lambda window: window.exit_layer)
+        try:
+            arrays = {name: frames.array() for name, frames in self._frames.items()}
+        except OSError as error:
+            self.close()
+            return _no_room(deepest.path, error)
         return deepest._replace(
             seconds=windows[-1].windows[-1].start + windows[-1].seconds,
             num_frames=sum(window.num_frames for window in windows),
             frame_exit_layer=np.concatenate(layers),
             windows=tuple(part for window in windows for part in window.windows),
-            **{name: frames.array() for name, frames in self._frames.items()},
+            **arrays,
         )
 
 
+def _no_room(path: str, error: OSError) -> FileResult:
+    """What becomes of a file whose features could not be written."""
+    where = tempfile.gettempdir()
+    text = f"{path}: its features could not be kept in {where} ({error.strerror}); set TMPDIR"
+    return FileResult(path, text)
+
+
 class _Frames:
-    """Arrays [..., frames, dim], joined along their frames in a file."""
+    """Arrays [..., frames, dim], joined along their frames; in a file, once they are large."""
 
     def __init__(self) -> None:
-        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as its arrays live
-        self._count = 0
+        self.file: io.FileIO | None = None
+        self._held: list[Shaped[np.ndarray, "frames ..."]] = []
+        self._count = self._bytes = 0
 
     def append(self, array: Shaped[np.ndarray, "*items frames dim"]) -> None:
-        """Writes one behind the others."""
-        frames_first = np.moveaxis(array, -2, 0)
-        self.file.write(frames_first.tobytes())
-        self._count += len(frames_first)
-        self._shape, self._dtype = frames_first.shape[1:], frames_first.dtype
+        """One more, behind the others."""
+        self._held.append(np.moveaxis(array, -2, 0))
+        self._count += array.shape[-2]
+        self._bytes += array.nbytes
+        if self._bytes > HELD:
+            if self.file is None:
+                # Without a buffer, which could not be given up on a full disk.
+                self.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+            for frames in self._held:
+                rest = memoryview(frames.tobytes())
+                while rest:
+                    rest = rest[self.file.write(rest) :]
+            self._shape, self._dtype = self._held[0].shape[1:], array.dtype
+            self._held = []
 
     def array(self) -> Shaped[np.ndarray, "*items frames dim"]:
-        """All of them, mapped from the disk as long as the array lives."""
-        with self.file as file:
-            file.flush()
+        """All of them; what is mapped from the disk stays there as long as the array lives."""
+        if self.file is None:
+            joined = np.concatenate(self._held)
+        else:
             shape = (self._count, *self._shape)
-            return np.moveaxis(np.memmap(file, self._dtype, "r+", shape=shape), 0, -2)
+            with self.file as file:
+                joined = np.memmap(file, self._dtype, "r+", shape=shape)
+        return np.moveaxis(joined, 0, -2)

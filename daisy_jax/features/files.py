@@ -66,8 +66,8 @@ def encode_files(
       max_seconds: longer files are errors. Time and memory grow with the square of the length.
       window_seconds: longer recordings are read, cut and encoded in windows of so many seconds, to
         the nearest frame (20 ms), each with an exit of its own; the model normalises each by
-        itself, too. None: nothing is cut. Memory follows the window and the features, and not the
-        recording. A file that turns out to be damaged far behind is an error as a whole.
+        itself, too. None: nothing is cut. Memory follows the window, and not the recording. A
+        file that turns out to be damaged far behind is an error as a whole.
       context_seconds: of audio on each side of a window; its frames are dropped.
       **options: of `encode`: threshold (a scalar), allowed, layer_weights, return_hidden_states.
 
