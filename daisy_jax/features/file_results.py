@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-HELD = 64e6
+HELD = 16e6
 """Bytes of a recording's features that stay in memory."""
 
 
@@ -30,7 +30,7 @@ class WindowResult(NamedTuple):
 class FileResult(NamedTuple):
     """One file's features, or why there are none. Arrays are numpy, without padding.
 
-    Of a file in several windows, features of more than 64 MB are mapped from the disk, so that
+    Of a file in several windows, features of more than 16 MB are mapped from the disk, so that
     memory does not follow its length. They lie where `tempfile` puts files (TMPDIR), as long as the
     arrays live, and keep a file open.
     """
