@@ -21,7 +21,8 @@ from jaxtyping import Array, PyTree, Shaped
 from daisy_jax.errors import InputError
 from daisy_jax.exits import Calibration
 from daisy_jax.model.config import HubertConfig
-from daisy_jax.model.hubert import Hubert
+from daisy_jax.model.hubert import Hubert, arranged, dtype_computed
+from daisy_jax.model.layer_arrays import stacked
 from daisy_jax.whole_files import TENSORS, parse_json, read_folder, write_folder
 
 FORMAT = "daisy_jax/1"
@@ -47,6 +48,11 @@ def named_leaves(tree: PyTree) -> dict[str, Leaf]:
         ]
         named[".".join(steps).removesuffix(".value")] = leaf
     return named
+
+
+def parameters(model: Hubert) -> dict[str, Leaf]:
+    """The arrays of a model by the names that they have in a model folder: layers are stacked."""
+    return named_leaves(model.replace(layers=stacked(model.layers)))
 
 
 def fill(tree: Tree, tensors: Mapping[str, Array | np.ndarray]) -> Tree:
@@ -98,7 +104,7 @@ def save(model: Hubert, path: str | os.PathLike, *, dtype: str | None = None) ->
       OSError: the folder cannot be written. A model that was there before is kept then.
     """
     folder = pathlib.Path(path)
-    tensors = {name: np.asarray(leaf) for name, leaf in named_leaves(model).items()}
+    tensors = {name: np.asarray(leaf) for name, leaf in parameters(model).items()}
     if dtype is not None:
         storage = _checked_dtype(dtype)
         with np.errstate(over="ignore"):
@@ -156,7 +162,8 @@ def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hub
     Args:
       path: a folder written by `save`, by the converter or by training; None: the small pretrained
         model inside the package.
-      dtype: what the trunk computes in, "float32", "bfloat16" or "float16"; None: float32. Branches
+      dtype: of the trunk, "float32", "bfloat16" or "float16"; None: float32. On a CPU weights are
+        rounded to it, and computed with in float32, which is faster there and more exact. Branches
         and prediction head are always float32.
 
     Raises:
@@ -189,7 +196,8 @@ def _load(
     folder: pathlib.Path, dtype: str | None
 ) -> tuple[Hubert, Shaped[np.ndarray, "..."] | None, str | None]:
     """The model without calibration, the calibration's entropies and its data set."""
-    trunk_dtype = _checked_dtype(dtype or "float32")
+    stored = _checked_dtype(dtype or "float32")
+    computed = dtype_computed(stored)
     config, dataset, tensors = _read_folder(folder)
     entropy = tensors.pop(CALIBRATION_TENSOR, None)
     try:
@@ -197,13 +205,17 @@ def _load(
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}") from None
     arrays = {
-        name: jnp.asarray(tensor, jnp.float32 if name.startswith(FLOAT32_PARTS) else trunk_dtype)
+        name: tensor.astype(np.float32)
+        if name.startswith(FLOAT32_PARTS)
+        else tensor.astype(stored).astype(computed)
         for name, tensor in tensors.items()
     }
     try:
-        return fill(abstract_model(config), arrays), entropy, dataset
+        model = fill(abstract_model(config), arrays)
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}") from None
+    # Arranged first: parts of an array in memory are views, and nothing is held twice.
+    return jax.tree.map(jnp.asarray, arranged(model)), entropy, dataset
 
 
 def _check_calibration(entropy: Shaped[np.ndarray, "..."], layers: int) -> None:

@@ -23,6 +23,7 @@ from daisy_jax import Encoded, Hubert, HubertConfig
 from daisy_jax.accelerator import trunk_dtype
 from daisy_jax.checkpoints import fill, named_leaves
 from daisy_jax.model.branches_loss import branches_loss
+from daisy_jax.model.hubert import arranged
 from daisy_jax.whole_files import read_json
 
 Lengths: TypeAlias = Int[np.ndarray, " batch"]
@@ -98,7 +99,7 @@ def random_model(config: HubertConfig) -> Hubert:
             gain = np.linspace(1, 4, config.num_layers, dtype=np.float32)
         gain = gain[:, None, None] if stacked else gain[0]
         tensors[name] = jnp.asarray(drawn * gain / np.float32(np.sqrt(inputs)))
-    return fill(empty, tensors)
+    return arranged(fill(empty, tensors))
 
 
 def sounds(lengths: Lengths) -> Float[np.ndarray, "batch samples"]:

@@ -73,7 +73,7 @@ def export(source: str | os.PathLike, destination: str | os.PathLike) -> ExportR
     model = checkpoints.load(source)
     config = model.config
     rules = trunk_rules(config, TRANSFORMERS, (MASK_EMBEDDING,), MASK_EMBEDDING)
-    parameters = {name: np.asarray(p) for name, p in checkpoints.named_leaves(model).items()}
+    parameters = {name: np.asarray(p) for name, p in checkpoints.parameters(model).items()}
     tensors = make_tensors(rules, parameters)
     fields = {
         "model_type": "hubert",

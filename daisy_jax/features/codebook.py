@@ -13,7 +13,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from daisy_jax.checkpoints import named_leaves
+from daisy_jax.checkpoints import parameters
 from daisy_jax.errors import InputError
 from daisy_jax.model.frame_labels import nearest_centroid
 from daisy_jax.model.hubert import Hubert
@@ -90,8 +90,9 @@ class Codebook(NamedTuple):
 
 def trunk_digest(model: Hubert) -> str:
     """Tells trunks apart, whatever head, branches and calibration they have."""
-    leaves = named_leaves(model.replace(head=None, branches=None))
-    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    leaves = parameters(model.replace(head=None, branches=None))
+    # In float32, so that the type that a device computes in makes no other trunk of it.
+    arrays = {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
     return arrays_digest(arrays, model.config.tap)[:16]
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from daisy_jax import audio, parallel
-from daisy_jax.checkpoints import named_leaves
+from daisy_jax.checkpoints import parameters
 from daisy_jax.data.batches import WholeBatches
 from daisy_jax.data.corpus import Corpus
 from daisy_jax.data.side_work import Batch, batches
@@ -30,9 +30,10 @@ EMPTY = np.zeros(0, np.float32)
 def model_digest(model: Hubert) -> str:
     """A digest of trunk and branches, whatever the calibration."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(model.config)).encode())
-    for name, leaf in named_leaves(model.replace(head=None)).items():
+    for name, leaf in parameters(model.replace(head=None)).items():
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+        # In float32, so that the type that a device computes in makes no other model of it.
+        digest.update(np.ascontiguousarray(leaf, np.float32).tobytes())
     return digest.hexdigest()[:16]
 
 

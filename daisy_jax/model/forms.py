@@ -37,6 +37,10 @@ FORMS: dict[str, dict[str, str]] = {
     # A loop or a condition whose end depends on data makes a GPU wait for the host; a CPU does not
     # mind, and gains from slices that fit exactly (measured there, estimated elsewhere).
     "layer": {"cpu": "loops", ELSEWHERE: "switch"},
+    # A CPU copies the weights of stacked layers before it multiplies by them (measured); elsewhere
+    # that costs hardly anything, and a scan is the smaller program (estimated). Decided where a
+    # model is made ready (`hubert.arranged`), not while it is lowered.
+    "layer_arrays": {"cpu": "apart", ELSEWHERE: "stacked"},
     # A step of a recurrence is too small for a GPU, so that two directions in one step take half
     # the time, and NVIDIA's own kernels less than that (estimated). On a CPU both forms take about
     # the same (measured).

@@ -12,6 +12,7 @@ from daisy_jax import audio
 from daisy_jax.errors import InputError
 from daisy_jax.model.hubert import Hubert, embed, final_norm, require_head
 from daisy_jax.model.inputs import checked_batch
+from daisy_jax.model.layer_arrays import first_layers
 from daisy_jax.model.layer_loops import last_block
 
 
@@ -65,7 +66,7 @@ def block_features(
     """
     if not 1 <= layer <= model.config.num_layers:
         raise InputError(f"layer {layer} of a model with {model.config.num_layers} layers")
-    shallow = model.replace(layers=jax.tree.map(lambda leaf: leaf[:layer], model.layers))
+    shallow = model.replace(layers=first_layers(model.layers, layer))
 
     @jax.jit
     def run(

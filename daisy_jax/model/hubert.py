@@ -20,9 +20,20 @@ from daisy_jax.model.feature_encoder import (
     normalize_waveform,
     valid_positions,
 )
+from daisy_jax.model.forms import ELSEWHERE, FORMS
+from daisy_jax.model.layer_arrays import (
+    LEAST_BYTES,
+    Layers,
+    LayersApart,
+    apart,
+    layer_bytes,
+    stacked,
+)
 from daisy_jax.model.transformer import PositionalConvolution, TransformerLayer
 
 HIGHEST = jax.lax.Precision.HIGHEST
+DATA = ("layers", "head", "branches")
+"""Parts that hold arrays though they are no module of NNX, or None."""
 
 
 class Head(nnx.Module):
@@ -52,7 +63,8 @@ class Hubert(nnx.Module):
     """HuBERT with optional prediction head and early-exit branches.
 
     An immutable pytree: pass it through `jax.jit`, `jax.vmap` and the like as it is. `layers` holds
-    all transformer layers stacked along a leading axis. Parts that a model lacks are None.
+    all transformer layers stacked along a leading axis, or each by itself, which a CPU computes
+    faster: `load` decides by the device, `arranged` changes it. Parts that a model lacks are None.
     """
 
     def __init__(self, config: HubertConfig, *, rngs: nnx.Rngs):
@@ -63,8 +75,10 @@ class Hubert(nnx.Module):
         self.mask_embedding = nnx.Param(nnx.initializers.uniform(1.0)(rngs.params(), (config.dim,)))
         self.positional_convolution = PositionalConvolution(config, rngs=rngs)
         self.encoder_norm = layer_norm(config.dim, rngs)
-        self.layers = nnx.vmap(lambda layer_rngs: TransformerLayer(config, rngs=layer_rngs))(
-            rngs.split(config.num_layers)
+        self.layers: Layers = nnx.data(
+            nnx.vmap(lambda layer_rngs: TransformerLayer(config, rngs=layer_rngs))(
+                rngs.split(config.num_layers)
+            )
         )
         self.head = nnx.data(Head(config, rngs=rngs) if config.num_clusters else None)
         self.branches = nnx.data(
@@ -75,15 +89,32 @@ class Hubert(nnx.Module):
         self.calibration: Calibration | None = None
 
     def replace(
-        self, **parts: HubertConfig | nnx.Module | nnx.Param | Calibration | None
+        self, **parts: HubertConfig | nnx.Module | LayersApart | nnx.Param | Calibration | None
     ) -> "Hubert":
         """A copy with some of its attributes exchanged; everything else is shared."""
         changed = copy.copy(self)
         for name, part in parts.items():
             if name not in vars(self):
                 raise AttributeError(f"a Hubert has no part named {name!r}")
-            setattr(changed, name, nnx.data(part) if name in ("head", "branches") else part)
+            setattr(changed, name, nnx.data(part) if name in DATA else part)
         return changed
+
+
+def arranged(model: Hubert) -> Hubert:
+    """The model with its layers stacked or apart, as the default device computes them faster."""
+    row = FORMS["layer_arrays"]
+    form = row.get(jax.default_backend(), row[ELSEWHERE])
+    large = layer_bytes(model.layers) >= LEAST_BYTES
+    return model.replace(layers=(apart if form == "apart" and large else stacked)(model.layers))
+
+
+def dtype_computed(stored: jnp.dtype) -> jnp.dtype:
+    """What the default device computes in, where weights of a trunk are rounded to `stored`.
+
+    XLA multiplies 16-bit numbers on a CPU by way of float32, layer by layer and call by call, which
+    is slower than float32 and no more exact.
+    """
+    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else stored
 
 
 class Embedded(NamedTuple):

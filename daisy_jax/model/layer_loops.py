@@ -1,6 +1,7 @@
 """All loops over the layers: every utterance through all of them, to one, or each to its own."""
 
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -11,8 +12,10 @@ from daisy_jax.exits import fires
 from daisy_jax.model.criteria import Criterion
 from daisy_jax.model.forms import run_form
 from daisy_jax.model.hubert import Embedded, Hubert
+from daisy_jax.model.layer_arrays import layer_at, over_layers, over_reached_layers
 from daisy_jax.model.pooling import RunningWeights, normalize
 from daisy_jax.model.slices import RunSlice, State, by_switch, in_loops
+from daisy_jax.model.transformer import TransformerLayer
 
 Keep = Literal["nothing", "blocks", "taps"]
 """What of every layer is kept."""
@@ -43,10 +46,11 @@ def deepest_layer(allowed: Bool[Array, " layers"]) -> Int[Array, ""]:
 def last_block(model: Hubert, embedded: Embedded) -> Float[Array, "batch frames dim"]:
     """The last block's output, garbage on padded frames. Differentiable."""
 
-    def one_layer(hidden, layer):
+    def one_layer(hidden, per_layer):
+        (layer,) = per_layer
         return layer(hidden, embedded.frame_mask)[0], None
 
-    return jax.lax.scan(one_layer, embedded.hidden, model.layers)[0]
+    return over_layers(one_layer, embedded.hidden, model.layers)[0]
 
 
 def tapped_layers(
@@ -57,11 +61,12 @@ def tapped_layers(
     Both are garbage on padded frames.
     """
 
-    def one_layer(hidden, layer):
+    def one_layer(hidden, per_layer):
+        (layer,) = per_layer
         block, ffn = layer(hidden, embedded.frame_mask)
         return block, ffn if model.config.tap == "ffn" else block
 
-    return jax.lax.scan(one_layer, embedded.hidden, model.layers)
+    return over_layers(one_layer, embedded.hidden, model.layers)
 
 
 def full_depth(
@@ -72,7 +77,7 @@ def full_depth(
     deepest: Int[Array, ""] | None,
     keep: Keep,
 ) -> Outcome:
-    """Every utterance to the same layer: a plain scan, differentiable in reverse mode.
+    """Every utterance to the same layer, differentiable in reverse mode.
 
     `deepest` counts from 1. None is the last layer, and then no condition asks how deep it is.
     """
@@ -88,18 +93,18 @@ def full_depth(
         return hidden, pooled, None if keep == "nothing" else jnp.zeros_like(hidden)
 
     def one_layer(carry, per_layer):
-        number, *arguments = per_layer
+        layer, number, layer_weight = per_layer
         if deepest is None:
-            hidden, pooled, block = run_layer(*arguments, *carry)
+            hidden, pooled, block = run_layer(layer, layer_weight, *carry)
         else:
             hidden, pooled, block = jax.lax.cond(
-                number <= deepest, run_layer, skip_layer, *arguments, *carry
+                number <= deepest, run_layer, skip_layer, layer, layer_weight, *carry
             )
         return (hidden, pooled), block
 
     numbers, weights = _per_layer(model, weights)
-    (hidden, pooled), blocks = jax.lax.scan(
-        one_layer, (embedded.hidden, pooled), (numbers, model.layers, weights)
+    (hidden, pooled), blocks = over_layers(
+        one_layer, (embedded.hidden, pooled), model.layers, numbers, weights
     )
     has_frames = embedded.frame_mask[:, 0]
     last = jnp.int32(len(numbers)) if deepest is None else deepest
@@ -127,7 +132,7 @@ def early_exit(
 ) -> Outcome:
     """Each utterance to its own layer.
 
-    The outer scan goes over layers. Before each, the rows that are still inside are packed at the
+    The outer loop goes over layers. Before each, the rows that are still inside are packed at the
     front; the layer is then computed for about as many rows as these are, and not at all once
     everybody has left. Shapes are fixed, only what is run depends on the data: JAX compiles one
     program for all ways of leaving, and time follows the rows that are still inside.
@@ -137,11 +142,11 @@ def early_exit(
 
     def one_layer(carry, per_layer):
         hidden, pooled, inside, exit_layer, forced, remembered = carry
-        number, weight, may_leave = per_layer
+        layer, number, weight, may_leave = per_layer
         block = None if keep == "nothing" else jnp.zeros_like(hidden)
         state = State(hidden, pooled, block, jnp.full_like(threshold, jnp.inf), remembered)
         cut = functools.partial(
-            _cut_layer, model, number, frame_mask, inside, may_leave, weight, keep, criterion
+            _cut_layer, model, layer, number, frame_mask, inside, may_leave, weight, keep, criterion
         )
         count = jnp.sum(inside, dtype=jnp.int32)
         forms = {
@@ -175,14 +180,15 @@ def early_exit(
     )
     nobody = jnp.zeros_like(inside)
     start = (hidden, pooled, inside, nobody.astype(jnp.int32), nobody, remembered)
-    (hidden, pooled, _, exit_layer, forced, _), (scores, blocks) = jax.lax.scan(
-        one_layer, start, (*_per_layer(model, weights), allowed)
+    (hidden, pooled, _, exit_layer, forced, _), (scores, blocks) = over_reached_layers(
+        one_layer, start, model.layers, *_per_layer(model, weights), allowed
     )
     return Outcome(hidden, pooled, blocks, scores.T, exit_layer, forced)
 
 
 def _cut_layer(
     model: Hubert,
+    cut: Callable[[], TransformerLayer],
     number: Int[Array, ""],
     frame_mask: Bool[Array, "batch frames"],
     inside: Bool[Array, " batch"],
@@ -192,10 +198,8 @@ def _cut_layer(
     criterion: Criterion,
 ) -> RunSlice:
     """Layer `number` (from 1), to be run on slices of the rows that are inside, packed in front."""
-    layer, branch = jax.tree.map(
-        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number - 1, keepdims=False),
-        (model.layers, model.branches),
-    )
+    assert model.branches is not None  # what has a threshold has branches
+    layer, branch = cut(), layer_at(model.branches, number - 1)
     order = jnp.argsort(~inside, stable=True)
     num_inside = jnp.sum(inside)
 

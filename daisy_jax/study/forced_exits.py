@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Float
 
 import daisy_jax
+from daisy_jax.model.hubert import arranged, dtype_computed
 
 EXITS = (2, 3, 3, 4, 4, 5, 5, 6, 6, 6, 7, 7, 8, 8, 10, 12)  # 6 on average, of 12 layers
 
@@ -30,7 +31,8 @@ class Forced:
         else:
             config = getattr(daisy_jax.HubertConfig, size)(num_classes=504)
         model = jax.jit(lambda: daisy_jax.Hubert(config, rngs=nnx.Rngs(0)))()
-        model = jax.tree.map(lambda leaf: leaf.astype(dtype), model)
+        computed = dtype_computed(jnp.dtype(dtype))
+        model = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(computed), arranged(model))
         # Branches whose entropy depends on the layer alone and falls with depth: an utterance's own
         # threshold then decides where it leaves.
         self.layers = config.num_layers
