@@ -286,13 +286,19 @@ def platform_of(tree: PyTree) -> str:
     return default if isinstance(default, str) else default.platform
 
 
-def medians(tasks: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median seconds of each task, all tasks in turn after one warm-up."""
+def medians(
+    tasks: dict[str, Callable[[], object]], runs: int, rest: float = 0.0
+) -> dict[str, float]:
+    """Median seconds of each task, all tasks in turn after one warm-up.
+
+    With `rest`, so many seconds lie between two tasks: some libraries' threads go on spinning.
+    """
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for task in tasks.values():
         task()
     for _ in range(runs):
         for name, task in tasks.items():
+            time.sleep(rest)
             start = time.perf_counter()
             task()
             times[name].append(time.perf_counter() - start)

@@ -18,20 +18,22 @@ import daisy_jax
 # isort: split
 
 import dataclasses
-import importlib
+import functools
 import os
 import pathlib
 import platform
 import resource
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peers
 import tyro
 from jaxtyping import Array, Float, Int
+from peers import Task
 from torch_place import torch_place
 
 from daisy_jax import audio, multiply_adds
@@ -48,12 +50,12 @@ from daisy_jax.whole_files import write_json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Task = Callable[[], object]
-"""Runs what is timed, to its end."""
 RAGGED = (1.2, 2.1, 2.9, 3.4, 4.8, 5.5, 7.0, 8.1, 9.3, 10.2, 11.6, 12.4, 13.3, 14.1, 15.0, 15.8)
 """Durations of a ragged batch, seconds: spread like read speech."""
 LAYER_SECONDS = 10.0
 """Duration of the utterance that leaves at each layer."""
+REST = 0.4
+"""Seconds between two peers' turns."""
 CALLS = 30
 """Measurements of a short call, at least."""
 
@@ -78,39 +80,58 @@ class Config:
     """Measurements of one utterance at each exit layer: neighbours differ by a few per cent."""
     reference: bool = True
     """Time transformers too, if torch is installed."""
+    peers: bool = False
+    """Time what else people would run on a CPU in the place of all this, full depth only:
+    transformers as it comes and compiled, and ONNX Runtime and OpenVINO where the extra "peers" is
+    installed. All take turns, with rests between them."""
+    low_precision: bool = False
+    """With --peers: their bfloat16 and int8, too. Ours computes in float32 on a CPU, whatever its
+    weights are stored in."""
     output: str = ""
     """Folder for speed.json and speed.png; empty: print only."""
     accelerator: Accelerator = "auto"
     """Where to compute."""
+
+    @property
+    def cells(self) -> list[tuple[int, float]]:
+        """Batches, and the seconds of their utterances."""
+        cells = [(rows, seconds) for seconds in self.seconds for rows in self.batches]
+        return [(rows, seconds) for rows, seconds in cells if rows * seconds <= self.most_audio]
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     device = use_accelerator(config.accelerator, dtype=config.dtype, share_memory=True)
     timed = Timed(config)
-    where = torch_place() if config.reference and config.size != "tiny" else None
-    reference = torch_reference(config, where) if where else None
-    beside = f", transformers on {where}" if reference else ""
-    say(
-        f"HuBERT {config.size}, {config.dtype}, on {device}{beside}; seconds, medians of "
-        f"{config.runs}"
-    )
-    result = {
-        "settings": dataclasses.asdict(config),
-        "versions": versions(device),
-        "batches": time_batches(config, timed, reference),
-        "layers": time_layers(config, timed),
-        "ragged": time_ragged(config, timed),
-        "calls": time_calls(config, timed),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-    say(f"peak memory of this process: {result['peak_bytes'] / 1e9:.1f} GB")
-    say("; ".join(f"{name} {version}" for name, version in result["versions"].items()))
+    say(f"HuBERT {config.size}, {config.dtype}, on {device}; seconds, medians of {config.runs}")
+    kept: dict[str, object] = {"settings": dataclasses.asdict(config), "versions": versions(device)}
+    picture = None
+    if config.peers:
+        kept["peers"] = time_peers(config, timed)
+    else:
+        kept["batches"] = time_batches(config, timed, torch_reference(config))
+        kept["layers"] = layers = time_layers(config, timed)
+        kept["ragged"] = time_ragged(config, timed)
+        kept["calls"] = time_calls(config, timed)
+        picture = functools.partial(savings_by_layer, layers)
+    kept["peak_bytes"] = peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    say(f"peak memory of this process: {peak / 1e9:.1f} GB")
+    say("; ".join(f"{name} {version}" for name, version in versions(device).items()))
     if config.output:
         folder = pathlib.Path(config.output)
-        write_json(folder / "speed.json", result)
+        write_json(folder / "speed.json", kept)
         say(f"written: {folder / 'speed.json'}")
-        save_picture(folder / "speed.png", lambda: savings_by_layer(result["layers"]))
+        if picture is not None:
+            save_picture(folder / "speed.png", picture)
+
+
+def torch_reference(config: Config) -> Callable[[np.ndarray], Task] | None:
+    """From a batch to a task that runs transformers' HuBERT; None where it is not to be timed."""
+    where = torch_place() if config.reference and config.size != "tiny" else None
+    if where is None or peers.missing("transformers"):
+        return None
+    say(f"transformers on {where}")
+    return peers.in_torch("", config.size, config.dtype, where, compiled=False).prepare
 
 
 class Timed:
@@ -154,9 +175,7 @@ def time_batches(
     """Batches of every size and length."""
     batches: list[dict[str, object]] = []
     body = []
-    cells = [(rows, seconds) for seconds in config.seconds for rows in config.batches]
-    cells = [(rows, seconds) for rows, seconds in cells if rows * seconds <= config.most_audio]
-    for rows, seconds in followed(cells, "batches"):
+    for rows, seconds in followed(config.cells, "batches"):
         waveform, exits = timed.draw(rows, seconds), timed.forced.spread(rows)
         tasks = {
             "front end": timed.front_end(waveform),
@@ -246,41 +265,33 @@ def time_calls(config: Config, timed: Timed) -> dict[str, float]:
     return times
 
 
-def torch_reference(config: Config, place: str) -> Callable[[np.ndarray], Task] | None:
-    """From a batch to a task that runs transformers' eager HuBERT; None without transformers."""
-    import torch
-
-    try:
-        # By name, since type checkers would take twenty seconds to read all of its models.
-        transformers = importlib.import_module("transformers")
-    except ImportError:
-        return None
-    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
-    large |= {"intermediate_size": 4096, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
-    fields: dict[str, Any] = large if config.size == "large" else {}
-    dtype = getattr(torch, config.dtype)
-    model: Any = transformers.HubertModel(transformers.HubertConfig(**fields)).eval()
-    model = model.to(place, dtype)
-
-    def task(waveform: np.ndarray) -> Task:
-        batch = torch.from_numpy(waveform.copy()).to(place, dtype)
-
-        def run() -> object:
-            with torch.no_grad():
-                hidden = model(batch).last_hidden_state
-            if place == "cuda":
-                torch.cuda.synchronize()
-            return hidden
-
-        return run
-
-    return task
+def time_peers(config: Config, timed: Timed) -> list[dict[str, object]]:
+    """Ours and what else people would run, at full depth, all taking turns."""
+    rows: list[dict[str, object]] = []
+    body, header = [], ["batch"]
+    with peers.on_cpu(config.size, low_precision=config.low_precision) as others:
+        labels = [f"{peer.name}, {peer.precision}" for peer in others]
+        header += [*labels, "ours, float32", "ours / fastest float32"]
+        for count, seconds in followed(config.cells, "batches"):
+            waveform = timed.draw(count, seconds)
+            tasks = {"ours, float32": timed.encoding(waveform)}
+            for label, peer in zip(labels, others, strict=True):
+                tasks[label] = peer.prepare(np.asarray(waveform))
+            times = medians(tasks, config.runs, rest=REST)
+            fastest = min(times[label] for label in labels if label.endswith(", float32"))
+            ratio = times["ours, float32"] / fastest
+            rows.append({"batch": count, "seconds": seconds, "times": times, "ratio": ratio})
+            body.append([f"{count} x {seconds:g} s", *(f"{times[label]:.3f}" for label in labels)])
+            body[-1] += [f"{times['ours, float32']:.3f}", f"{ratio:.2f}"]
+    say("\n".join(table(header, body)), flush=True)
+    return rows
 
 
 def versions(device: str) -> dict[str, str]:
     """Device and versions of what was timed."""
     texts = {"device": device, "processor": platform.machine(), "cores": str(os.cpu_count())}
     libraries = ("daisy-jax", "jax", "jaxlib", "flax", "torch", "transformers")
+    libraries += ("onnxruntime", "openvino")
     return texts | installed_versions(*libraries)
 
 
