@@ -17,6 +17,7 @@ from daisy_jax.exits import (
     span_min_max,
     span_threshold,
     threshold_for_budget,
+    threshold_for_risk,
 )
 from daisy_jax.features.files import FileResult, encode_files
 from daisy_jax.model.config import HubertConfig
@@ -48,4 +49,5 @@ __all__ = [
     "span_min_max",
     "span_threshold",
     "threshold_for_budget",
+    "threshold_for_risk",
 ]
