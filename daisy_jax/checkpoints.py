@@ -1,7 +1,7 @@
 """Model folders: `model.safetensors` and `config.json`, readable without torch.
 
 The config file says how to build the model; the tensor file holds every parameter under its path
-(`layers.ffn.up.kernel`) and, if there is one, the calibration's entropies. Tensors may be stored as
+(`layers.ffn.up.kernel`) and, if there is one, the calibration. Tensors may be stored as
 float32, bfloat16 or float16.
 """
 
@@ -29,6 +29,7 @@ FORMAT = "daisy_jax/1"
 PACKAGED = pathlib.Path(__file__).parent / "models" / "daisy-tiny"
 CONFIG = "config.json"
 CALIBRATION_TENSOR = "calibration.entropy"
+AGREEMENT_TENSOR = "calibration.agreement"
 ENTROPY_ROUNDING = 1e-3
 """Nats that an entropy may lie below 0, where it was computed in few digits."""
 DTYPES = ("float32", "bfloat16", "float16")
@@ -124,7 +125,8 @@ def save_calibration(path: str | os.PathLike, calibration: Calibration) -> None:
     """
     folder = pathlib.Path(path)
     config, _, tensors = _read_folder(folder)
-    tensors.pop(CALIBRATION_TENSOR, None)  # also where `load` would refuse it
+    for name in (CALIBRATION_TENSOR, AGREEMENT_TENSOR):
+        tensors.pop(name, None)  # also where `load` would refuse it
     _write(folder, tensors, config, calibration)
 
 
@@ -136,6 +138,8 @@ def _write(
 ) -> None:
     if calibration is not None:
         tensors = tensors | {CALIBRATION_TENSOR: np.asarray(calibration.entropy, np.float16)}
+        if calibration.agreement is not None:
+            tensors[AGREEMENT_TENSOR] = np.asarray(calibration.agreement, np.float16)
     content = {
         "format": FORMAT,
         "model": dataclasses.asdict(config),
@@ -172,8 +176,8 @@ def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hub
       OSError: the folder or a file of it is missing or unreadable.
     """
     folder = PACKAGED if path is None else pathlib.Path(path)
-    model, entropy, dataset = _load(folder, dtype)
-    if entropy is None and dataset is None:
+    model, (entropy, agreement), dataset = _load(folder, dtype)
+    if entropy is None and agreement is None and dataset is None:
         return model
     if entropy is None or dataset is None:
         raise InputError(
@@ -181,10 +185,10 @@ def load(path: str | os.PathLike | None = None, dtype: str | None = None) -> Hub
             "again"
         )
     try:
-        _check_calibration(entropy, model.config.num_layers)
+        _check_calibration(entropy, agreement, model.config.num_layers)
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}; calibrate the model again") from None
-    return model.replace(calibration=Calibration(entropy, dataset))
+    return model.replace(calibration=Calibration(entropy, dataset, agreement))
 
 
 def load_uncalibrated(path: str | os.PathLike) -> Hubert:
@@ -194,12 +198,12 @@ def load_uncalibrated(path: str | os.PathLike) -> Hubert:
 
 def _load(
     folder: pathlib.Path, dtype: str | None
-) -> tuple[Hubert, Shaped[np.ndarray, "..."] | None, str | None]:
-    """The model without calibration, the calibration's entropies and its data set."""
+) -> tuple[Hubert, tuple[Shaped[np.ndarray, "..."] | None, ...], str | None]:
+    """The model without calibration, the calibration's two tensors and its data set."""
     stored = _checked_dtype(dtype or "float32")
     computed = dtype_computed(stored)
     config, dataset, tensors = _read_folder(folder)
-    entropy = tensors.pop(CALIBRATION_TENSOR, None)
+    calibrated = tuple(tensors.pop(name, None) for name in (CALIBRATION_TENSOR, AGREEMENT_TENSOR))
     try:
         check_numbers(tensors)
     except InputError as error:
@@ -215,10 +219,12 @@ def _load(
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}") from None
     # Arranged first: parts of an array in memory are views, and nothing is held twice.
-    return jax.tree.map(jnp.asarray, arranged(model)), entropy, dataset
+    return jax.tree.map(jnp.asarray, arranged(model)), calibrated, dataset
 
 
-def _check_calibration(entropy: Shaped[np.ndarray, "..."], layers: int) -> None:
+def _check_calibration(
+    entropy: Shaped[np.ndarray, "..."], agreement: Shaped[np.ndarray, "..."] | None, layers: int
+) -> None:
     check_numbers({CALIBRATION_TENSOR: entropy})
     if entropy.ndim != 2 or not len(entropy) or entropy.shape[1] != layers:
         raise InputError(
@@ -226,6 +232,13 @@ def _check_calibration(entropy: Shaped[np.ndarray, "..."], layers: int) -> None:
         )
     if np.min(entropy) < -ENTROPY_ROUNDING:
         raise InputError(f"{CALIBRATION_TENSOR} is negative somewhere")
+    if agreement is None:
+        return
+    check_numbers({AGREEMENT_TENSOR: agreement})
+    if agreement.shape != entropy.shape:
+        raise InputError(f"{AGREEMENT_TENSOR} has the shape {agreement.shape}, not {entropy.shape}")
+    if np.any((agreement < 0) | (agreement > 1)):
+        raise InputError(f"{AGREEMENT_TENSOR} is outside of 0 to 1 somewhere")
 
 
 def _checked_dtype(name: str) -> jnp.dtype:

@@ -91,8 +91,10 @@ def test_short_storage_rounds_once_and_computes_in_float32(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_short_trunk_keeps_branches_and_head_exact(folder, tmp_path, dtype):
+def test_a_short_trunk_keeps_branches_and_head_exact(folder, tmp_path, dtype, monkeypatch):
     model = made_model(CONFIG)
+    # As where there is a GPU; tests/test_layer_arrays.py has what a CPU does.
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     loaded = daisy_jax.load(folder, dtype=dtype)
     for name, leaf in named_leaves(loaded).items():
         exact = name.startswith(("branches.", "head."))

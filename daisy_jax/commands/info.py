@@ -3,16 +3,23 @@
 import dataclasses
 
 import jax
+import numpy as np
 import tyro
 
 import daisy_jax
-from daisy_jax import Calibration, InputError
+from daisy_jax import Calibration, HubertConfig, InputError, audio
 from daisy_jax.accelerator import use_accelerator
 from daisy_jax.checkpoints import PACKAGED
 from daisy_jax.console.terminal import say
+from daisy_jax.exits import exit_layers, threshold_for_agreement
 from daisy_jax.reporting import printable
 
 RATIOS = (0.7, 0.76, 1.0)  # the paper's
+AGREEMENTS = (0.99, 0.95, 0.9)
+"""Shares of frames that keep the last layer's label."""
+CONFIDENCE = 0.9
+TYPICAL = 10 * audio.SAMPLE_RATE
+"""Samples of an utterance for which costs are told; shares differ little with duration."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Info:
         say(f"full depth on 10 s: {cost / 1e9:.2f} billion multiply-adds")
         if model.calibration is not None:
             say(entropy_table(model.calibration))
+            say(agreement_table(model.calibration, config))
         else:
             advice = "run daisy-jax calibrate" if model.branches else "it needs branches first"
             say(f"calibration: none; {advice}")
@@ -72,4 +80,37 @@ def entropy_table(calibration: Calibration) -> str:
     for ratio in RATIOS:
         threshold = float(daisy_jax.exit_threshold(mean, ratio))
         lines.append(f"  ratio {ratio:<4}  threshold {threshold:.4f} nats")
+    return "\n".join(lines)
+
+
+def agreement_table(calibration: Calibration, config: HubertConfig) -> str:
+    """What certified thresholds cost and save, in words."""
+    agreement = calibration.agreement
+    if agreement is None:
+        return (
+            "  agreement with the last layer: earlier versions kept none; run daisy-jax calibrate"
+            " again"
+        )
+    lines = [
+        f"  agreement with the last layer, certified with {CONFIDENCE:.0%} confidence for new "
+        "utterances of this kind (encode --agreement):"
+    ]
+    for wanted in AGREEMENTS:
+        line = f"  at least {wanted:.0%}  "
+        try:
+            threshold = threshold_for_agreement(calibration, wanted, CONFIDENCE)
+        except InputError as error:
+            lines.append(line + str(error))
+            continue
+        layers, _ = exit_layers(calibration.entropy, threshold)
+        costs = daisy_jax.multiply_adds(config, TYPICAL, layers)
+        full = daisy_jax.multiply_adds(
+            config, TYPICAL, config.num_layers, np.zeros(config.num_layers, bool)
+        )
+        saved = 1 - float(np.mean(costs)) / int(full)
+        kept = agreement[np.arange(len(layers)), layers - 1]
+        lines.append(
+            f"{line}threshold {threshold:.4f} nats, mean exit layer {layers.mean():.2f}, "
+            f"multiply-adds saved {saved:.1%}, agreement here {np.mean(kept, dtype=np.float64):.1%}"
+        )
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 import daisy_jax
 from daisy_jax import Hubert, InputError
 from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_cache
-from daisy_jax.exits import ExitRule, fixed_layer
+from daisy_jax.exits import ExitRule, fixed_layer, threshold_for_agreement
 from daisy_jax.features.files import CONTEXT_SECONDS
 from daisy_jax.reporting import printable
 from daisy_jax.whole_files import read_json
@@ -43,6 +43,12 @@ class ModelOptions:
     """Threshold in nats."""
     budget: float | None = None
     """Mean exit layer wanted; the threshold that reaches it on the calibration's utterances."""
+    agreement: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
+    """Share of an utterance's frames, in (0, 1), that are to keep the last layer's label on
+    average, on speech like the calibration's; the largest threshold that is certified to."""
+    confidence: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
+    """With --agreement: how sure that is to be, such as 0.9; else it holds on average over
+    calibrations."""
     layer: int | None = None
     """Everybody leaves at this layer."""
     full: bool = False
@@ -76,7 +82,8 @@ class ModelOptions:
     def given_exits(self) -> list[str]:
         """The options that say where utterances leave, as far as they were given."""
         values = {"--ratio": self.ratio, "--threshold": self.threshold, "--budget": self.budget}
-        values |= {"--layer": self.layer, "--full": self.full or None, "--span": self.span}
+        values |= {"--agreement": self.agreement, "--layer": self.layer}
+        values |= {"--full": self.full or None, "--span": self.span}
         return [name for name, value in values.items() if value is not None]
 
     def exit_rule(self, model: Hubert) -> ExitRule:
@@ -88,6 +95,8 @@ class ModelOptions:
         ways = [name for name in self.given_exits if name != "--span"]
         if len(ways) > 1:
             raise InputError(f"{' and '.join(ways)} exclude each other; give one of them")
+        if self.confidence is not None and self.agreement is None:
+            raise InputError("--confidence belongs to --agreement; give that, too")
         allowed, span = self._span(model.config.num_layers, ways)
         if self.full:
             return ExitRule("full depth", None, allowed)
@@ -116,6 +125,12 @@ class ModelOptions:
                 raise InputError(f"--budget {self.budget:g}: give 1 to {len(allowed)} layers")
             threshold = daisy_jax.threshold_for_budget(calibration.entropy, self.budget, allowed)
             way = f"budget {self.budget:g} layers"
+        elif self.agreement is not None:
+            threshold = threshold_for_agreement(
+                calibration, self.agreement, self.confidence, allowed
+            )
+            sure = "" if self.confidence is None else f" with confidence {self.confidence:g}"
+            way = f"agreement {self.agreement:g}{sure}"
         else:
             ratio = 0.7 if self.ratio is None else self.ratio
             threshold = float(daisy_jax.exit_threshold(calibration.mean_entropy, ratio))

@@ -2,7 +2,7 @@
 
 from daisy_jax.exits.budget import threshold_for_budget
 from daisy_jax.exits.calibrated import Calibration, exit_threshold
-from daisy_jax.exits.risk import threshold_for_risk
+from daisy_jax.exits.risk import threshold_for_agreement, threshold_for_risk
 from daisy_jax.exits.rules import ExitRule, exit_layers, fires, fixed_layer
 from daisy_jax.exits.spans import span_mean, span_min_max, span_rules, span_threshold
 
@@ -17,6 +17,7 @@ __all__ = [
     "span_min_max",
     "span_rules",
     "span_threshold",
+    "threshold_for_agreement",
     "threshold_for_budget",
     "threshold_for_risk",
 ]

@@ -1,4 +1,4 @@
-"""Branch entropies of a data set, and the threshold that the paper makes of them."""
+"""What branches said of a data set, and the threshold that the paper makes of them."""
 
 import dataclasses
 import functools
@@ -14,12 +14,15 @@ from daisy_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Calibration:
-    """Branch entropies of a data set, from which thresholds are made."""
+    """What branches said of a data set, from which thresholds are made."""
 
     entropy: Float[np.ndarray, "utterances layers"]
     """Nats: each utterance's mean entropy at each layer."""
     dataset: str = ""
     """Name of the data set."""
+    agreement: Float[np.ndarray, "utterances layers"] | None = None
+    """Share of each utterance's frames to which a layer's branch gives the last layer's label; None
+    in a calibration of before this was kept."""
 
     @property
     def mean_entropy(self) -> Float[np.ndarray, " layers"]:
@@ -29,7 +32,8 @@ class Calibration:
     # A model carries its calibration as static data, so that it has to be hashable by content.
     @functools.cached_property
     def _key(self) -> tuple:
-        return self.dataset, self.entropy.dtype.str, self.entropy.shape, self.entropy.tobytes()
+        arrays = (self.entropy,) if self.agreement is None else (self.entropy, self.agreement)
+        return self.dataset, *((a.dtype.str, a.shape, a.tobytes()) for a in arrays)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Calibration) and (self is other or self._key == other._key)

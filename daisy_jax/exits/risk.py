@@ -8,6 +8,7 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float
 
 from daisy_jax.errors import InputError
+from daisy_jax.exits.calibrated import Calibration
 from daisy_jax.exits.steps import ExitSteps, exit_steps
 
 MOST_UTTERANCES = 1 << 40
@@ -54,23 +55,54 @@ def threshold_for_risk(
     steps = exit_steps(entropy, allowed)
     loss = _checked_loss(loss, np.shape(entropy))[:, steps.layers - 1]
     level = _in_unit_interval(level, "level")
-    if confidence is None:
+    sure = None if confidence is None else _in_unit_interval(confidence, "confidence")
+    if sure is None:
         # The proof wants each utterance's loss to grow with the threshold: the largest so far.
         loss = _largest_so_far(loss, _leaves_there(steps))
         certified = _by_conformal_risk_control
     else:
-        tolerated = 1 - _in_unit_interval(confidence, "confidence")
 
         def certified(total, count, level):
-            return p_value(total, count, level) <= tolerated
+            return p_value(total, count, level) <= 1 - sure
 
     # An utterance's exit moves only at a step, so that these stand for all thresholds there are.
     passes = certified(_total_loss(steps, loss), len(loss), level)
     if not passes[0]:
         deepest = float(np.sum(loss[:, -1]))
-        raise InputError(_what_would_do(certified, deepest, len(loss), level, confidence))
+        raise InputError(_what_would_do(certified, deepest, len(loss), level, sure))
     first_failure = len(passes) if passes.all() else int(np.argmin(passes))
     return float(steps.thresholds[first_failure - 1])
+
+
+def threshold_for_agreement(
+    calibration: Calibration,
+    agreement: float | np.number,
+    confidence: float | np.number | None = None,
+    allowed: npt.ArrayLike | None = None,
+) -> float:
+    """The largest threshold with which so many frames keep the last layer's label.
+
+    Args:
+      calibration: of utterances like those to come; with agreements.
+      agreement: the smallest expected share of an utterance's frames whose label, by the branch of
+        the layer where it leaves, is the one that the last layer's branch gives; in (0, 1).
+      confidence: as of `threshold_for_risk`.
+      allowed: bool [L], where an utterance may leave; None: everywhere.
+
+    Returns:
+      The threshold, nats, as of `threshold_for_risk`.
+
+    Raises:
+      InputError: the calibration has no agreements, or nothing can be certified.
+    """
+    if calibration.agreement is None:
+        raise InputError(
+            "the model's calibration is from before agreements were kept; run daisy-jax calibrate "
+            "again"
+        )
+    agreement = _in_unit_interval(agreement, "agreement")
+    loss = 1 - calibration.agreement.astype(np.float64)
+    return threshold_for_risk(calibration.entropy, loss, 1 - agreement, confidence, allowed)
 
 
 Certified = Callable[[Float[np.ndarray, " steps"], int, float], Bool[np.ndarray, " steps"]]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from daisy_jax.encode import Encoded, encode
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule, fixed_layer
-from daisy_jax.model.branches import frame_mean, utterance_entropy
+from daisy_jax.model.branches import entropy_and_agreement
 from daisy_jax.model.frame_labels import frame_labels
 from daisy_jax.model.hubert import Hubert, embed, require_head
 from daisy_jax.model.layer_loops import tapped_layers
@@ -77,17 +77,9 @@ def layers(chosen: tuple[int, ...]) -> Content:
         if model.branches is None:
             return all_layers(model, values, num_frames)
 
-        def one_layer(branch_and_tapped):
-            branch, tapped = branch_and_tapped
-            logits = branch(tapped)
-            return utterance_entropy(logits, embedded.frame_mask), jnp.argmax(logits, axis=-1)
-
-        entropy, labels = jax.lax.map(one_layer, (model.branches, tapped))
-        same = (labels == labels[-1:]).astype(jnp.float32)
-        agreement = frame_mean(same, embedded.frame_mask[None])
-        return all_layers(model, values, num_frames)._replace(
-            entropy=entropy.T, agreement=agreement.T
-        )
+        entropy, agreement = entropy_and_agreement(model.branches, tapped, embedded.frame_mask)
+        computed = all_layers(model, values, num_frames)
+        return computed._replace(entropy=entropy, agreement=agreement)
 
     return Content(chosen, np.float16, compute, lambda model: {}, check)
 

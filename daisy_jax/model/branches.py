@@ -107,6 +107,34 @@ def utterance_entropy(
     return frame_mean(jnp.log(total) - expected, frame_mask)
 
 
+def entropy_and_agreement(
+    branches: Branches,
+    tapped: Float[Array, "layers batch frames dim"],
+    frame_mask: Bool[Array, "batch frames"],
+) -> tuple[Float[Array, "batch layers"], Float[Array, "batch layers"]]:
+    """What every branch says of every utterance: eq. (2), and how far it says what the last says.
+
+    Args:
+      branches: of all layers.
+      tapped: each layer's tapped features.
+      frame_mask: true on valid frames.
+
+    Returns:
+      float32 [batch, layers], nats; and the share of the valid frames whose most probable class is
+      the last layer's, 0 for a row without frames.
+    """
+
+    def one_layer(branch_and_tapped):
+        branch, tapped = branch_and_tapped
+        logits = branch(tapped)
+        return utterance_entropy(logits, frame_mask), jnp.argmax(logits, axis=-1)
+
+    # One after the other: logits of all layers would be twelve times as much memory.
+    entropy, labels = jax.lax.map(one_layer, (branches, tapped))
+    same = (labels == labels[-1:]).astype(jnp.float32)
+    return entropy.T, frame_mean(same, frame_mask[None]).T
+
+
 def branch_loss(
     logits: Float[Array, "batch frames classes"],
     labels: Int[Array, "batch frames"],
