@@ -1,4 +1,4 @@
-"""Calibration: entropies of a data set at every layer."""
+"""Calibration: entropies and agreements of a data set at every layer."""
 
 import jax
 import numpy as np
@@ -6,8 +6,16 @@ import pytest
 from conftest import speech_like
 from reference import reference_of
 
-from daisy_jax import Calibration, InputError, calibrate, encode, threshold_for_budget
+from daisy_jax import (
+    Calibration,
+    InputError,
+    calibrate,
+    encode,
+    threshold_for_budget,
+    threshold_for_risk,
+)
 from daisy_jax.audio import pad_batch
+from daisy_jax.exits import threshold_for_agreement
 
 LENGTHS = (3000, 400, 300, 2500, 1700, 2999)
 WAVEFORMS = speech_like(LENGTHS, seed=2)
@@ -80,3 +88,39 @@ def test_nothing_to_calibrate_on_is_an_error(base_model):
 def test_calibration_needs_branches(base_model):
     with pytest.raises(InputError, match="this model has no branches"):
         calibrate(base_model.replace(branches=None), batches())
+
+
+def test_agreement_is_counted_frame_by_frame(base_model, calibration):
+    """From the reference's own logits of every layer."""
+    reference = reference_of(base_model)
+    wanted = []
+    for waveform in WAVEFORMS:
+        if len(waveform) >= 400:
+            taps = reference.everything(waveform)[2]
+            kernel, bias = (reference.weights[f"branches.{name}"] for name in ("kernel", "bias"))
+            labels = np.argmax(taps @ kernel + bias[:, None], axis=-1)
+            wanted.append(np.mean(labels == labels[-1:], axis=-1))
+    assert calibration.agreement.dtype == np.float32
+    np.testing.assert_allclose(calibration.agreement, wanted, rtol=0, atol=1e-6)
+    assert np.all(calibration.agreement[:, -1] == 1)
+    assert np.any(calibration.agreement < 0.9)
+
+
+def test_calibrations_differ_by_their_agreements(calibration):
+    without = Calibration(calibration.entropy, calibration.dataset)
+    same = Calibration(calibration.entropy, calibration.dataset, calibration.agreement.copy())
+    assert (same, hash(same)) == (calibration, hash(calibration))
+    assert without != calibration
+    other = Calibration(calibration.entropy, calibration.dataset, 1 - calibration.agreement)
+    assert other != calibration
+
+
+def test_certified_agreement_is_certified_loss(calibration):
+    loss = 1 - calibration.agreement.astype(np.float64)
+    for agreement, confidence in ((0.6, None), (0.3, 0.8)):
+        wanted = threshold_for_risk(calibration.entropy, loss, 1 - agreement, confidence)
+        assert threshold_for_agreement(calibration, agreement, confidence) == wanted
+    with pytest.raises(InputError, match=r"agreement is 1\.0; it must lie between 0 and 1"):
+        threshold_for_agreement(calibration, 1.0)
+    with pytest.raises(InputError, match="from before agreements were kept; run daisy-jax calibr"):
+        threshold_for_agreement(Calibration(calibration.entropy), 0.5)

@@ -10,7 +10,7 @@ from made_models import made_model
 from safetensors.numpy import load_file, save_file
 
 import daisy_jax
-from daisy_jax.checkpoints import named_leaves
+from daisy_jax.checkpoints import named_leaves, save_calibration
 from daisy_jax.errors import InputError
 from daisy_jax.exits import Calibration
 from daisy_jax.model.config import HubertConfig
@@ -221,6 +221,30 @@ def test_a_calibration_of_another_model_is_refused(folder, shape):
     change_tensors(folder, change)
     with pytest.raises(InputError, match=r"calibration.entropy has the shape"):
         daisy_jax.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("agreement", "said"),
+    [
+        (np.zeros((7, 3), np.float16), "has the shape"),
+        (np.full((7, 2), 1.5, np.float16), "outside of 0 to 1"),
+        (np.full((7, 2), np.nan, np.float16), "NaN"),
+    ],
+)
+def test_a_faulty_agreement_is_refused(folder, agreement, said):
+    change_tensors(folder, lambda tensors: tensors.update({"calibration.agreement": agreement}))
+    with pytest.raises(InputError, match=rf"calibration.agreement.*{said}.*calibrate the model"):
+        daisy_jax.load(folder)
+
+
+def test_agreements_are_stored_with_the_calibration(folder):
+    model = daisy_jax.load(folder)
+    agreement = np.linspace(0, 1, 14, dtype=np.float16).reshape(7, 2)
+    calibration = dataclasses.replace(model.calibration, agreement=agreement)
+    daisy_jax.save(model.replace(calibration=calibration), folder)
+    assert daisy_jax.load(folder).calibration == calibration
+    save_calibration(folder, model.calibration)  # of before they were kept
+    assert daisy_jax.load(folder).calibration == model.calibration
 
 
 def test_a_calibration_in_one_of_the_files_alone_is_refused(folder):

@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_models import SMALL, made_model
 from programs import COMMAND, run, run_here, words_of
+from reference import reference_of
 
 import daisy_jax
 from daisy_jax.commands import encode as encode_command
 from daisy_jax.commands.encode import HEADER, output_paths
 from daisy_jax.cost import multiply_adds
-from daisy_jax.exits import exit_threshold, threshold_for_budget
+from daisy_jax.exits import exit_layers, exit_threshold, threshold_for_budget
 
 
 @pytest.fixture
@@ -125,6 +126,75 @@ def test_every_way_to_choose_the_depth(command, folder, model, files):
     assert np.mean([int(layer.rstrip("*")) for layer in found]) <= 2
     threshold = threshold_for_budget(model.calibration.entropy, 2)
     assert total.endswith(f"threshold {threshold:.4g} nats (budget 2 layers on made speech)")
+
+
+@pytest.fixture(scope="module")
+def certain(folder, model):
+    """A model whose calibration has enough utterances to certify something."""
+    rng = np.random.default_rng(0)
+    entropy = np.concatenate([model.calibration.entropy + k / 200 for k in range(40)])
+    agreement = 1 - rng.uniform(0, [0.4, 0.1, 0.0], (len(entropy), 3))
+    calibration = daisy_jax.Calibration(
+        entropy.astype(np.float16), "made speech", agreement.astype(np.float16)
+    )
+    daisy_jax.save(model.replace(calibration=calibration), folder / "certain")
+    return calibration
+
+
+@pytest.mark.parametrize("confidence", [None, 0.9])
+def test_an_agreement_is_certified_on_the_calibration(command, folder, files, certain, confidence):
+    options = [] if confidence is None else ["--confidence", confidence]
+    where = ("--model", folder / "certain", "--agreement", 0.9, *options)
+    status, lines, errors = command("encode", *files, *where)
+    assert (status, errors) == (0, [])
+    loss = 1 - certain.agreement.astype(np.float64)
+    threshold = daisy_jax.threshold_for_risk(certain.entropy, loss, 1 - 0.9, confidence)
+    model = daisy_jax.load(folder / "certain")
+    layers = [int(expected(model, file, threshold=threshold).exit_layer[0]) for file in files]
+    assert [int(row[2].rstrip("*")) for row in rows(lines)] == layers
+    assert set(layers) - {1, 3}  # the certificate is worth something, and not for nothing
+    sure = "" if confidence is None else " with confidence 0.9"
+    assert lines[-1].endswith(
+        f"threshold {threshold:.4g} nats (agreement 0.9{sure} on made speech)"
+    )
+
+
+def test_what_cannot_be_certified_is_one_line(command, folder, files, certain):
+    for options, said in (
+        (("--model", folder / "model", "--agreement", "0.9"), "4 utterances cannot certify"),
+        (("--model", folder / "old", "--agreement", "0.9"), "run daisy-jax calibrate again"),
+        (("--model", folder / "certain", "--confidence", "0.9"), "--confidence belongs to"),
+        (("--model", folder / "certain", "--agreement", "1.5"), "agreement is 1.5; it must"),
+        (
+            ("--model", folder / "certain", "--agreement", "0.9", "--ratio", "1"),
+            "--ratio and --agreement exclude each other",
+        ),
+    ):
+        if options[1] == folder / "old":
+            model = daisy_jax.load(folder / "model")
+            kept = daisy_jax.Calibration(model.calibration.entropy, "of before")
+            daisy_jax.save(model.replace(calibration=kept), folder / "old")
+        status, _, errors = command("encode", files[0], *options)
+        assert status == 1
+        assert len(errors) == 1
+        assert said in errors[0]
+
+
+def test_info_says_what_certified_agreement_costs(command, folder, certain):
+    lines = command("info", folder / "certain")[1]
+    assert "certified with 90% confidence" in lines[-4]
+    for line, wanted in zip(lines[-3:], (0.99, 0.95, 0.9), strict=True):
+        assert line.startswith(f"  at least {wanted:.0%}  ")
+        if "cannot certify" in line:
+            continue
+        threshold = float(line.split("threshold ")[1].split()[0])
+        layers, _ = exit_layers(certain.entropy, threshold + 6e-5)  # it is rounded
+        assert float(line.split("exit layer ")[1].split(",")[0]) == pytest.approx(
+            layers.mean(), abs=0.02
+        )
+        assert float(line.split("here ")[1].rstrip("%")) / 100 >= wanted
+    assert "saved" in lines[-1]
+    assert "cannot certify a loss of at most 0.01" in command("info", folder / "model")[1][-3]
 
 
 @pytest.mark.parametrize(
@@ -410,6 +480,14 @@ def test_different_files_never_share_an_output(parts):
 # ---- calibrate and info ----
 
 
+def logits_of(model, path):
+    """What every branch says of a file, by the float64 reference."""
+    reference = reference_of(model)
+    taps = reference.everything(daisy_jax.audio.load(path))[2]
+    kernel, bias = (reference.weights[f"branches.{name}"] for name in ("kernel", "bias"))
+    return taps @ kernel + bias[:, None]
+
+
 @pytest.fixture
 def fresh(tmp_path):
     daisy_jax.save(made_model(), tmp_path / "model")
@@ -427,6 +505,10 @@ def test_calibrate_stores_entropies_and_encode_works_afterwards(command, fresh, 
     for row, path in zip(model.calibration.entropy, paths, strict=False):
         out = expected(model, path, threshold=-np.inf)
         np.testing.assert_allclose(row, np.asarray(out.entropy[0], np.float16), rtol=1e-3)
+        labels = np.argmax(logits_of(model, path), axis=-1)
+        same = np.mean(labels == labels[-1:], axis=-1)
+        place = paths.index(path)
+        np.testing.assert_allclose(model.calibration.agreement[place], same, atol=5e-4)
     for ratio in (0.7, 0.76, 1.0):
         threshold = float(exit_threshold(model.calibration.mean_entropy, ratio))
         stated = [line.split()[3] for line in lines if line.startswith(f"  ratio {ratio:<4} ")]

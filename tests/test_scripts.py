@@ -113,6 +113,7 @@ def test_branches_are_trained_on_a_trunk_that_stays_as_it_is(prepared, pretraine
         "branches.kernel",
         "branches.bias",
         "calibration.entropy",
+        "calibration.agreement",
     }
     for name, tensor in before.items():
         np.testing.assert_array_equal(after[name], tensor, err_msg=name)

@@ -174,15 +174,16 @@ def train(config: Config, device: str) -> None:
     )
 
     # ---- calibrated model ----
-    entropy = np.asarray(validation.scores(branches).entropy)
-    name = scored if held_out != "none" else f"{corpus_name(config.data)}, {len(entropy)} {scored}"
+    scores = validation.scores(branches)
+    count = len(scores.entropy)
+    name = scored if held_out != "none" else f"{corpus_name(config.data)}, {count} {scored}"
     if not parallel.is_first():
         return
     whole = load(config.model)
     whole = whole.replace(
         config=dataclasses.replace(whole.config, num_classes=num_classes),
         branches=jax.device_get(branches),
-        calibration=Calibration(entropy, name),
+        calibration=Calibration(np.asarray(scores.entropy), name, np.asarray(scores.agreement)),
     )
     save(whole, run.folder / "model")
     say(f"{run.folder / 'model'}: calibrated on {name}; next, daisy-jax encode FILES --model ...")

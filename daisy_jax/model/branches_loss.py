@@ -8,7 +8,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from daisy_jax import audio
-from daisy_jax.model.branches import Branches, branch_loss, utterance_entropy, utterance_loss
+from daisy_jax.model.branches import (
+    Branches,
+    branch_loss,
+    frame_mean,
+    utterance_entropy,
+    utterance_loss,
+)
 from daisy_jax.model.frame_labels import label_frames
 from daisy_jax.model.hubert import Hubert, embed
 from daisy_jax.model.layer_loops import tapped_layers
@@ -74,6 +80,8 @@ class BranchScores(NamedTuple):
     """float32, nats: the mean over the utterance's frames."""
     hits: Int[Array | np.ndarray, "batch layers"]
     """int32, frames whose label is predicted."""
+    agreement: Float[Array | np.ndarray, "batch layers"]
+    """float32, share of the frames to which a branch gives the class that the last one gives."""
     frames: Int[Array | np.ndarray, " batch"]
     """int32, valid frames."""
 
@@ -91,14 +99,12 @@ def branch_scores(
     def one_layer(branch_and_tapped):
         branch, tapped = branch_and_tapped
         logits = branch(tapped)
-        hits = (jnp.argmax(logits, axis=-1) == labels) & mask
-        return (
-            utterance_entropy(logits, mask),
-            utterance_loss(logits, labels, mask),
-            jnp.sum(hits, axis=-1, dtype=jnp.int32),
-        )
+        chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return utterance_entropy(logits, mask), utterance_loss(logits, labels, mask), chosen
 
     # One after the other: logits of all layers would take as much memory as a training step.
-    entropy, loss, hits = jax.lax.map(one_layer, (branches, tapped))
+    entropy, loss, chosen = jax.lax.map(one_layer, (branches, tapped))
+    hits = jnp.sum((chosen == labels[None]) & mask[None], axis=-1, dtype=jnp.int32)
+    agreement = frame_mean((chosen == chosen[-1:]).astype(jnp.float32), mask[None])
     frames = jnp.sum(mask, axis=-1, dtype=jnp.int32)
-    return BranchScores(entropy.T, loss.T, hits.T, frames)
+    return BranchScores(entropy.T, loss.T, hits.T, agreement.T, frames)
