@@ -104,6 +104,95 @@ def test_speed_prints_and_stores_every_measurement(tmp_path, monkeypatch, capsys
     assert result["versions"]["jax"] == jax.__version__
 
 
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "conv_dim": [16] * 7,
+}
+"""A HuBERT of transformers."""
+PRECISIONS = {
+    ("transformers", "float32"),
+    ("torch.compile", "float32"),
+    ("ONNX Runtime", "float32"),
+    ("OpenVINO", "float32"),
+    ("transformers", "bfloat16"),
+    ("ONNX Runtime", "int8"),
+    ("OpenVINO", "bfloat16"),
+}
+
+
+@pytest.mark.slow("compiles a model with torch, and exports it")
+def test_all_peers_encode_the_same_model(monkeypatch):
+    """Except for torch.compile, which has weights of its own; precision as they say they have."""
+    monkeypatch.syspath_prepend(ROOT / "eval")
+    import peers
+    import torch
+
+    made = []
+
+    def one_model(size, precision, place):
+        torch.manual_seed(0)
+        made.append(original(size, precision, place))
+        return made[-1]
+
+    original = peers.torch_model
+    monkeypatch.setattr(peers, "torch_model", one_model)
+    monkeypatch.setitem(peers.FIELDS, "tiny", TINY)
+    waveform = np.random.default_rng(0).standard_normal((2, 4000)).astype(np.float32)
+    with torch.no_grad():
+        wanted = one_model("tiny", "float32", "cpu")(torch.from_numpy(waveform))
+    wanted = wanted.last_hidden_state.numpy()
+    tolerance = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.3}
+    with peers.on_cpu("tiny", low_precision=True) as found:
+        assert {(peer.name, peer.precision) for peer in found} == PRECISIONS
+        assert [peer.precision for peer in found[:4]] == ["float32"] * 4
+        for peer in found:
+            out = peer.prepare(waveform)()
+            if peer.name == "ONNX Runtime":
+                (out,) = out
+            elif peer.name == "OpenVINO":
+                (out,) = out.values()
+            else:
+                out = out.float().numpy()
+            error = np.linalg.norm(out - wanted) / np.linalg.norm(wanted)
+            assert error < tolerance[peer.precision], peer
+            if peer.precision != "float32":
+                assert error > 1e-4, peer  # it is what it says
+    with peers.on_cpu("tiny", low_precision=False) as found:
+        assert [peer.precision for peer in found] == ["float32"] * 4
+
+
+@pytest.mark.slow("compiles a model with torch, and exports it")
+def test_peers_take_turns_with_ours(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "eval")
+    import peers
+    import speed
+
+    small = dataclasses.replace(daisy_jax.load().config, num_layers=2)
+    monkeypatch.setitem(peers.FIELDS, "tiny", TINY)
+    monkeypatch.setattr(peers, "missing", lambda *modules: list(modules))  # neither is installed
+    monkeypatch.setattr(speed, "Forced", lambda size, dtype: Forced(small, dtype))
+    monkeypatch.setattr(speed, "REST", 0.0)
+    arguments = ("--size=tiny", "--peers", "--batches", "1", "2", "--seconds", "0.25", "--runs=1")
+    monkeypatch.setattr(sys, "argv", ["speed.py", *arguments, f"--output={tmp_path}", CPU])
+    speed.main()
+    table = [cells(line) for line in capsys.readouterr().out.splitlines() if line[:2] == "| "]
+    header, _, *rows = table
+    theirs = ["transformers, float32", "torch.compile, float32"]
+    assert header == ["batch", *theirs, "ours, float32", "ours / fastest float32"]
+    kept = json.loads((tmp_path / "speed.json").read_text())["peers"]
+    assert [row[0] for row in rows] == ["1 x 0.25 s", "2 x 0.25 s"]
+    for row, stored in zip(rows, kept, strict=True):
+        times = [stored["times"][name] for name in theirs]
+        assert stored["ratio"] == pytest.approx(stored["times"]["ours, float32"] / min(times))
+        assert row[-1] == f"{stored['ratio']:.2f}"
+    assert not (tmp_path / "speed.png").exists()
+
+
 @pytest.mark.slow("runs a script of eval/ from end to end")
 def test_entropy_is_that_of_encode_with_its_line(model, speech, tmp_path):
     daisy_jax.save(model, tmp_path / "model")
