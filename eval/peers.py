@@ -6,6 +6,7 @@ All of them have the same architecture with random weights, and get batches with
 import contextlib
 import importlib
 import importlib.util
+import logging
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -96,7 +97,9 @@ def _exported(model: Any, waveform: Batch, folder: pathlib.Path) -> pathlib.Path
     path = folder / f"{'x'.join(map(str, waveform.shape))}.onnx"
     if not path.exists():
         example = (torch.from_numpy(waveform.copy()),)
-        torch.onnx.export(LastHidden(), example, str(path), dynamo=True, verbose=False)
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
+        whole = LastHidden().eval()
+        torch.onnx.export(whole, example, str(path), dynamo=True, verbose=False)
     return path
 
 
@@ -138,6 +141,12 @@ def in_openvino(
     return Peer("OpenVINO", precision, prepare)
 
 
+def _openvino_has_bfloat16() -> bool:
+    """Whether this CPU has it; OpenVINO would silently take float32."""
+    core = importlib.import_module("openvino").Core()
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 @contextlib.contextmanager
 def on_cpu(size: str, *, low_precision: bool) -> Iterator[list[Peer]]:
     """What people would run on a CPU: everything that is installed, in float32 first.
@@ -159,5 +168,6 @@ def on_cpu(size: str, *, low_precision: bool) -> Iterator[list[Peer]]:
             found += [in_onnx_runtime(model, folder, "int8")] if low_precision else []
         if exports and not missing("openvino"):
             found.append(in_openvino(model, folder, "float32"))
-            found += [in_openvino(model, folder, "bfloat16")] if low_precision else []
+            if low_precision and _openvino_has_bfloat16():
+                found.append(in_openvino(model, folder, "bfloat16"))
         yield sorted(found, key=lambda peer: peer.precision != "float32")
