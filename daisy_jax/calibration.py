@@ -41,7 +41,7 @@ def calibrate(
       InputError: the model has no branches, or there is no utterance.
     """
     if model.branches is None:
-        raise InputError("this model has no branches to calibrate; train them (train/branches.py)")
+        raise InputError("model has no branches to calibrate; train them with train/branches.py")
 
     def start(
         waveform: Array | npt.ArrayLike, lengths: Array | npt.ArrayLike | None

@@ -3,7 +3,6 @@
 import pathlib
 import runpy
 import sys
-import types
 
 import jax
 import made_corpora
@@ -108,7 +107,7 @@ def one_after_the_other(count):
 
 
 def test_calibration_starts_the_next_batch_first(model, monkeypatch, events):
-    monkeypatch.setattr(calibration, "encode", recorded(calibration.encode, events))
+    monkeypatch.setattr(calibration, "_scores", recorded(calibration._scores, events))
     daisy_jax.calibrate(model, one_after_the_other(3))
     assert events == IN_TURN
 
@@ -125,10 +124,10 @@ class Late:
 
 @pytest.mark.usefixtures("unchecked_annotations")  # a result of a device that is none
 def test_calibration_takes_batches_that_the_caller_fills_again(model, monkeypatch):
-    def slow(model, waveform, lengths, threshold):
-        return types.SimpleNamespace(entropy=Late(waveform[:, :3]), num_frames=Late(lengths))
+    def slow(model, waveform, lengths):
+        return Late(waveform[:, :3]), Late(waveform[:, 3:6]), Late(lengths)
 
-    monkeypatch.setattr(calibration, "encode", slow)
+    monkeypatch.setattr(calibration, "_scores", slow)
     wanted = np.concatenate([rows[:, :3].copy() for rows, _ in one_after_the_other(3)])
     found = daisy_jax.calibrate(model, one_after_the_other(3)).entropy
     np.testing.assert_array_equal(found, wanted)

@@ -97,8 +97,8 @@ def threshold_for_agreement(
     """
     if calibration.agreement is None:
         raise InputError(
-            "the model's calibration is from before agreements were kept; run daisy-jax calibrate "
-            "again"
+            "calibration has no agreements, as it is from before they were kept; run daisy-jax "
+            "calibrate again"
         )
     agreement = _in_unit_interval(agreement, "agreement")
     loss = 1 - calibration.agreement.astype(np.float64)
