@@ -86,7 +86,7 @@ def test_nothing_to_calibrate_on_is_an_error(base_model):
 
 
 def test_calibration_needs_branches(base_model):
-    with pytest.raises(InputError, match="this model has no branches"):
+    with pytest.raises(InputError, match="model has no branches"):
         calibrate(base_model.replace(branches=None), batches())
 
 
@@ -122,5 +122,5 @@ def test_certified_agreement_is_certified_loss(calibration):
         assert threshold_for_agreement(calibration, agreement, confidence) == wanted
     with pytest.raises(InputError, match=r"agreement is 1\.0; it must lie between 0 and 1"):
         threshold_for_agreement(calibration, 1.0)
-    with pytest.raises(InputError, match="has no agreements, .*; run daisy-jax calibrate again"):
+    with pytest.raises(InputError, match="calibration has no agreements"):
         threshold_for_agreement(Calibration(calibration.entropy), 0.5)
