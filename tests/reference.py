@@ -1,17 +1,20 @@
 """HuBERT once more, in float64 numpy: one unpadded utterance at a time, one layer after the other.
 
-Shares nothing with the library but the parameters' names.
+Shares nothing with the library but the parameters' names, and where they are.
 """
 
 import numpy as np
 from flax import nnx
 from scipy.special import erf, log_softmax, softmax
 
+from daisy_jax.model.layer_arrays import stacked
+
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
 
 
 def parameters(model) -> dict:
     """Flat names to float64 arrays."""
+    model = model.replace(layers=stacked(model.layers))
     return {
         ".".join(map(str, path)): np.asarray(variable[...], np.float64)
         for path, variable in nnx.to_flat_state(nnx.state(model))

@@ -82,7 +82,10 @@ def test_an_old_run_is_resumed(expected, tmp_path):
 
     trained = load_file(tmp_path / "run" / "model" / "model.safetensors")
     untouched = load_file(OLD / "model" / "model.safetensors")
-    assert trained.keys() == untouched.keys()
+    assert trained.keys() == untouched.keys() | {"calibration.agreement"}
+    agreement = trained.pop("calibration.agreement")  # which it kept none of
+    assert agreement.shape == trained["calibration.entropy"].shape
+    assert np.all(agreement[:, -1] == 1)
     for name, tensor in trained.items():
         if f"trained.{name}" in expected:
             wanted = expected[f"trained.{name}"]
