@@ -209,9 +209,9 @@ def _load(
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}") from None
     arrays = {
-        name: tensor.astype(np.float32)
+        name: tensor.astype(np.float32, copy=False)
         if name.startswith(FLOAT32_PARTS)
-        else tensor.astype(stored).astype(computed)
+        else tensor.astype(stored, copy=False).astype(computed, copy=False)
         for name, tensor in tensors.items()
     }
     try:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Integer
 
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, frame_count
 from daisy_jax.errors import InputError
-from daisy_jax.exits import exit_layers
+from daisy_jax.exits import exit_layers, exit_steps
 from daisy_jax.model.config import HubertConfig
 
 
@@ -76,8 +76,7 @@ def threshold_for_cost(
     Raises:
       InputError: even leaving at the first layer costs more.
     """
-    values = np.unique(np.asarray(entropy, np.float32))
-    candidates = [-np.inf, *np.nextafter(values, np.float32(np.inf)).tolist()]
+    candidates = exit_steps(entropy, None).thresholds.tolist()
 
     def within(threshold: float) -> bool:
         exits, _ = exit_layers(entropy, threshold)

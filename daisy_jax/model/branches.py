@@ -131,8 +131,14 @@ def entropy_and_agreement(
 
     # One after the other: logits of all layers would be twelve times as much memory.
     entropy, labels = jax.lax.map(one_layer, (branches, tapped))
-    same = (labels == labels[-1:]).astype(jnp.float32)
-    return entropy.T, frame_mean(same, frame_mask[None]).T
+    return entropy.T, agreement_with_last(labels, frame_mask).T
+
+
+def agreement_with_last(
+    labels: Int[Array, "layers batch frames"], frame_mask: Bool[Array, "batch frames"]
+) -> Float[Array, "layers batch"]:
+    """Share of each row's valid frames to which a layer gives the last layer's label."""
+    return frame_mean((labels == labels[-1:]).astype(jnp.float32), frame_mask[None])
 
 
 def branch_loss(

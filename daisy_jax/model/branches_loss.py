@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from daisy_jax import audio
 from daisy_jax.model.branches import (
     Branches,
+    agreement_with_last,
     branch_loss,
-    frame_mean,
     utterance_entropy,
     utterance_loss,
 )
@@ -105,6 +105,6 @@ def branch_scores(
     # One after the other: logits of all layers would take as much memory as a training step.
     entropy, loss, chosen = jax.lax.map(one_layer, (branches, tapped))
     hits = jnp.sum((chosen == labels[None]) & mask[None], axis=-1, dtype=jnp.int32)
-    agreement = frame_mean((chosen == chosen[-1:]).astype(jnp.float32), mask[None])
+    agreement = agreement_with_last(chosen, mask)
     frames = jnp.sum(mask, axis=-1, dtype=jnp.int32)
     return BranchScores(entropy.T, loss.T, hits.T, agreement.T, frames)
