@@ -30,6 +30,7 @@ from daisy_jax.data.corpus import corpus_name
 from daisy_jax.exits import fixed_layer
 from daisy_jax.reporting import followed
 from daisy_jax.study.evaluated_runs import Result, fields_of, input_cells, rule_cells, rule_header
+from daisy_jax.study.task_risk import at_risk, task_losses
 from daisy_jax.tasks.evaluation import (
     Choice,
     at_ratio,
@@ -40,9 +41,9 @@ from daisy_jax.tasks.evaluation import (
     time_trunk,
     utterance_rows,
 )
-from daisy_jax.tasks.task_data import open_examples, with_features
+from daisy_jax.tasks.task_data import TaskData, open_examples, with_features
 from daisy_jax.tasks.trained_heads import TrainedHead, load_head, require_trunk
-from daisy_jax.tasks.training import Evaluator
+from daisy_jax.tasks.training import Evaluator, Params
 from daisy_jax.whole_files import checked, read_json, write_results
 
 
@@ -60,6 +61,14 @@ class Config:
     """Further ratios at inference, of the same head."""
     layers: tuple[int, ...] = ()
     """Further static layers at inference, of the same head."""
+    risks: Annotated[tuple[float, ...], tyro.conf.arg(name="risk")] = ()
+    """The most that leaving early may cost, such as 0.01: by how much worse the first measure may
+    be than at the last layer, on average over utterances, as a share of its bounds (a point of
+    word error rate or accuracy; 3.6 of PESQ; 20 dB). The cheapest threshold with which the run's
+    development set certifies that."""
+    confidence: float | None = None
+    """With --risk: how sure that is to be, such as 0.9; else it holds on average over development
+    sets."""
     share: float = 0.15
     """Share of the exits that a layer of the span "threshold" must have."""
     oracle: bool = True
@@ -91,6 +100,14 @@ class Config:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {value}")
         if self.timed != "all" and self.timed < 0:
             raise InputError(f"timed is {self.timed}; it must be at least 0, or all")
+        shares = [("risk", risk) for risk in self.risks] + [("confidence", self.confidence)]
+        for name, value in shares:
+            if value is not None and not 0 < value < 1:
+                raise InputError(f"{name} is {value}; it must lie between 0 and 1")
+        if self.confidence is not None and not self.risks:
+            raise InputError("--confidence belongs to --risk; give that, too")
+        if self.risks and self.part == "dev":
+            raise InputError("--risk is certified on the development set; test it on another part")
 
 
 class Trained(TypedDict):
@@ -133,6 +150,8 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     model_path = config.model or trained["model"]
     trunk = load(model_path, trained["dtype"])
     require_trunk(head, trunk, f"{model_path}: is not the model of {run}; give --model")
+    if config.risks and trunk.branches is None:
+        raise InputError(f"--risk: {model_path} has no branches, so that nobody can leave early")
 
     # ---- what it is evaluated on ----
     folder, task = config.data or trained["data"], head.task
@@ -154,6 +173,10 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     # ---- rules ----
     choices = chosen_rules(head, config)
     params = parallel.replicate(head.params)
+    if config.risks:
+        dev = open_examples(task, "dev", trained["data"])
+        dev_data = with_features(task, "dev", dev, trained["data"], trunk, features, live=live)
+        choices += certified(head, dev_data, params, config)
     evaluator = Evaluator(data, config.batch_seconds)
     timing = None
     if config.timed:
@@ -209,6 +232,17 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     with shown_after("\n".join(lines + table(rule_header(task.measures), body))):
         write_results(folder, result, utterances)
     say(f"written: {folder / 'results.json'}, {folder / 'utterances.parquet'}")
+
+
+def certified(head: TrainedHead, data: TaskData, params: Params, config: Config) -> list[Choice]:
+    """A rule for each risk that the development set can certify."""
+    choices, losses = [], task_losses(head, data, params, config.batch_seconds)
+    for risk in config.risks:
+        try:
+            choices.append(at_risk(losses, risk, config.confidence))
+        except InputError as error:
+            say(f"no row for a risk of {risk:g}: {error}")
+    return choices
 
 
 def chosen_rules(head: TrainedHead, config: Config) -> list[Choice]:

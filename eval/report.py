@@ -117,10 +117,13 @@ def is_static(row: Row) -> bool:
 
 
 def is_shown(run: Evaluated, row: Row) -> bool:
-    """Whether a row stands in Table 1: spans, static exits, and heads trained for their compute."""
+    """Whether a row stands in Table 1.
+
+    Spans, certified thresholds, static exits, and heads trained for their compute.
+    """
     if run.result["settings"].get("compute_of_layer"):
-        return row["kind"] == "own"
-    return row["kind"] == "span" or is_static(row)
+        return row["kind"] in ("own", "risk")
+    return row["kind"] in ("span", "risk") or is_static(row)
 
 
 def order_of(run: Evaluated) -> tuple[int, float]:
@@ -273,7 +276,7 @@ def draw(by_task: dict[str, list[Evaluated]]) -> "Figure":
                 static = is_static(row)
                 marker = ("*" if run.result["settings"]["full"] else "x") if static else None
                 if not static and is_shown(run, row):
-                    marker = markers[str(row["value"])] if row["kind"] == "span" else "P"
+                    marker = markers.get(str(row["value"]), "D" if row["kind"] == "risk" else "P")
                 measured, time = row["measures"][name], row["time_saved"]
                 value, (low, high) = measured["value"], measured["interval"]
                 if marker is None or time is None or value is None or low is None or high is None:
@@ -285,7 +288,7 @@ def draw(by_task: dict[str, list[Evaluated]]) -> "Figure":
                     fmt=marker,
                     color="black" if static else f"C{color}",
                     elinewidth=0.6,
-                    label=run.result["trained"] + (f", {row['value']}" if row["value"] else ""),
+                    label=run.label(row),
                 )
         stand_in = " (stand-in)" if any(map(differences_from_the_paper, runs)) else ""
         axis.set(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sounds
 
+from daisy_jax import InputError
 from daisy_jax.tasks import metrics
 from daisy_jax.tasks.metrics import (
     bootstrap_interval,
@@ -16,6 +17,8 @@ from daisy_jax.tasks.metrics import (
     wideband_pesq,
     word_errors,
 )
+from daisy_jax.tasks.presets import task_class
+from daisy_jax.tasks.task import Measure
 
 
 def edit_distance(reference, hypothesis):
@@ -199,3 +202,19 @@ def test_a_paired_interval_sees_differences_that_apart_ones_hide():
     assert 0.4 < low < high < 0.6
     same = paired_interval((difficulty, ones), (difficulty, ones))
     assert same == (0.0, 0.0)
+
+
+def test_how_bad_a_value_is():
+    recognition, enhancement, separation = (
+        task_class(name).measures for name in ("asr", "se", "ss")
+    )
+    # Word errors beyond the number of words are as bad as can be.
+    np.testing.assert_allclose(recognition["wer"].badness(np.array([0, 0.2, 1.7])), [0, 0.2, 1])
+    # The ends of PESQ are those of P.862.2's map, whatever its reference code makes of a signal.
+    ends = [1.0427, 4.6439, (1.0427 + 4.6439) / 2]
+    np.testing.assert_allclose(enhancement["pesq"].badness(np.array(ends)), [1, 0, 0.5], atol=1e-3)
+    values = np.array([-3.0, 5.0, 31.0, np.nan])
+    np.testing.assert_allclose(separation["si_sdri"].badness(values), [1, 0.75, 0, np.nan])
+    unbounded = Measure("perplexity", "", higher_is_better=False)
+    with pytest.raises(InputError, match="perplexity has no bounds"):
+        unbounded.badness(values)

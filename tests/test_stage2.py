@@ -214,6 +214,37 @@ def test_every_row_of_an_evaluation(runs, report):
 
 
 @pytest.mark.slow("trains heads from end to end")
+@pytest.mark.parametrize(("task", "measure"), [("sid", "accuracy"), ("ss", "si_sdri")])
+def test_a_risk_is_certified_on_the_development_set(data, runs, task, measure, tmp_path):
+    # Features of "sid" are stored, those of "ss" are computed on the way.
+    folder = tmp_path / task
+    shutil.copytree(runs[0] / task, folder)
+    least = ("--timed", "0", "--no-oracle")
+    run("eval/downstream.py", folder, *least, "--part", "dev", "--layers", "1", "2", "3")
+    rows = pyarrow.parquet.read_table(folder / "evaluation-dev" / "utterances.parquet").to_pylist()
+    # How bad each utterance is at each layer, from what was written by another way.
+    value = {"accuracy": lambda v: 1 - v, "si_sdri": lambda v: 1 - min(max(v, 0), 20) / 20}[measure]
+    names = sorted({row["id"] for row in rows})
+    by_rule = {(row["rule"], row["id"]): value(row[f"{measure}_total"]) for row in rows}
+    bad = np.asarray([[by_rule[f"at layer {k}", name] for k in (1, 2, 3)] for name in names])
+    place = {"sid": "VoxCeleb1", "ss": "Libri2Mix/wav16k/min/dev/mix_clean"}[task]
+    files = [data / place / name for name in names]
+    found = daisy_jax.encode_files(daisy_jax.load(data / "model"), files, threshold=-np.inf)
+    entropy = np.asarray([result.entropy for result in found])
+    loss = np.maximum(bad - bad[:, 2:], 0)
+    expected = daisy_jax.threshold_for_risk(entropy, loss, 0.5)
+    said = run("eval/downstream.py", folder, *least, "--risk", "0.5", "0.01")
+    result = json.loads((folder / "evaluation" / "results.json").read_text())
+    (row,) = [row for row in result["rows"] if row["kind"] == "risk"]
+    assert (row["rule"], row["value"]) == ("risk 0.5", 0.5)
+    assert row["threshold"] == pytest.approx(expected, rel=1e-4)
+    assert f"no row for a risk of 0.01: {len(names)} utterances cannot certify" in said
+    text = run_here("eval/report.py", folder).stdout
+    table = text[: text.index("Time is that of the trunk")]
+    assert f"{result['trained']}, risk 0.5 |" in table
+
+
+@pytest.mark.slow("trains heads from end to end")
 def test_a_report_says_that_small_corpora_are_stand_ins(report):
     said, text, output = report
     assert "| rule | accuracy, % | exit layer |" in said

@@ -58,8 +58,12 @@ class _Measure(TypedDict):
 
 def fields_of(measure: Measure) -> _Measure:
     """As results.json holds it."""
-    title, unit, higher_is_better, scale = measure
-    return {"title": title, "unit": unit, "higher_is_better": higher_is_better, "scale": scale}
+    return {
+        "title": measure.title,
+        "unit": measure.unit,
+        "higher_is_better": measure.higher_is_better,
+        "scale": measure.scale,
+    }
 
 
 class Result(TypedDict):

@@ -106,7 +106,9 @@ class Asr(Task[AsrHead]):
     title = "Speech recognition"
     decoding = "greedy"
     whole = (28_539, 2_620)
-    measures: ClassVar = {"wer": Measure("WER", "%", higher_is_better=False, scale=100)}
+    measures: ClassVar = {
+        "wer": Measure("WER", "%", higher_is_better=False, scale=100, bounds=(0, 1))
+    }
 
     def __init__(self, settings: TaskSettings):
         super().__init__(settings)

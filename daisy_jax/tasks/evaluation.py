@@ -24,8 +24,8 @@ from daisy_jax.tasks.task_data import Exits, TaskData
 from daisy_jax.tasks.trained_heads import TrainedHead
 from daisy_jax.tasks.training import Evaluation, Evaluator, Params
 
-Kind = Literal["own", "span", "ratio", "layer", "oracle"]
-"""The head's own rule; a span; another ratio or layer; or an oracle."""
+Kind = Literal["own", "span", "ratio", "layer", "risk", "oracle"]
+"""The head's own rule; a span; another ratio or layer; a certified threshold; or an oracle."""
 
 
 class Choice(NamedTuple):
@@ -34,7 +34,7 @@ class Choice(NamedTuple):
     label: str
     kind: Kind
     value: str | float | None
-    """Which span, ratio or layer."""
+    """Which span, ratio, layer or risk."""
     rule: ExitRule
     exits: Exits | None = None
     """What an oracle says in the place of the rule."""
@@ -112,16 +112,26 @@ def best_layers(head: TrainedHead, evaluator: Evaluator, params: Params) -> Choi
     No rule that decides by utterance can do better with this head: an upper bound, with the
     targets known. Needs stored features, and an evaluation a layer.
     """
-    name, measure = next(iter(evaluator.task.measures.items()))
-    layers = range(1, len(head.rule.allowed) + 1)
-    quality = []
-    for layer in followed(layers, "layers"):
-        utterances = evaluator(params, fixed_layer(layer, len(layers))).utterances
-        values = np.asarray([each.measured.values[name][0] for each in utterances], np.float64)
-        quality.append(values if measure.higher_is_better else -values)
-    best = np.nan_to_num(np.stack(quality), nan=-np.inf).argmax(axis=0) + 1
+    measure = next(iter(evaluator.task.measures.values()))
+    totals, _ = sums_by_layer(head, evaluator, params)
+    quality = totals if measure.higher_is_better else -totals
+    best = np.nan_to_num(quality, nan=-np.inf).argmax(axis=1) + 1
     exits = best, np.zeros(len(best), bool)
     return Choice("best layer of each utterance", "oracle", None, head.rule, exits)
+
+
+def sums_by_layer(
+    head: TrainedHead, evaluator: Evaluator, params: Params
+) -> tuple[Float[np.ndarray, "utterances layers"], Float[np.ndarray, "utterances layers"]]:
+    """Totals and weights of the first measure, of each utterance if it leaves at each layer."""
+    name = next(iter(evaluator.task.measures))
+    layers = range(1, len(head.rule.allowed) + 1)
+    columns = []
+    for layer in followed(layers, "layers"):
+        utterances = evaluator(params, fixed_layer(layer, len(layers))).utterances
+        columns.append([each.measured.values[name] for each in utterances])
+    totals, weights = np.asarray(columns, np.float64).T
+    return totals, weights
 
 
 class Timing(NamedTuple):

@@ -19,6 +19,8 @@ from daisy_jax.reporting import leave_out_item
 from daisy_jax.tasks.losses import Counts, Features, best_permutation, utterance_mean
 from daisy_jax.tasks.lstm import BidirectionalLstm
 from daisy_jax.tasks.metrics import (
+    HIGHEST_PESQ,
+    LOWEST_PESQ,
     say_if_no_pesq,
     short_time_intelligibility,
     si_sdr_improvement,
@@ -255,8 +257,8 @@ class Enhancement(_Masks):
     title = "Speech enhancement"
     whole = (10_000, 824)  # of the training set at least so many
     measures: ClassVar = {
-        "pesq": Measure("PESQ", "", higher_is_better=True),
-        "stoi": Measure("STOI", "%", higher_is_better=True, scale=100),
+        "pesq": Measure("PESQ", "", higher_is_better=True, bounds=(LOWEST_PESQ, HIGHEST_PESQ)),
+        "stoi": Measure("STOI", "%", higher_is_better=True, scale=100, bounds=(0, 1)),
     }
     sources = 1
 
@@ -297,7 +299,9 @@ class Separation(_Masks):
     name = "ss"
     title = "Speech separation"
     whole = (13_900, 3_000)
-    measures: ClassVar = {"si_sdri": Measure("SI-SDRi", "dB", higher_is_better=True)}
+    measures: ClassVar = {
+        "si_sdri": Measure("SI-SDRi", "dB", higher_is_better=True, bounds=(0, 20))
+    }
     sources = 2
 
     def open(self, folder: str, part: str) -> Examples:

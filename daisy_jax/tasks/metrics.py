@@ -29,8 +29,10 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     return counts.substitutions + counts.deletions + counts.insertions, words
 
 
-LOWEST_PESQ = 0.999 + 4 / (1 + math.exp(1.3669 * 0.5 + 3.8224))
-"""P.862.2's map of the raw score -0.5: what an estimate gets that is silence."""
+LOWEST_PESQ, HIGHEST_PESQ = (
+    0.999 + 4 / (1 + math.exp(-1.3669 * raw + 3.8224)) for raw in (-0.5, 4.5)
+)
+"""P.862.2's map of the lowest raw score, which silence gets, and of the highest."""
 
 
 def wideband_pesq(

@@ -52,7 +52,9 @@ class Sid(Task[SidHead]):
     name = "sid"
     title = "Speaker identification"
     whole = (138_361, 8_251)
-    measures: ClassVar = {"accuracy": Measure("accuracy", "%", higher_is_better=True, scale=100)}
+    measures: ClassVar = {
+        "accuracy": Measure("accuracy", "%", higher_is_better=True, scale=100, bounds=(0, 1))
+    }
 
     def __init__(self, settings: TaskSettings):
         super().__init__(settings)

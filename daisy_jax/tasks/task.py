@@ -95,6 +95,21 @@ class Measure(NamedTuple):
     higher_is_better: bool
     scale: float = 1.0
     """From the value as it is stored to the printed one, such as 100 for per cent."""
+    bounds: tuple[float, float] | None = None
+    """Between which an utterance's stored value is clipped to say how bad it is, for
+    `eval/downstream.py --risk`; None: there is no such scale."""
+
+    def badness(self, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """From 0, as good as can be, to 1; NaN where the measure is not defined.
+
+        Raises:
+          InputError: the measure has no bounds.
+        """
+        if self.bounds is None:
+            raise InputError(f"{self.title} has no bounds, so that nothing says how bad a value is")
+        low, high = self.bounds
+        share = np.clip((np.asarray(values, np.float64) - low) / (high - low), 0, 1)
+        return 1 - share if self.higher_is_better else share
 
     @property
     def heading(self) -> str:
