@@ -23,10 +23,9 @@ from typing import Annotated, Any, Literal, TypedDict
 import tyro
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.audio import SAMPLE_RATE
 from daisy_jax.console.pages import table
 from daisy_jax.console.terminal import run_command, say, shown_after
-from daisy_jax.data.corpus import corpus_name
+from daisy_jax.data.corpus import corpus_name, hours_of
 from daisy_jax.exits import fixed_layer
 from daisy_jax.reporting import followed
 from daisy_jax.study.evaluated_runs import Result, fields_of, input_cells, rule_cells, rule_header
@@ -206,7 +205,7 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
         "data": folder,
         "tested_on": f"{corpus_name(folder)} {','.join(getattr(task.settings, config.part))}",
         "utterances": len(data.lengths),
-        "hours": float(data.lengths.sum() / SAMPLE_RATE / 3600),
+        "hours": hours_of(data.lengths),
         "upstream": {
             "path": model_path,
             "digest": head.trunk,

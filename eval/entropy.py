@@ -27,7 +27,7 @@ from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command, say, shown_after
 from daisy_jax.data.batches import WholeBatches, read_whole
-from daisy_jax.data.corpus import open_corpus
+from daisy_jax.data.corpus import hours_of, open_corpus
 from daisy_jax.reporting import followed
 from daisy_jax.tasks.trained_heads import TrainedHead, load_head, require_trunk
 from daisy_jax.whole_files import json_text, read_json, whole_files
@@ -166,7 +166,7 @@ def measured(name: str, folder: pathlib.Path, config: Config) -> Found:
     numbers = followed(range(len(draw_batch)), name)
     batches = (read_whole(corpus, draw_batch(number)) for number in numbers)
     calibration = calibrate(model, batches, str(folder))
-    hours = float(corpus.lengths.sum() / audio.SAMPLE_RATE / 3600)
+    hours = hours_of(corpus.lengths)
     mean, deviation = calibration.mean_entropy, np.std(calibration.entropy, axis=0).tolist()
     return Found(mean, deviation, len(calibration.entropy), hours, None)
 

@@ -15,68 +15,36 @@ corpus of train/noisy.py. Prints Markdown; --output keeps it, as a page with its
 """
 
 # First, so that Ctrl-C ends the program while everything else is loaded.
-from daisy_jax import Calibration, Hubert, InputError, audio, exit_threshold, load
+from daisy_jax import Calibration, Hubert, InputError, exit_threshold, load
 
 # isort: split
 
 import dataclasses
-import functools
 import pathlib
-import re
-from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import tyro
 from noise_asr import asr_section
-from noise_pictures import pictures
-from noise_report import report
+from noise_report import pictures, report
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pages import html_page
 from daisy_jax.console.terminal import run_command, say, shown_after
-from daisy_jax.data.corpus import Corpus, corpus_name, open_corpus
-from daisy_jax.data.noisy_corpus import (
-    CLEAN,
-    NoisyCorpus,
-    draw_noises,
-    read_speakers,
-    require_snrs,
-    unknown_speakers,
-)
-from daisy_jax.data.noisy_folder import LOG, NoisyFile, log_of, write_log
+from daisy_jax.data.corpus import corpus_name, open_corpus
+from daisy_jax.data.noisy_folder import LOG, NoisyFile, write_log
 from daisy_jax.exits import ExitRule, span_rules
+from daisy_jax.study.conditions import ConditionOptions, measure, measure_conditions
 from daisy_jax.study.noise_results import EVERY_LAYER, RuleResults, Study, results
-from daisy_jax.study.noise_study import Condition, measure
 from daisy_jax.whole_files import whole_files, write_results
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(ConditionOptions):
     """What to measure."""
 
-    data: str
-    """Clean speech."""
-    splits: tuple[str, ...] = ()
-    """Its parts (folders right below it); empty: everything."""
-    musan: str = ""
-    """A folder in MUSAN's layout; empty: no noise is mixed."""
-    kinds: tuple[str, ...] = ("noise", "music", "speech")
-    """Folders below it, each a kind of noise."""
-    snrs: tuple[float, ...] = (10.0, 5.0, 0.0)
-    """Signal-to-noise ratios, dB, beside clean speech."""
-    level: Literal["mean", "active"] = "mean"
-    """The speech's power: "mean", over the whole utterance, or "active" (ITU-T P.56)."""
-    speakers: str = ""
-    """Speakers of the noise, NAME SPEAKER lines as Kaldi's utt2spk: nobody is mixed with
-    himself."""
-    conditions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FOLDER...")] = ()
-    """Further conditions: folders of sound files, prepared folders, or tensorflow-datasets. Files
-    named as clean ones, and as long, are compared with them utterance by utterance."""
     asr: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN...")] = ()
     """Evaluated speech recognition runs, for figure 5."""
-    model: str = ""
-    """A model folder with branches; empty: the packaged model."""
     threshold_from: str = ""
     """Clean speech that thresholds and spans are made of; empty: the calibration stored with the
     model."""
@@ -86,10 +54,6 @@ class Config:
     """Compare the three spans of section 3.3 with leaving at every layer."""
     share: float = 0.15
     """Share of the exits that a layer of the span "threshold" must have."""
-    seed: int = 0
-    """Of the choice of noise."""
-    entropies: str = "runs/entropies"
-    """Folder of what was measured before."""
     output: str = ""
     """Folder for report.html, report.md, its pictures (where matplotlib is installed),
     results.json, utterances.parquet and mixtures.tsv; empty: print only."""
@@ -98,25 +62,9 @@ class Config:
 
     def check(self) -> None:
         """Refuses what cannot be meant."""
-        names = []
-        for text in self.conditions:
-            name, _, folder = text.partition("=")
-            if not re.fullmatch(r"\w[\w .+-]*", name) or not folder:
-                raise InputError(
-                    f"{text!r} is no NAME=FOLDER with a name of letters, digits, spaces and . + -; "
-                    "give for example codec=CODEC/speech"
-                )
-            names.append(name)
-        noisy = {f"{kind} {snr:g} dB" for kind in self.kinds for snr in self.snrs}
-        taken = {"clean", *self.kinds, *noisy}
-        double = [name for n, name in enumerate(names) if name in taken | set(names[:n])]
-        if double:
-            raise InputError(f"condition {double[0]}: the name is taken; give another one")
+        super().check()
         if not self.ratios or any(not 0 <= ratio <= 1 for ratio in self.ratios):
             raise InputError(f"ratios are {self.ratios}; each must lie between 0 and 1")
-        if float("inf") in self.snrs:
-            raise InputError(f"snrs are {self.snrs}; clean speech is included anyway")
-        require_snrs(self.snrs)
 
 
 def main() -> None:
@@ -144,10 +92,11 @@ def main() -> None:
 
 def measure_all(model: Hubert, config: Config) -> tuple[Study, list[NoisyFile]]:
     """Every condition's entropies with the rules, and the log of the noisy speech."""
-    measured = functools.partial(measure, model, stores=pathlib.Path(config.entropies))
     if config.threshold_from:
-        folder = config.threshold_from
-        condition = measured(open_corpus(folder), "threshold", None, root=folder)
+        folder, stores = config.threshold_from, pathlib.Path(config.entropies)
+        condition = measure(
+            model, open_corpus(folder), "threshold", None, root=folder, stores=stores
+        )
         calibration = Calibration(condition.entropy, folder)
     elif model.calibration is not None:
         calibration = model.calibration
@@ -155,29 +104,23 @@ def measure_all(model: Hubert, config: Config) -> tuple[Study, list[NoisyFile]]:
         raise InputError(
             "this model has no calibration; give --threshold-from, or run daisy-jax calibrate first"
         )
-    corpus = open_corpus(config.data, config.splits)
-    clean = measured(corpus, "clean", CLEAN, root=config.data)
-    kinds, log = noisy_conditions(config, measured, corpus, clean)
-    folders = dict(text.split("=", 1) for text in config.conditions)
+    measured = measure_conditions(model, config)
     study = Study(
         model=config.model or "daisy-tiny",
         config=model.config,
         data=" ".join([corpus_name(config.data), *config.splits]),
-        hours=float(corpus.lengths.sum() / audio.SAMPLE_RATE / 3600),
+        hours=measured.hours,
         threshold_from=calibration.dataset,
         threshold_utterances=len(calibration.entropy),
         seed=config.seed,
         level=config.level,
         rules=exit_rules(calibration, config),
-        clean=clean,
-        kinds=kinds,
-        others=[
-            measured(open_corpus(folder), name, None, root=folder)
-            for name, folder in folders.items()
-        ],
-        folders=folders,
+        clean=measured.clean,
+        kinds=measured.kinds,
+        others=measured.others,
+        folders=measured.folders,
     )
-    return study, log
+    return study, measured.log
 
 
 def exit_rules(calibration: Calibration, config: Config) -> dict[float, list[ExitRule]]:
@@ -191,28 +134,6 @@ def exit_rules(calibration: Calibration, config: Config) -> dict[float, list[Exi
         spans = span_rules(counts, threshold, config.share) if config.spans else []
         rules[ratio] = [anywhere, *spans]
     return rules
-
-
-def noisy_conditions(
-    config: Config, measured: Callable[..., Condition], corpus: Corpus, clean: Condition
-) -> tuple[dict[str, list[Condition]], list[NoisyFile]]:
-    """Clean speech and its noisy versions by kind of noise, and the log of the latter."""
-    speakers = read_speakers(config.speakers) if config.speakers else {}
-    kinds: dict[str, list[Condition]] = {}
-    log = []
-    for kind in dict.fromkeys(config.kinds) if config.musan else ():
-        noises = open_corpus(config.musan, (kind,))
-        unknown = unknown_speakers(corpus, noises, speakers)
-        if unknown:
-            say(f"{kind}: {unknown}", to_stderr=True)
-        draws = draw_noises(corpus, noises, config.seed, speakers)
-        kinds[kind] = [clean]
-        for snr in sorted(set(config.snrs), reverse=True):
-            snrs = np.full(len(corpus.names), snr)
-            noisy = NoisyCorpus(corpus, noises, draws, snrs, config.level)
-            kinds[kind].append(measured(noisy, kind, snr, root=config.data))
-            log += log_of(noisy)
-    return kinds, log
 
 
 def write(

@@ -32,6 +32,7 @@ COMMANDS = {
     "train/units.py": ["nowhere", "--model=nowhere"],
     "eval/downstream.py": ["nowhere"],
     "eval/entropy.py": ["clean=nowhere", "--model=nowhere"],
+    "eval/guarantee.py": ["--data=nowhere", "--model=nowhere"],
     "eval/noise.py": ["--data=nowhere", "--model=nowhere"],
     "eval/pretraining.py": ["--run=nowhere", "--data=nowhere"],
     "eval/reproduce.py": ["--checkpoint=nowhere", "--corpora=nowhere", "--only=figure4"],

@@ -22,9 +22,9 @@ from daisy_jax.data.noisy_corpus import CLEAN, NoisyCorpus, draw_noises
 from daisy_jax.data.noisy_folder import NoisyFile, read_log, write_log
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
+from daisy_jax.study.conditions import Condition
 from daisy_jax.study.level_errors import difference, level_sums, level_values
 from daisy_jax.study.noise_study import (
-    Condition,
     Later,
     check,
     later_than_clean,

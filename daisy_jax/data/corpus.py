@@ -206,10 +206,14 @@ def corpus_name(path: str | pathlib.Path) -> str:
     return printable(name)
 
 
+def hours_of(lengths: Lengths) -> float:
+    """How long utterances of so many samples are together."""
+    return float(lengths.sum() / audio.SAMPLE_RATE / 3600)
+
+
 def size_of(lengths: Lengths) -> str:
     """How many utterances there are, and hours of them."""
-    hours = lengths.sum() / audio.SAMPLE_RATE / 3600
-    return f"{len(lengths)} utterances, {hours:.2f} h"
+    return f"{len(lengths)} utterances, {hours_of(lengths):.2f} h"
 
 
 def fingerprint(corpus: Corpus) -> str:

@@ -66,7 +66,7 @@ def threshold_for_risk(
             return p_value(total, count, level) <= 1 - sure
 
     # An utterance's exit moves only at a step, so that these stand for all thresholds there are.
-    passes = certified(_total_loss(steps, loss), len(loss), level)
+    passes = certified(np.maximum(steps.totals(loss), 0), len(loss), level)
     if not passes[0]:
         deepest = float(np.sum(loss[:, -1]))
         raise InputError(_what_would_do(certified, deepest, len(loss), level, sure))
@@ -148,22 +148,6 @@ def _largest_so_far(
     """The largest loss at a layer and all deeper ones at which an utterance ever leaves."""
     met = np.where(leaves, loss, 0)
     return np.maximum.accumulate(met[:, ::-1], axis=1)[:, ::-1]
-
-
-def _total_loss(
-    steps: ExitSteps, loss: Float[np.ndarray, "utterances allowed"]
-) -> Float[np.ndarray, " steps"]:
-    """The sum of all utterances' losses at each threshold of the steps."""
-    # An utterance leaves at a layer while the threshold is above the smallest entropy up to there
-    # and not above the smallest before it.
-    start = np.searchsorted(steps.thresholds, steps.lowest, side="right")
-    ones = np.ones((len(loss), 1), np.int64)
-    first = np.concatenate([start, 0 * ones], axis=1)
-    end = np.concatenate([len(steps.thresholds) * ones, start], axis=1)
-    change = np.zeros(len(steps.thresholds) + 1)
-    np.add.at(change, first, loss)
-    np.add.at(change, end, -loss)
-    return np.maximum(np.cumsum(change[:-1]), 0)
 
 
 def _what_would_do(

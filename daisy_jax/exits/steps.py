@@ -22,6 +22,21 @@ class ExitSteps(NamedTuple):
     """Ascending, from -inf, where everybody leaves at the deepest allowed layer; between two of
     them nobody moves. float32 values."""
 
+    def totals(
+        self, values: Float[np.ndarray, "utterances allowed"]
+    ) -> Float[np.ndarray, " steps"]:
+        """At each threshold the sum of what utterances have where they leave, rounded a little."""
+        # An utterance leaves at a layer while the threshold is above the smallest entropy up to
+        # there and not above the smallest before it.
+        start = np.searchsorted(self.thresholds, self.lowest, side="right")
+        ones = np.ones((len(values), 1), np.int64)
+        first = np.concatenate([start, 0 * ones], axis=1)
+        end = np.concatenate([len(self.thresholds) * ones, start], axis=1)
+        change = np.zeros(len(self.thresholds) + 1)
+        np.add.at(change, first, values)
+        np.add.at(change, end, -values)
+        return np.cumsum(change[:-1])
+
 
 def exit_steps(
     entropy: Float[np.ndarray, "utterances layers"] | npt.ArrayLike,

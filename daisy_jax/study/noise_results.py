@@ -6,7 +6,8 @@ import numpy as np
 
 from daisy_jax.exits import ExitRule
 from daisy_jax.model.config import HubertConfig
-from daisy_jax.study.noise_study import Checks, Condition, Spread, check, snr_correlation, spread
+from daisy_jax.study.conditions import Condition
+from daisy_jax.study.noise_study import Checks, Spread, check, snr_correlation, spread
 from daisy_jax.tasks.metrics import Estimate
 
 EVERY_LAYER = "every layer"

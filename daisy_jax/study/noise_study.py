@@ -4,21 +4,14 @@ Paper: sections 4.2 and 4.3, figures 2, 4 and 5.
 """
 
 import dataclasses
-import pathlib
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Real, Shaped
 
-from daisy_jax import InputError, multiply_adds
-from daisy_jax.data.corpus import Corpus, corpus_name
-from daisy_jax.data.noisy_corpus import CLEAN, label
+from daisy_jax import multiply_adds
 from daisy_jax.exits import ExitRule
-from daisy_jax.features import contents
-from daisy_jax.features.extract import Extractor, extract_corpus, store_digest
 from daisy_jax.model.config import HubertConfig
-from daisy_jax.model.hubert import Hubert
-from daisy_jax.reporting import leave_out
+from daisy_jax.study.conditions import Condition
 from daisy_jax.tasks.metrics import Estimate, interval, resampled
 
 FALLING = -0.9
@@ -30,84 +23,6 @@ FEWEST = 5
 """Utterances that an interval needs."""
 LABELS_LOST = 0.05
 """Largest loss, against clean speech, of frames that have the last layer's label."""
-
-
-class Condition(NamedTuple):
-    """One data set, or one noisy version of it."""
-
-    kind: str
-    """What was done to the speech: "clean", "noise", the name of a user's folder."""
-    snr: float | None
-    """dB; infinite for clean speech, None where there is none to speak of."""
-    names: list[str]
-    """Utterances, below the folder."""
-    samples: Int[np.ndarray, " utterances"]
-    entropy: Float[np.ndarray, "utterances layers"]
-    """float32, nats."""
-    agreement: Float[np.ndarray, "utterances layers"]
-    """float32, share of the frames that have the last layer's label."""
-
-    @property
-    def title(self) -> str:
-        """What the condition is called."""
-        if self.snr is None or self.snr == CLEAN:
-            return self.kind
-        return f"{self.kind} {label(self.snr)}"
-
-    @property
-    def level(self) -> str:
-        """What it is called beside others of its kind."""
-        return self.kind if self.snr is None else label(self.snr)
-
-    @property
-    def ids(self) -> list[str]:
-        """By which versions of an utterance find each other: file names, where all differ.
-
-        Else paths; both without endings.
-        """
-        paths = [pathlib.PurePath(name).with_suffix("") for name in self.names]
-        stems = [path.name for path in paths]
-        return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
-
-
-def measure(
-    model: Hubert, corpus: Corpus, kind: str, snr: float | None, *, root: str, stores: pathlib.Path
-) -> Condition:
-    """Entropies and labels at every layer, out of the cache or by one pass of the trunk.
-
-    Args:
-      model: with branches.
-      corpus: utterances.
-      kind: what to call the condition.
-      snr: its signal-to-noise ratio, dB, if it has one.
-      root: the corpus' folder.
-      stores: where caches are; this one's folder is named after the model, the utterances and the
-        samples of some of them, so that another version of the same files has another.
-
-    Raises:
-      InputError: the model has no branches, or no utterance can be read.
-    """
-    if model.branches is None:
-        raise InputError("model has no branches; train them with train/branches.py")
-    store = extract_corpus(
-        stores / f"{corpus_name(root)}-{store_digest(model, corpus)}",
-        Extractor(model, contents.layers(())),
-        corpus,
-        root,
-    )
-    for error in store.errors.values():
-        leave_out(error)
-    rows = [row for row in store.rows if row.frames]
-    if not rows:
-        raise InputError(f"{root}: no utterance can be read")
-    return Condition(
-        kind,
-        snr,
-        [row.id for row in rows],
-        np.asarray([row.samples for row in rows]),
-        np.asarray([row.entropy for row in rows], np.float32),
-        np.asarray([row.agreement for row in rows], np.float32),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
