@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
+from daisy_jax import InputError
+
 Task: TypeAlias = Callable[[], object]
 """Runs what is timed, to its end."""
 Batch: TypeAlias = Float[np.ndarray, "batch samples"]
@@ -46,6 +48,21 @@ class Peer(NamedTuple):
 def missing(*modules: str) -> list[str]:
     """Those of the modules that are not installed."""
     return [module for module in modules if importlib.util.find_spec(module) is None]
+
+
+def require(size: str, backend: str) -> None:
+    """Refuses what cannot be compared.
+
+    Raises:
+      InputError: transformers is not installed, or it is another model or device than theirs.
+    """
+    lacking = missing("torch", "transformers")
+    if lacking:
+        raise InputError(f"--peers needs {' and '.join(lacking)}; pip install 'daisy-jax[peers]'")
+    if size not in FIELDS:
+        raise InputError(f"--peers: others have no model of size {size}; give --size base or large")
+    if backend != "cpu":
+        raise InputError("--peers compares on a CPU; give --accelerator=cpu")
 
 
 def torch_model(size: str, precision: Precision, place: str) -> Any:

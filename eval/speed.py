@@ -102,6 +102,8 @@ class Config:
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     device = use_accelerator(config.accelerator, dtype=config.dtype, share_memory=True)
+    if config.peers:
+        peers.require(config.size, jax.default_backend())
     timed = Timed(config)
     say(f"HuBERT {config.size}, {config.dtype}, on {device}; seconds, medians of {config.runs}")
     kept: dict[str, object] = {"settings": dataclasses.asdict(config), "versions": versions(device)}

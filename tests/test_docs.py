@@ -18,6 +18,12 @@ from daisy_jax.tasks.presets import TASKS, read_preset
 GUIDES = {
     "training.md": ("train/branches.py", "train/labels.py"),
     "tutorial.md": ("daisy-jax encode", "daisy-jax check", "train/units.py"),
+    "guarantee.md": (
+        "daisy-jax encode",
+        "daisy-jax calibrate",
+        "eval/downstream.py",
+        "eval/guarantee.py",
+    ),
     "noise.md": ("train/noisy.py", "eval/noise.py", "train/downstream.py", "eval/downstream.py"),
     "corpora.md": (
         *("daisy-jax extract", "daisy-jax encode", "train/units.py"),

@@ -12,6 +12,7 @@ from flax import nnx
 from programs import ROOT, run, run_here
 
 import daisy_jax
+from daisy_jax import InputError
 from daisy_jax.study.forced_exits import Forced
 from daisy_jax.training.cluster_targets import mfcc
 
@@ -176,7 +177,8 @@ def test_peers_take_turns_with_ours(tmp_path, monkeypatch, capsys):
 
     small = dataclasses.replace(daisy_jax.load().config, num_layers=2)
     monkeypatch.setitem(peers.FIELDS, "tiny", TINY)
-    monkeypatch.setattr(peers, "missing", lambda *modules: list(modules))  # neither is installed
+    exporters = {"onnxscript", "onnxruntime", "openvino"}
+    monkeypatch.setattr(peers, "missing", lambda *modules: [n for n in modules if n in exporters])
     monkeypatch.setattr(speed, "Forced", lambda size, dtype: Forced(small, dtype))
     monkeypatch.setattr(speed, "REST", 0.0)
     arguments = ("--size=tiny", "--peers", "--batches", "1", "2", "--seconds", "0.25", "--runs=1")
@@ -193,6 +195,22 @@ def test_peers_take_turns_with_ours(tmp_path, monkeypatch, capsys):
         assert stored["ratio"] == pytest.approx(stored["times"]["ours, float32"] / min(times))
         assert row[-1] == f"{stored['ratio']:.2f}"
     assert not (tmp_path / "speed.png").exists()
+
+
+def test_what_others_cannot_run_is_one_line(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "eval")
+    import peers
+
+    done = run_here("eval/speed.py", "--peers", "--size=tiny", CPU)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: --peers: others have no model of size tiny; give --size base or large\n"
+    )
+    with pytest.raises(InputError, match="compares on a CPU; give --accelerator=cpu"):
+        peers.require("base", "gpu")
+    monkeypatch.setattr(peers, "missing", lambda *modules: list(modules))
+    with pytest.raises(InputError, match=r"--peers needs torch and transformers; pip install"):
+        peers.require("base", "cpu")
 
 
 @pytest.mark.slow("runs a script of eval/ from end to end")
