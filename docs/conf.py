@@ -18,7 +18,16 @@ author = copyright = "The daisy_jax authors"
 release = importlib.metadata.version("daisy-jax")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "README"
-GUIDES = ["tutorial", "corpora", "checkpoints", "training", "downstream", "noise", "guarantee", "paper"]
+GUIDES = [
+    "tutorial",
+    "corpora",
+    "checkpoints",
+    "training",
+    "downstream",
+    "noise",
+    "guarantee",
+    "paper",
+]
 PAGES = {
     "Guides": [f"docs/{name}" for name in GUIDES],
     "Reference": ["docs/reference"],

@@ -29,7 +29,7 @@ from daisy_jax.data.corpus import corpus_name, hours_of
 from daisy_jax.exits import fixed_layer
 from daisy_jax.reporting import followed
 from daisy_jax.study.evaluated_runs import Result, fields_of, input_cells, rule_cells, rule_header
-from daisy_jax.study.task_risk import at_risk, task_losses
+from daisy_jax.study.task_risk import at_risk, task_losses, why_no_risk
 from daisy_jax.tasks.evaluation import (
     Choice,
     at_ratio,
@@ -149,8 +149,6 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     model_path = config.model or trained["model"]
     trunk = load(model_path, trained["dtype"])
     require_trunk(head, trunk, f"{model_path}: is not the model of {run}; give --model")
-    if config.risks and trunk.branches is None:
-        raise InputError(f"--risk: {model_path} has no branches, so that nobody can leave early")
 
     # ---- what it is evaluated on ----
     folder, task = config.data or trained["data"], head.task
@@ -172,7 +170,10 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
     # ---- rules ----
     choices = chosen_rules(head, config)
     params = parallel.replicate(head.params)
-    if config.risks:
+    why_not = why_no_risk(head, trunk)
+    if config.risks and why_not:
+        say(f"no rows for --risk: {why_not}")
+    elif config.risks:
         dev = open_examples(task, "dev", trained["data"])
         dev_data = with_features(task, "dev", dev, trained["data"], trunk, features, live=live)
         choices += certified(head, dev_data, params, config)
@@ -235,7 +236,12 @@ def evaluate_run(run: pathlib.Path, config: Config, device: str) -> None:
 
 def certified(head: TrainedHead, data: TaskData, params: Params, config: Config) -> list[Choice]:
     """A rule for each risk that the development set can certify."""
-    choices, losses = [], task_losses(head, data, params, config.batch_seconds)
+    choices = []
+    try:
+        losses = task_losses(head, data, params, config.batch_seconds)
+    except InputError as error:
+        say(f"no rows for --risk: {error}")
+        return []
     for risk in config.risks:
         try:
             choices.append(at_risk(losses, risk, config.confidence))

@@ -26,7 +26,7 @@ from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pages import html_page
 from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command, say, shown_after
-from daisy_jax.data.corpus import corpus_name, open_corpus
+from daisy_jax.data.corpus import corpus_name
 from daisy_jax.data.noisy_folder import LOG, write_log
 from daisy_jax.reporting import followed
 from daisy_jax.study.conditions import ConditionOptions, Conditions, measure_conditions
@@ -63,6 +63,10 @@ class Config(ConditionOptions):
     def check(self) -> None:
         """Refuses what cannot be meant."""
         super().check()
+        if not self.agreements:
+            raise InputError("agreements: none is given; give at least one, such as 0.95")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; it cannot be negative")
         shares = [("agreements", share) for share in self.agreements]
         for name, value in [*shares, ("confidence", self.confidence)]:
             if not 0 < value < 1:
@@ -101,7 +105,9 @@ def replayed(model: Hubert, measured: Conditions, config: Config) -> Study:
     clean = measured.clean
     noisy = [level for levels in measured.kinds.values() for level in levels[1:]]
     others = [*noisy, *measured.others]
-    replay, corpus = replay_of(clean, model.config), open_corpus(config.data, config.splits)
+    replay = replay_of(clean, model.config)
+    # First, because what follows costs no pass over the speech.
+    criteria = with_other_criteria(model, measured.corpus, clean.names, replay, config.patience)
     promises = [
         certified(replay, round(1 - agreement, 9), confidence)
         for agreement in config.agreements
@@ -119,7 +125,7 @@ def replayed(model: Hubert, measured: Conditions, config: Config) -> Study:
         conditions={other.title: len(other.names) for other in others},
         promises=promises,
         halves=halves,
-        criteria=with_other_criteria(model, corpus, clean.names, replay, config.patience),
+        criteria=criteria,
         level=config.level,
         seed=config.seed,
     )
@@ -127,13 +133,16 @@ def replayed(model: Hubert, measured: Conditions, config: Config) -> Study:
 
 def write(folder: pathlib.Path, study: Study, measured: Conditions) -> None:
     """Numbers, every utterance's scores, and the log."""
-    rows = []
-    for number, name in enumerate(measured.clean.names):
-        row: dict[str, object] = {"name": name, "samples": int(measured.clean.samples[number])}
-        row["loss"] = study.clean.loss[number].tolist()
-        for criterion, replay in study.criteria.items():
-            row[criterion] = replay.score[number].tolist()
-        rows.append(row)
+    columns = {"loss": study.clean.loss, "mean entropy": study.clean.score}
+    rows = [
+        {
+            **{"name": name, "samples": int(samples)},
+            **{column: values[number].tolist() for column, values in columns.items()},
+        }
+        for number, (name, samples) in enumerate(
+            zip(measured.clean.names, measured.clean.samples, strict=True)
+        )
+    ]
     pages = [folder / name for name in ("report.md", "report.html", PICTURE, LOG)]
     write_results(folder, study.content(), rows, replaces=pages)  # of an earlier study
     if measured.log:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from daisy_jax.console.pages import escaped, table
-from daisy_jax.study.guarantees import Halves, Promise, Replay, savings
+from daisy_jax.study.guarantees import Halves, Promise, Replay, above, savings
 from daisy_jax.tasks.metrics import interval
 
 if TYPE_CHECKING:
@@ -54,12 +54,17 @@ class Study:
         """For results.json."""
         names = ("model", "data", "hours", "conditions", "level", "seed")
         content: dict[str, object] = {name: getattr(self, name) for name in names}
-        content["promises"] = [dataclasses.asdict(promise) for promise in self.promises]
+        content["promises"] = [
+            {**dataclasses.asdict(promise), "certified": promise.threshold is not None}
+            for promise in self.promises
+        ]
         content["halves"] = [
             {
                 "drawn": halves.drawn,
                 "certified": len(halves.loss),
-                "broken": halves.broken(promise.level),
+                "broken": above(halves.whole, promise.level),
+                "above_on_the_other_half": above(halves.loss, promise.level),
+                "whole": halves.whole.tolist(),
                 "loss": halves.loss.tolist(),
                 "saved": halves.saved.tolist(),
                 "best": halves.best.tolist(),
@@ -91,11 +96,13 @@ def report(study: Study, picture: str) -> list[str]:
     lines += ["## Is the promise kept?", ""]
     lines += [
         f"{study.halves[0].drawn} times the utterances were divided into halves at random (seed "
-        f"{study.seed}): a threshold was certified on one half and tested on the other. A promise "
-        "with confidence must be broken in a share of at most one minus the confidence, one "
-        "without must hold for the mean. The halves are all of one set: intervals say how exactly "
-        "the share is known for this set, not for others. "
-        '"At best" is what the best threshold for the other half would have saved, knowing it.'
+        f"{study.seed}): a threshold was certified on one half and tested on the other. What is "
+        "promised is the expected loss of an utterance, here the mean over the whole set. With a "
+        "confidence, it may be above the level for at most a share of one minus the confidence of "
+        "the halves. The other half has luck of its own, so that its mean may be above it more "
+        "often; on average over the halves it may not be, if the promise is one on average. "
+        'Intervals are those of drawing halves of this set. "At best" is what the best threshold '
+        "for the other half would have saved, knowing it."
     ]
     lines += halves_table(study)
     if study.conditions:
@@ -106,8 +113,8 @@ def report(study: Study, picture: str) -> list[str]:
 
 def promised(promise: Promise) -> list[str]:
     """The first two columns."""
-    sure = "on average" if promise.confidence is None else f"{promise.confidence:.0%}"
-    return [f"{1 - promise.level:.4g}", sure]
+    sure = "on average" if promise.confidence is None else f"{100 * promise.confidence:.4g}%"
+    return [f"{1 - promise.level:.6g}", sure]
 
 
 def promise_table(study: Study) -> list[str]:
@@ -128,21 +135,22 @@ def promise_table(study: Study) -> list[str]:
 
 def halves_table(study: Study) -> list[str]:
     """A row a promise."""
-    header = ["agreement promised", "confidence", "halves that could certify it", "broken"]
-    header += ["agreement on the other half", "multiply-adds saved", "at best"]
+    header = ["agreement promised", "confidence", "halves that could certify it"]
+    header += ["broken", "broken on the other half", "agreement there", "multiply-adds saved"]
+    header += ["at best"]
     rows = []
     for promise, halves in zip(study.promises, study.halves, strict=True):
         row = [*promised(promise), f"{len(halves.loss)} of {halves.drawn}"]
         if len(halves.loss):
-            share, low, high = halves.broken(promise.level)
+            for losses in (halves.whole, halves.loss):
+                row.append("{:.1%} ({:.1%} to {:.1%})".format(*above(losses, promise.level)))
             row += [
-                f"{share:.1%} ({low:.1%} to {high:.1%})",
                 f"{1 - halves.loss.mean():.2%}",
                 f"{halves.saved.mean():.1%}",
                 f"{halves.best.mean():.1%}",
             ]
         else:
-            row += [""] * 4
+            row += [""] * 5
         rows.append(row)
     return table(header, rows)
 
@@ -153,24 +161,26 @@ def elsewhere(study: Study) -> list[str]:
         "A promise is for utterances like those that it was certified on. Here thresholds that "
         "were certified on halves of the clean speech meet the other half under noise (decibels "
         f"of the speech's {study.level} power), and speech of other kinds: the mean agreement, "
-        "and in brackets the share of halves whose promise was broken there. Where it holds, that "
-        "is what these recordings show and no guarantee: noisy speech that leaves later may keep "
-        "more labels than clean speech, other speech fewer. Certify a threshold on speech of the "
-        "kind that it is to meet."
+        "and in brackets the share of thresholds with which it is lower than promised. Utterances "
+        "that may be versions of those that a threshold was certified on are left out. Where a "
+        "promise holds, that is what these recordings show and no guarantee: noisy speech that "
+        "leaves later may keep more labels than clean speech, other speech fewer. Certify a "
+        "threshold on speech of the kind that it is to meet."
     ]
-    header = ["condition", "utterances"]
+    header = ["condition", "of utterances"]
     columns = []
     for promise, halves in zip(study.promises, study.halves, strict=True):
         if len(halves.loss):
             header.append(f"{' '.join(promised(promise))}".replace("on average", "average"))
             columns.append((promise, {"clean, other half": halves.loss, **halves.elsewhere}))
     rows = []
-    counts = {"clean, other half": len(study.clean.loss) // 2, **study.conditions}
+    counts = {"clean, other half": -(-len(study.clean.loss) // 2), **study.conditions}
     for title, count in counts.items():
         cells = []
         for promise, losses in columns:
-            loss = losses[title]
-            cells.append(f"{1 - loss.mean():.1%} ({np.mean(loss > promise.level):.0%})")
+            loss = losses[title][np.isfinite(losses[title])]
+            share, _, _ = above(loss, promise.level)
+            cells.append(f"{1 - loss.mean():.1%} ({share:.0%})" if len(loss) else "none left")
         rows.append([title, str(count), *cells])
     return lines + table(header, rows)
 

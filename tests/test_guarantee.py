@@ -24,7 +24,9 @@ from daisy_jax.model.layer_loops import tapped_layers
 from daisy_jax.study.conditions import Condition
 from daisy_jax.study.guarantees import (
     Promise,
+    above,
     certified_on_halves,
+    may_be_versions,
     replay_of,
     savings,
     with_other_criteria,
@@ -98,17 +100,21 @@ def test_each_half_is_tested_on_what_it_was_not_certified_on(confidence):
         for tested in (
             clean.agreement[theirs][exits_of(clean, theirs, threshold)],
             strangers.agreement[exits_of(strangers, np.arange(25), threshold)],
+            clean.agreement[exits_of(clean, np.arange(60), threshold)],
         ):
             means.append(1 - np.mean(tested, dtype=np.float64))
         expected.append(means)
-    loss, elsewhere = np.asarray(expected).T
+    loss, elsewhere, whole = np.asarray(expected).T
     assert halves.drawn == len(halves.loss) == 30
     np.testing.assert_allclose(halves.loss, loss, atol=1e-9)
     np.testing.assert_allclose(halves.elsewhere["again"], loss, atol=1e-9)
     np.testing.assert_allclose(halves.elsewhere["strangers"], elsewhere, atol=1e-9)
-    assert np.all(halves.saved <= halves.best + 1e-12) or np.any(loss > 0.15)
-    share, low, high = halves.broken(0.15)
-    assert share == np.mean(loss > 0.15 + 1e-9)
+    np.testing.assert_allclose(halves.whole, whole, atol=1e-9)
+    kept = loss <= 0.15 + 1e-9
+    assert kept.any()
+    assert np.all(halves.saved[kept] <= halves.best[kept] + 1e-12)
+    share, low, high = above(halves.loss, 0.15)
+    assert share == np.mean(~kept)
     assert low <= share <= high
 
 
@@ -120,7 +126,35 @@ def exits_of(condition, rows, threshold):
 def test_halves_that_certify_nothing_are_counted():
     halves = certified_on_halves(condition(8, 0), [], CONFIG, Promise(0.01, 0.9, None), 5, seed=0)
     assert (halves.drawn, len(halves.loss)) == (5, 0)
-    assert np.isnan(halves.broken(0.01)).all()
+    assert np.isnan(above(halves.loss, 0.01)).all()
+
+
+def test_versions_are_not_tested_where_their_originals_were_certified():
+    clean = condition(4, 0)._replace(
+        names=["a/1.flac", "b/1.flac", "c/2.flac", "d/3.flac"],
+        samples=np.array([10_000, 20_000, 10_000, 10_000]),
+    )
+    other = condition(5, 1)._replace(
+        names=["a/1.flac", "x/1.wav", "x/2.wav", "3.wav", "d/3.wav"],
+        samples=np.array([10_000, 20_500, 30_000, 10_500, 10_000]),
+    )
+    expected = [
+        [True, False, False, False],  # by its whole name, whoever else is called so
+        [False, True, False, False],
+        [False, False, False, False],  # three times as long: something else
+        [False, False, False, True],
+        [False, False, False, True],
+    ]
+    np.testing.assert_array_equal(may_be_versions(clean, other), expected)
+    # Where each half has the originals of all, nothing is left to test on.
+    alone = other._replace(
+        **{name: getattr(other, name)[:1] for name in ("names", "samples", "entropy", "agreement")}
+    )
+    promise = Promise(0.9, None, None)
+    halves = certified_on_halves(clean, [alone], CONFIG, promise, 40, seed=0)
+    left = np.isfinite(halves.elsewhere["clean"])
+    assert 0 < left.sum() < 40
+    assert np.isfinite(above(halves.elsewhere["clean"], 0.9)).all()
 
 
 def test_criteria_are_compared_on_the_same_draws():
@@ -263,6 +297,8 @@ def test_a_page_with_promises_conditions_and_criteria(there, tmp_path):
     [
         (["--agreements", "1.5"], "agreements: 1.5 does not lie between 0 and 1"),
         (["--confidence", "0"], "confidence: 0.0 does not lie between 0 and 1"),
+        (["--agreements"], "agreements: none is given"),
+        (["--seed", "-1"], "seed is -1; it cannot be negative"),
         (["--halves", "0"], "--halves 0, --patience 3: neither can be below 1"),
         (["--conditions", "far"], "'far' is no NAME=FOLDER"),
     ],

@@ -107,10 +107,11 @@ def test_more_may_be_lost_or_less_be_sure_and_exits_are_no_later(problem):
     entropy, loss, _, allowed = problem
 
     def found(level, confidence):
+        # What certifies nothing is below what certifies that everybody runs to the deepest layer.
         try:
-            return threshold_for_risk(entropy, loss, level, confidence, allowed)
+            return 1, threshold_for_risk(entropy, loss, level, confidence, allowed)
         except InputError:
-            return -math.inf
+            return 0, -math.inf
 
     for confidence in (None, 0.9):
         by_level = [found(level, confidence) for level in (0.05, 0.1, 0.3, 0.6, 0.9)]
@@ -204,7 +205,7 @@ def test_what_would_do_would_do():
 
 def test_a_loss_at_the_deepest_layer_that_no_number_mends():
     entropy, loss = np.ones((50, 2), np.float32), np.full((50, 2), 0.3)
-    with pytest.raises(InputError, match=r"lose 0\.3; give a level of"):
+    with pytest.raises(InputError, match=r"lose 0\.3; a loss of at most 0\.\d+ can"):
         threshold_for_risk(entropy, loss, 0.2, 0.9)
 
 

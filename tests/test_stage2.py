@@ -6,6 +6,8 @@ import re
 import shutil
 import signal
 import subprocess
+import types
+from typing import Any
 
 import jax
 import made_corpora
@@ -19,7 +21,9 @@ from programs import run as run_in_process
 from safetensors.numpy import load_file
 
 import daisy_jax
-from daisy_jax.tasks.presets import PRESETS
+from daisy_jax import InputError
+from daisy_jax.study import task_risk
+from daisy_jax.tasks.presets import PRESETS, task_class
 from daisy_jax.whole_files import write_results
 
 FOLDERS = {
@@ -242,6 +246,47 @@ def test_a_risk_is_certified_on_the_development_set(data, runs, task, measure, t
     text = run_here("eval/report.py", folder).stdout
     table = text[: text.index("Time is that of the trunk")]
     assert f"{result['trained']}, risk 0.5 |" in table
+
+
+@pytest.mark.slow("trains heads from end to end")
+def test_a_static_head_certifies_nothing(runs, tmp_path):
+    shutil.copytree(runs[0] / "se", tmp_path / "se")
+    least = ("--timed", "0", "--no-oracle")
+    said = run("eval/downstream.py", tmp_path / "se", *least, "--risk", "0.5")
+    assert "no rows for --risk: the task head has never seen the last layer" in said
+    result = json.loads((tmp_path / "se" / "evaluation" / "results.json").read_text())
+    assert [row["kind"] for row in result["rows"]] == ["own"]
+
+
+@pytest.mark.usefixtures("unchecked_annotations")
+def test_losses_of_a_tasks_own_measure(monkeypatch):
+    """By hand: bounds, gains, what is undefined at a layer, at the last one, or unreadable."""
+    totals = np.array(
+        [
+            [3.0, 1.0, 1.0],  # of 4 words
+            [0.0, 1.0, 2.0],  # gains by leaving early
+            [9.0, 9.0, 1.0],  # more errors than words
+            [np.nan, 1.0, 0.0],  # undefined at the first layer alone
+            [1.0, 1.0, np.nan],  # undefined at the last
+        ]
+    )
+    weights = np.where(np.isnan(totals), np.nan, 4.0)
+    monkeypatch.setattr(task_risk, "sums_by_layer", lambda *_: (totals, weights))
+    monkeypatch.setattr(task_risk, "Evaluator", lambda *_: None)
+    task = types.SimpleNamespace(measures=task_class("asr").measures)
+    entropy = np.arange(15, dtype=np.float32).reshape(5, 3)
+    data: Any = types.SimpleNamespace(task=task, entropy=entropy)
+    losses = task_risk.task_losses(None, data, None, 60.0)
+    np.testing.assert_array_equal(losses.entropy, entropy[:4])
+    expected = [[0.5, 0, 0], [0, 0, 0], [0.75, 0.75, 0], [1, 0.25, 0]]
+    np.testing.assert_allclose(losses.loss, expected)
+    # Where only full depth is certified, no branch is asked.
+    choice = task_risk.at_risk(losses._replace(loss=np.array([[1.0, 1, 0]] * 4)), 0.3, None)
+    assert (choice.kind, choice.rule.threshold) == ("risk", None)
+    assert choice.rule.exits(losses.entropy)[0].tolist() == [3] * 4
+    totals[:] = np.nan
+    with pytest.raises(InputError, match="WER is not defined for any of 5 utterances"):
+        task_risk.task_losses(None, data, None, 60.0)
 
 
 @pytest.mark.slow("trains heads from end to end")

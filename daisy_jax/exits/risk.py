@@ -26,9 +26,10 @@ def threshold_for_risk(
 
     What is certified is the mean loss of new utterances that come from where the given ones come
     from: utterances have to be exchangeable, as independent recordings under one condition are.
-    Pieces of one recording, or frames in the place of utterances, are not; nor does anything
-    certified on clean speech hold under noise, or one language's in another. It is a mean over
-    utterances: nothing is promised for a single one.
+    Pieces of one recording, or frames in the place of utterances, are not; nor are utterances that
+    the model was trained on or chosen by. What is certified on clean speech is not certified under
+    noise, nor one language's in another. It is a mean over utterances: nothing is promised for a
+    single one. Each promise holds by itself; several at once may fail more often.
 
     Args:
       entropy: float [utterances, L], nats, as in `Calibration.entropy`.
@@ -36,9 +37,10 @@ def threshold_for_risk(
         as the share of frames whose label differs from the last layer's.
       level: the largest expected loss wanted, in (0, 1).
       confidence: in (0, 1). The promise holds for all but a share of 1 - confidence of such
-        calibrations (Learn then Test: thresholds are tested from the safest on, with
-        Hoeffding-Bentkus p-values, up to the first that fails). None: it holds on average over
-        calibrations (conformal risk control), which certifies earlier exits.
+        calibrations, of which those count as kept that certify nothing (Learn then Test:
+        thresholds are tested from the safest on, with Hoeffding-Bentkus p-values, up to the first
+        that fails). None: it holds on average over calibrations (conformal risk control), which
+        usually certifies earlier exits.
       allowed: bool [L], where an utterance may leave; None: everywhere.
 
     Returns:
@@ -159,7 +161,7 @@ def _what_would_do(
         return bool(certified(np.array([mean * count]), count, level)[0])
 
     mean = deepest / count
-    low, high = level, 1.0  # the smallest level that would do lies between them
+    low, high = level, 1.0  # the smallest level that would do lies between them, if there is one
     while high - low > 1e-5:
         middle = (low + high) / 2
         low, high = (low, middle) if passes(count, middle) else (middle, high)
@@ -170,11 +172,14 @@ def _what_would_do(
     while enough - fewer > 1:
         middle = (fewer + enough) // 2
         fewer, enough = (fewer, middle) if passes(middle, level) else (middle, enough)
-    more = f"{enough} such utterances would do, or " if enough < MOST_UTTERANCES else ""
+    # Rounded up, so that what is advised does.
+    least = math.ceil(high * 1e4) / 1e4
+    ways = [f"{enough} such utterances would do"] if enough < MOST_UTTERANCES else []
+    ways += [f"a loss of at most {least:g} can be certified"] if least < 1 else []
     sure = "" if confidence is None else f" with a confidence of {confidence:g}"
     return (
         f"{count} utterances cannot certify a loss of at most {level:g}{sure}: at the deepest "
-        f"allowed layer they lose {mean:.3g}; {more}give a level of {math.ceil(high * 1e4) / 1e4:g}"
+        f"allowed layer they lose {mean:.3g}; {', or '.join(ways) or 'give others'}"
     )
 
 

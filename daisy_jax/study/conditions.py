@@ -160,6 +160,8 @@ def measure(
 class Conditions(NamedTuple):
     """All that was measured."""
 
+    corpus: Corpus
+    """Clean speech, with what could not be read."""
     clean: Condition
     kinds: dict[str, list[Condition]]
     """By kind of noise: clean, then from the highest SNR to the lowest."""
@@ -184,7 +186,7 @@ def measure_conditions(model: Hubert, options: ConditionOptions) -> Conditions:
     kinds, log = _noisy_conditions(options, measured, corpus, clean)
     folders = dict(text.split("=", 1) for text in options.conditions)
     others = [measured(open_corpus(at), name, None, root=at) for name, at in folders.items()]
-    return Conditions(clean, kinds, others, folders, hours_of(corpus.lengths), log)
+    return Conditions(corpus, clean, kinds, others, folders, hours_of(corpus.lengths), log)
 
 
 def _noisy_conditions(

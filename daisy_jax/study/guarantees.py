@@ -1,6 +1,7 @@
 """Exits in replay: what is lost and saved at any threshold, and whether certified ones keep it."""
 
 import dataclasses
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ class Replay(NamedTuple):
     full: Float[np.ndarray, " utterances"]
     """Multiply-adds at full depth without branches."""
 
-    def of(self, chosen: Int[np.ndarray, " some"] | Bool[np.ndarray, " utterances"]) -> "Replay":
+    def of(self, chosen: Int[np.ndarray, " some"]) -> "Replay":
         """Some of the utterances."""
         return Replay(*(values[chosen] for values in self))
 
@@ -69,7 +70,7 @@ def replay_of(condition: Condition, config: HubertConfig) -> Replay:
 def with_other_criteria(
     model: Hubert, corpus: Corpus, names: list[str], entropy: Replay, patience: int
 ) -> dict[str, Replay]:
-    """The same utterances with every criterion, by its name.
+    """The same utterances with every criterion, by its name; fewer if some are gone since.
 
     Args:
       model: with branches.
@@ -81,13 +82,15 @@ def with_other_criteria(
     unsure = criterion_scores(model, corpus, names, lambda frames: LeastConfidence())
     replays = {"mean entropy": entropy, "largest probability": entropy._replace(score=unsure)}
     changes = criterion_scores(model, corpus, names, Patience)
+    # Whoever could not be read again is compared by no criterion.
+    there = np.flatnonzero(np.isfinite(unsure + changes).all(axis=1))
     for layers in range(1, patience + 1):
         # The largest of the last ones; 2 is what Patience says where there were too few.
         padded = np.pad(changes, ((0, 0), (layers - 1, 0)), constant_values=2.0)
         windows = np.lib.stride_tricks.sliding_window_view(padded, layers, axis=1)
         name = f"labels unchanged for {layers} layer{'s' if layers > 1 else ''}"
         replays[name] = entropy._replace(score=windows.max(axis=2))
-    return replays
+    return {name: replay.of(there) for name, replay in replays.items()}
 
 
 def savings(
@@ -132,27 +135,33 @@ class Halves(NamedTuple):
     """What came of certifying a threshold on random halves, each tested on the other half."""
 
     drawn: int
+    whole: Float[np.ndarray, " certified"]
+    """Mean loss over all utterances, of the halves that could certify a threshold: the expected
+    loss of which the promise is, where utterances are drawn out of this set."""
     loss: Float[np.ndarray, " certified"]
-    """Mean loss on the other half, of the halves that could certify a threshold."""
+    """Mean loss on the other half, which has luck of its own."""
     saved: Float[np.ndarray, " certified"]
-    """Share of the multiply-adds."""
+    """Share of the multiply-adds there."""
     best: Float[np.ndarray, " certified"]
     """What could have been saved with the best threshold, knowing the other half."""
     elsewhere: dict[str, Float[np.ndarray, " certified"]]
-    """Mean loss under other conditions, by their titles."""
+    """Mean loss under other conditions, by their titles; NaN where nothing was left to test."""
 
-    def broken(self, level: float) -> tuple[float, float, float]:
-        """In which share of them the loss was above `level`, with an exact 95 % interval.
 
-        The interval is that of drawing halves of this one set; NaN if none was certified.
-        """
-        if not len(self.loss):
-            return float("nan"), float("nan"), float("nan")
-        from scipy.stats import binomtest  # comes with JAX
+def above(losses: Float[np.ndarray, " draws"], level: float) -> tuple[float, float, float]:
+    """In which share of the draws the loss was above a level, with an exact 95 % interval.
 
-        count = int(np.sum(self.loss > level + 1e-9))
-        ends = binomtest(count, len(self.loss)).proportion_ci(0.95)
-        return count / len(self.loss), float(ends.low), float(ends.high)
+    The interval is that of drawing out of this one set. NaN are left out; all are NaN if none is
+    left.
+    """
+    from scipy.stats import binomtest  # comes with JAX
+
+    known = losses[np.isfinite(losses)]
+    if not len(known):
+        return float("nan"), float("nan"), float("nan")
+    count = int(np.sum(known > level + 1e-9))
+    ends = binomtest(count, len(known)).proportion_ci(0.95)
+    return count / len(known), float(ends.low), float(ends.high)
 
 
 def certified_on_halves(
@@ -165,8 +174,8 @@ def certified_on_halves(
 ) -> Halves:
     """Certifies on one half of the clean utterances, tests on the other half, again and again.
 
-    Under another condition a threshold is tested on whatever is no version of an utterance that it
-    was certified on.
+    Under another condition a threshold is tested on whatever can be no version of an utterance that
+    it was certified on.
 
     Args:
       clean: what is divided.
@@ -178,8 +187,7 @@ def certified_on_halves(
     """
     replay, rng = replay_of(clean, config), np.random.default_rng(seed)
     replays = {other.title: replay_of(other, config) for other in others}
-    numbers = {name: number for number, name in enumerate(clean.ids)}
-    twins = {other.title: np.asarray([numbers.get(id, -1) for id in other.ids]) for other in others}
+    versions = {other.title: may_be_versions(clean, other) for other in others}
     rows, elsewhere = [], {title: [] for title in replays}
     for _ in range(count):
         order = rng.permutation(len(clean.names))
@@ -188,10 +196,29 @@ def certified_on_halves(
         if threshold is None:
             continue
         tested = replay.of(theirs)
-        rows.append((*tested.at(threshold)[:2], *tested.best_savings([promise.level])))
+        whole, other_half = replay.at(threshold)[0], tested.at(threshold)[:2]
+        rows.append((whole, *other_half, *tested.best_savings([promise.level])))
         for title, other in replays.items():
-            unseen = ~np.isin(twins[title], ours)
-            elsewhere[title].append(other.of(unseen).at(threshold)[0])
-    loss, saved, best = np.asarray(rows, np.float64).reshape(-1, 3).T
+            unseen = np.flatnonzero(~versions[title][:, ours].any(axis=1))
+            mean = other.of(unseen).at(threshold)[0] if len(unseen) else np.nan
+            elsewhere[title].append(mean)
+    whole, loss, saved, best = np.asarray(rows, np.float64).reshape(-1, 4).T
     means = {title: np.asarray(values, np.float64) for title, values in elsewhere.items()}
-    return Halves(count, loss, saved, best, means)
+    return Halves(count, whole, loss, saved, best, means)
+
+
+def may_be_versions(clean: Condition, other: Condition) -> Bool[np.ndarray, "others cleans"]:
+    """Which utterances may be versions of which clean ones.
+
+    Of one name, or else of one file name, endings aside, and of durations within a tenth.
+    """
+    numbers = {name: number for number, name in enumerate(clean.names)}
+    stems = np.asarray([pathlib.PurePath(name).stem for name in clean.names])
+    versions = np.zeros((len(other.names), len(clean.names)), bool)
+    for row, (name, samples) in enumerate(zip(other.names, other.samples, strict=True)):
+        if name in numbers:
+            versions[row, numbers[name]] = True
+        else:
+            alike = np.abs(samples / clean.samples - 1) <= 0.1
+            versions[row] = alike & (stems == pathlib.PurePath(name).stem)
+    return versions

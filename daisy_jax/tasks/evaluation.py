@@ -123,14 +123,17 @@ def best_layers(head: TrainedHead, evaluator: Evaluator, params: Params) -> Choi
 def sums_by_layer(
     head: TrainedHead, evaluator: Evaluator, params: Params
 ) -> tuple[Float[np.ndarray, "utterances layers"], Float[np.ndarray, "utterances layers"]]:
-    """Totals and weights of the first measure, of each utterance if it leaves at each layer."""
-    name = next(iter(evaluator.task.measures))
-    layers = range(1, len(head.rule.allowed) + 1)
-    columns = []
-    for layer in followed(layers, "layers"):
-        utterances = evaluator(params, fixed_layer(layer, len(layers))).utterances
-        columns.append([each.measured.values[name] for each in utterances])
-    totals, weights = np.asarray(columns, np.float64).T
+    """Totals and weights of the first measure, of each utterance if it leaves at each layer.
+
+    NaN where an utterance could not be read.
+    """
+    name, layers = next(iter(evaluator.task.measures)), len(head.rule.allowed)
+    numbers = {id: number for number, id in enumerate(evaluator.names)}
+    sums = np.full((2, len(numbers), layers), np.nan)
+    for layer in followed(range(1, layers + 1), "layers"):
+        for each in evaluator(params, fixed_layer(layer, layers)).utterances:
+            sums[:, numbers[each.id], layer - 1] = each.measured.values[name]
+    totals, weights = sums
     return totals, weights
 
 

@@ -100,13 +100,8 @@ class Measure(NamedTuple):
     `eval/downstream.py --risk`; None: there is no such scale."""
 
     def badness(self, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        """From 0, as good as can be, to 1; NaN where the measure is not defined.
-
-        Raises:
-          InputError: the measure has no bounds.
-        """
-        if self.bounds is None:
-            raise InputError(f"{self.title} has no bounds, so that nothing says how bad a value is")
+        """From 0, as good as can be, to 1, of a measure that has bounds; NaN where it is NaN."""
+        assert self.bounds is not None
         low, high = self.bounds
         share = np.clip((np.asarray(values, np.float64) - low) / (high - low), 0, 1)
         return 1 - share if self.higher_is_better else share

@@ -170,6 +170,7 @@ class Evaluator:
 
     def __init__(self, data: TaskData, batch_seconds: float):
         self._data, self.task = data, data.task
+        self.names = data.examples.corpus.names
         samples = round(batch_seconds * audio.SAMPLE_RATE)
         self._draw = WholeBatches(data.lengths, samples, jax.device_count())
         task, options = data.task, {"normalized": data.task.settings.normalize}
