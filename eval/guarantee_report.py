@@ -171,7 +171,7 @@ def elsewhere(study: Study) -> list[str]:
     columns = []
     for promise, halves in zip(study.promises, study.halves, strict=True):
         if len(halves.loss):
-            header.append(f"{' '.join(promised(promise))}".replace("on average", "average"))
+            header.append(", ".join(promised(promise)))
             columns.append((promise, {"clean, other half": halves.loss, **halves.elsewhere}))
     rows = []
     counts = {"clean, other half": -(-len(study.clean.loss) // 2), **study.conditions}
@@ -222,7 +222,7 @@ def picture(study: Study) -> "Figure":
         if promise.threshold is not None:
             lost, spared, _ = study.clean.at(promise.threshold)
             marker = "o" if promise.confidence is None else "s"
-            label = f"{' '.join(promised(promise))}"
+            label = ", ".join(promised(promise))
             left.plot(100 * spared, 100 * lost, marker, color=color, label=label)
     for name, replay in study.criteria.items():
         loss, saved = replay.curve()

@@ -191,7 +191,7 @@ def test_what_would_do_would_do():
         with pytest.raises(InputError) as raised:
             threshold_for_risk(entropy, loss, 0.01, confidence)
         words = str(raised.value).split()
-        level, enough = float(words[-1]), int(words[words.index("such") - 1])
+        level, enough = float(words[words.index("can") - 1]), int(words[words.index("such") - 1])
         assert threshold_for_risk(entropy, loss, level, confidence) >= -math.inf
         many = [np.tile(array, (1 + enough // 45, 1)) for array in (entropy, loss)]
         threshold_for_risk(many[0][:enough], many[1][:enough], 0.01, confidence)
