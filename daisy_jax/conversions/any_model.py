@@ -44,8 +44,9 @@ def load(source: str | os.PathLike | None = None, dtype: str | None = None) -> H
         s3prl, torchaudio or the DAISY authors; a folder or file of transformers; the name of a
         model on the Hugging Face hub, "facebook/hubert-base-ls960", with "@" and a revision behind
         it if it is not to be the main one; None: the small pretrained model inside the package.
-      dtype: what the trunk computes in, "float32", "bfloat16" or "float16"; None: float32. Branches
-        and prediction head are always float32.
+      dtype: of the trunk, "float32", "bfloat16" or "float16"; None: float32. On a CPU weights are
+        rounded to it and products are float32, since XLA has no faster ones there. Branches and
+        prediction head are always float32.
 
     Raises:
       InputError: not a model of this version or a checkpoint of a known format, or not a whole one;
