@@ -15,7 +15,7 @@ from daisy_jax import (
     threshold_for_risk,
 )
 from daisy_jax.audio import pad_batch
-from daisy_jax.exits import threshold_for_agreement
+from daisy_jax.exits import exit_layers, threshold_for_agreement
 
 LENGTHS = (3000, 400, 300, 2500, 1700, 2999)
 WAVEFORMS = speech_like(LENGTHS, seed=2)
@@ -124,3 +124,20 @@ def test_certified_agreement_is_certified_loss(calibration):
         threshold_for_agreement(calibration, 1.0)
     with pytest.raises(InputError, match="calibration has no agreements"):
         threshold_for_agreement(Calibration(calibration.entropy), 0.5)
+
+
+def test_certified_thresholds_leave_in_encode_where_the_calibration_says(base_model, calibration):
+    waveform, lengths = pad_batch(WAVEFORMS, 3000)
+    valid = np.array(LENGTHS) >= 400
+    rng, met = np.random.default_rng(0), set()
+    for level in (0.3, 0.5, 0.7, 0.9):
+        loss = np.sort(rng.random(calibration.entropy.shape), axis=1)[:, ::-1]
+        loss[:, -1] = 0
+        threshold = threshold_for_risk(calibration.entropy, loss, level)
+        # Other shapes of batch may move entropies by 1e-5 past a threshold that is next to one.
+        out = encode(base_model, waveform, lengths, threshold=threshold + 2e-5)
+        expected, forced = exit_layers(calibration.entropy, threshold + 2e-5)
+        np.testing.assert_array_equal(np.asarray(out.exit_layer)[valid], expected)
+        np.testing.assert_array_equal(np.asarray(out.forced)[valid], forced)
+        met |= set(expected.tolist())
+    assert len(met) > 1
