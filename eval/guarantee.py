@@ -23,7 +23,7 @@ import tyro
 from guarantee_report import Study, picture, report
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.console.pages import html_page
+from daisy_jax.console.pages import write_report
 from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command, say, shown_after
 from daisy_jax.data.corpus import corpus_name
@@ -36,7 +36,7 @@ from daisy_jax.study.guarantees import (
     replay_of,
     with_other_criteria,
 )
-from daisy_jax.whole_files import whole_files, write_results
+from daisy_jax.whole_files import write_results
 
 PICTURE = "guarantee.png"
 
@@ -93,10 +93,7 @@ def main() -> None:
         return
     drawn = save_picture(folder / PICTURE, lambda: picture(study))
     text = "\n".join(report(study, PICTURE if drawn else "")) + "\n"
-    page = html_page("Exits with a guarantee", text, folder, [PICTURE] if drawn else [])
-    with whole_files(folder / "report.md", folder / "report.html") as (markdown, html):
-        markdown.write_text(text, encoding="utf-8")
-        html.write_text(page, encoding="utf-8")
+    write_report(folder, "Exits with a guarantee", text, [PICTURE] if drawn else [])
     say(f"written: {folder / 'report.html'}, and beside it what it was made of")
 
 

@@ -29,14 +29,14 @@ from noise_asr import asr_section
 from noise_report import pictures, report
 
 from daisy_jax.accelerator import Accelerator, use_accelerator
-from daisy_jax.console.pages import html_page
+from daisy_jax.console.pages import write_report
 from daisy_jax.console.terminal import run_command, say, shown_after
 from daisy_jax.data.corpus import corpus_name, open_corpus
 from daisy_jax.data.noisy_folder import LOG, NoisyFile, write_log
 from daisy_jax.exits import ExitRule, span_rules
 from daisy_jax.study.conditions import ConditionOptions, measure, measure_conditions
 from daisy_jax.study.noise_results import EVERY_LAYER, RuleResults, Study, results
-from daisy_jax.whole_files import whole_files, write_results
+from daisy_jax.whole_files import write_results
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,10 +83,7 @@ def main() -> None:
         return
     files = pictures(study, asr, folder)
     text = "\n".join([*report(study, numbers, files), *asr.with_picture(files)]) + "\n"
-    page = html_page("Noise study", text, folder, list(files.values()))
-    with whole_files(folder / "report.md", folder / "report.html") as (markdown, html):
-        markdown.write_text(text, encoding="utf-8")
-        html.write_text(page, encoding="utf-8")
+    write_report(folder, "Noise study", text, list(files.values()))
     say(f"written: {folder / 'report.html'}, and beside it what it was made of")
 
 

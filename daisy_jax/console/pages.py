@@ -5,6 +5,7 @@ import html
 import pathlib
 
 from daisy_jax.reporting import printable
+from daisy_jax.whole_files import whole_files
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """For a browser: a page loads nothing from elsewhere and runs nothing."""
@@ -47,6 +48,14 @@ def html_page(title: str, markdown: str, folder: pathlib.Path, pictures: list[st
     body = body.replace("<table>", '<div class="table"><table>')
     body = body.replace("</table>", "</table></div>")
     return html_document(title, STYLE, body, POLICY)
+
+
+def write_report(folder: pathlib.Path, title: str, markdown: str, pictures: list[str]) -> None:
+    """Writes report.md and report.html, both or neither; arguments as of `html_page`."""
+    page = html_page(title, markdown, folder, pictures)
+    with whole_files(folder / "report.md", folder / "report.html") as (text, html):
+        text.write_text(markdown, encoding="utf-8")
+        html.write_text(page, encoding="utf-8")
 
 
 def html_document(title: str, style: str, body: str, policy: str) -> str:
