@@ -218,8 +218,9 @@ def _load(
         model = fill(abstract_model(config), arrays)
     except InputError as error:
         raise InputError(f"{folder / TENSORS}: {error}") from None
-    # Arranged first: parts of an array in memory are views, and nothing is held twice.
-    return jax.tree.map(jnp.asarray, arranged(model)), calibrated, dataset
+    # Arranged first: parts of an array in memory are views, and nothing is held twice. Put there by
+    # one call, which compiles nothing, as `jnp.asarray` does for each new shape.
+    return jax.device_put(arranged(model), may_alias=False), calibrated, dataset
 
 
 def _check_calibration(

@@ -649,12 +649,12 @@ def test_the_longest_length_is_an_option(command, folder, files):
 @pytest.mark.slow("the compilation cache belongs to a process")
 def test_a_compilation_cache_is_filled_and_used(folder, files, tmp_path):
     given = ["encode", files[0], "--model", folder / "model"]
-    given += ["--compilation-cache", tmp_path / "cache"]
-    logs = environment() | {"JAX_LOGGING_LEVEL": "DEBUG"}
+    logs = environment() | {"JAX_LOGGING_LEVEL": "DEBUG", "XDG_CACHE_HOME": str(tmp_path)}
+    del logs["JAX_COMPILATION_CACHE_DIR"]
     first, second = (run(COMMAND, *given, env=logs) for _ in range(2))
     assert (first.returncode, second.returncode) == (0, 0)
     assert first.stdout == second.stdout
-    (place,) = (tmp_path / "cache").iterdir()
+    (place,) = (tmp_path / "daisy_jax/compiled").iterdir()
     assert any(place.iterdir())
     found = "cache hit for 'jit__compiled'"
     assert found not in first.stderr

@@ -180,6 +180,7 @@ class Extract(ModelOptions):
                 yield number, rows
         if not missing:
             return
+        kept = self.compilation_cache
         job = Job(
             file_list=absolute(self.file_list),
             model=absolute(str(model_folder(self.model)) if self.model else ""),
@@ -190,7 +191,7 @@ class Extract(ModelOptions):
             npy=self.npy,
             max_seconds=self.max_seconds,
             accelerator=self.accelerator,
-            compilation_cache=absolute(self.compilation_cache),
+            compilation_cache="" if kept == "auto" else absolute(kept),
             retry=self.retry,
         )
         encoded = encode_with_ray(job, missing, self.workers or 1)

@@ -1,7 +1,9 @@
 """Options that `encode` and `extract` share: the model, and where utterances leave it."""
 
+import contextlib
 import dataclasses
 import math
+import os
 from typing import Annotated, Literal, TypedDict
 
 import numpy as np
@@ -14,7 +16,7 @@ from daisy_jax.accelerator import Accelerator, use_accelerator, use_compilation_
 from daisy_jax.exits import ExitRule, fixed_layer, threshold_for_agreement
 from daisy_jax.features.files import CONTEXT_SECONDS
 from daisy_jax.reporting import printable
-from daisy_jax.whole_files import read_json
+from daisy_jax.whole_files import cache_folder, read_json
 
 
 class _Counts(TypedDict):
@@ -64,8 +66,9 @@ class ModelOptions:
     """Encode longer recordings in windows of S seconds, each with an exit of its own."""
     context: Annotated[float, tyro.conf.arg(metavar="S")] = CONTEXT_SECONDS
     """Seconds of audio that the model sees on each side of a window, beside it."""
-    compilation_cache: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""
-    """Keep compiled programs here, so that the next run need not compile; empty: keep none."""
+    compilation_cache: Annotated[str, tyro.conf.arg(metavar="DIR")] = "auto"
+    """Compiled programs are kept here, so that the next run need not compile; auto: in the user's
+    cache folder, or where JAX_COMPILATION_CACHE_DIR says; empty: nowhere."""
     accelerator: Accelerator = "auto"
     """Where to compute."""
 
@@ -74,7 +77,11 @@ class ModelOptions:
         if not self.max_seconds > 0:
             raise InputError(f"--max-seconds {self.max_seconds:g}: give seconds above 0")
         use_accelerator(self.accelerator)
-        if self.compilation_cache:
+        if self.compilation_cache == "auto":
+            if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+                with contextlib.suppress(OSError):  # then programs are not kept
+                    use_compilation_cache(str(cache_folder() / "compiled"))
+        elif self.compilation_cache:
             use_compilation_cache(self.compilation_cache)
         return daisy_jax.load(self.model or None)
 
