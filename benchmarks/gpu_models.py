@@ -184,7 +184,7 @@ def measure_stage1(shapes: Sizes) -> Iterator[Line]:
 
 def measure_transformers(shapes: Sizes) -> Iterator[Line]:
     """Transformers' HuBERT in bfloat16 with SDPA, as it comes and compiled."""
-    from torch_place import torch_place
+    from peers import torch_place
 
     place = torch_place()
     if place is None:

@@ -284,7 +284,7 @@ def torch_lstm(
       layers: bidirectional ones.
       lengths: of the sequences, which are packed then; None: all frames count.
     """
-    from torch_place import torch_place
+    from peers import torch_place
 
     place = torch_place()
     if place is None:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -63,6 +64,21 @@ def require(size: str, backend: str) -> None:
         raise InputError(f"--peers: others have no model of size {size}; give --size base or large")
     if backend != "cpu":
         raise InputError("--peers compares on a CPU; give --accelerator=cpu")
+
+
+def torch_place() -> str | None:
+    """The device for torch: "cuda" where JAX has a GPU and torch can use it, else "cpu".
+
+    None where torch is not installed. Torch's float32 is float32 afterwards, in its convolutions
+    and LSTMs, too, where it would take TF32.
+    """
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.backends.cudnn.allow_tf32 = False
+    # A torch without CUDA is not rare beside a JAX with it: both in one environment is gigabytes.
+    return "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
 
 
 def torch_model(size: str, precision: Precision, place: str) -> Any:

@@ -33,8 +33,7 @@ import numpy as np
 import peers
 import tyro
 from jaxtyping import Array, Float, Int
-from peers import Task
-from torch_place import torch_place
+from peers import Task, torch_place
 
 from daisy_jax import audio, multiply_adds
 from daisy_jax.accelerator import Accelerator, installed_versions, use_accelerator

@@ -34,6 +34,7 @@ COMMANDS = {
     "eval/entropy.py": ["clean=nowhere", "--model=nowhere"],
     "eval/guarantee.py": ["--data=nowhere", "--model=nowhere"],
     "eval/noise.py": ["--data=nowhere", "--model=nowhere"],
+    "eval/probe.py": ["--data=nowhere", "--labels=nowhere", "--model=nowhere"],
     "eval/pretraining.py": ["--run=nowhere", "--data=nowhere"],
     "eval/reproduce.py": ["--checkpoint=nowhere", "--corpora=nowhere", "--only=figure4"],
     "eval/speed.py": ["--size=tiny"],
@@ -302,7 +303,7 @@ def test_torch_goes_where_it_can(monkeypatch, on_gpu, has_cuda, place):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu" if on_gpu else "cpu")
-    assert runpy.run_path(str(ROOT / "eval/torch_place.py"))["torch_place"]() == place
+    assert runpy.run_path(str(ROOT / "eval/peers.py"))["torch_place"]() == place
     assert not torch.backends.cudnn.allow_tf32
 
 

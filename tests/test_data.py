@@ -16,6 +16,7 @@ from daisy_jax.data.batches import (
     Augmentation,
     Crop,
     EpochBatches,
+    LabelsInOrder,
     WholeBatches,
     crop_width,
     draw_by_duration,
@@ -30,7 +31,6 @@ from daisy_jax.data.prepared import prepare
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import strictly
 from daisy_jax.training.cluster_targets import (
-    LabelsInOrder,
     cluster_targets,
     load_targets,
     mfcc,

@@ -2,8 +2,11 @@
 
     python train/pretrain.py --data SPEECH --output RUN
     python train/pretrain.py --data SPEECH --targets-from RUN/model --output RUN2
+    python train/pretrain.py --data SPEECH --targets LABELS --output RUN
 
 The first iteration predicts clusters of MFCC, further ones clusters of an earlier model's features.
+LABELS are frame labels from anywhere: a feature store of labels or units, a .km file of fairseq
+with its .tsv beside it, or a folder of TextGrids (train/align.py).
 The defaults are the recipe of the packaged `daisy-tiny`; see its model card. SPEECH and NOISE are
 folders of sound files or prepared folders (train/prepare.py).
 """
@@ -19,6 +22,7 @@ import pathlib
 
 import tyro
 
+from daisy_jax import InputError
 from daisy_jax.training.cluster_targets import load_targets
 from daisy_jax.training.settings import SpeechOptions, own_options_first
 
@@ -37,7 +41,12 @@ class Config(SpeechOptions):
     targets_layer: int = 6
     """The layer whose block outputs are clustered."""
     clusters: int = 100
-    """Classes."""
+    """Classes, where they are clusters."""
+    targets: str = ""
+    """Frame labels that are predicted in the place of clusters: a store, a .km file, or a folder of
+    TextGrids. Utterances without any are left out."""
+    tier: str = "phones"
+    """The tier of the TextGrids."""
     start_from: str = ""
     """A model folder whose trunk is trained further; empty: a new model."""
     num_layers: int = 12
@@ -54,9 +63,13 @@ class Config(SpeechOptions):
     """Taps of the positional convolution."""
     head_dim: int = 96
     """Width of the prediction head."""
+    mask_probability: float = 0.08
+    """Share of the frames that begin a masked span of ten."""
     unmasked_steps: int = 1_000
-    """Unmasked frames count too in the beginning, with a weight that falls from 1 to 0 over so many
-    steps. Without them a small model does not get off the labels' plain frequencies."""
+    """Unmasked frames count too in the beginning, with a weight that falls to 0 over so many steps.
+    Without them a small model does not get off the labels' plain frequencies."""
+    unmasked_weight: float = 1.0
+    """That weight at first; a masked frame's is 1."""
     steps: int = 2_400
     batch_size: int = 8
     learning_rate: float = 8e-4
@@ -70,6 +83,13 @@ class Config(SpeechOptions):
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    if config.targets and config.targets_from:
+        raise InputError("--targets and --targets-from exclude each other; give one of them")
+    if not 0 < config.mask_probability <= 1 or not config.unmasked_weight >= 0:
+        raise InputError(
+            f"--mask-probability is {config.mask_probability} and --unmasked-weight "
+            f"{config.unmasked_weight}; give a share above 0 and a weight of at least 0"
+        )
     strict = True  # as targets follow the corpus, file by file
     with config.started("float32", strict) as device:
         train(config, device)
@@ -86,16 +106,12 @@ def train(config: Config, device: str) -> None:
 
     import daisy_jax
     from daisy_jax import Hubert, HubertConfig, load, save
-    from daisy_jax.data.batches import draw_by_duration, read_batch
+    from daisy_jax.data.batches import LabelsInOrder, draw_by_duration, read_batch
     from daisy_jax.data.corpus import open_corpus, size_of
+    from daisy_jax.features.label_sources import open_labels
     from daisy_jax.model.frame_labels import block_features
     from daisy_jax.model.hubert import Head
-    from daisy_jax.training.cluster_targets import (
-        LabelsInOrder,
-        cluster_targets,
-        mfcc,
-        save_targets,
-    )
+    from daisy_jax.training.cluster_targets import cluster_targets, mfcc, save_targets
     from daisy_jax.training.loop import fit, loss_and_accuracy, warmup_then_decay
     from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
     from daisy_jax.training.run_folder import Run
@@ -110,19 +126,25 @@ def train(config: Config, device: str) -> None:
 
     # ---- targets ----
     target_file = run.folder / "targets.npz"
-    if not (config.resume and target_file.exists()):
-        if config.targets_from:
-            features = block_features(load(config.targets_from), config.targets_layer)
-        else:
-            features = mfcc
-        save_targets(target_file, *cluster_targets(corpus, features, config.clusters, config.seed))
-    targets = LabelsInOrder(corpus, load_targets(target_file)[0])
+    if config.targets:
+        corpus, targets, names = open_labels(config.targets, corpus, config.tier)
+        classes = len(names)
+        say(f"{config.targets}: {classes} classes; {size_of(corpus.lengths)}")
+    else:
+        if not (config.resume and target_file.exists()):
+            if config.targets_from:
+                features = block_features(load(config.targets_from), config.targets_layer)
+            else:
+                features = mfcc
+            clusters = cluster_targets(corpus, features, config.clusters, config.seed)
+            save_targets(target_file, *clusters)
+        targets, classes = LabelsInOrder(corpus, load_targets(target_file)[0]), config.clusters
 
     # ---- model and optimizer ----
     if config.start_from:
         model = load(config.start_from).replace(branches=None, calibration=None)
         model_config = dataclasses.replace(
-            model.config, num_classes=0, num_clusters=config.clusters, head_dim=config.head_dim
+            model.config, num_classes=0, num_clusters=classes, head_dim=config.head_dim
         )
         head = Head(model_config, rngs=nnx.Rngs(config.seed))
         model = model.replace(config=model_config, head=head)
@@ -135,7 +157,7 @@ def train(config: Config, device: str) -> None:
             conv_dim=config.conv_dim,
             pos_conv_kernel=config.pos_conv_kernel,
             normalize_input=True,
-            num_clusters=config.clusters,
+            num_clusters=classes,
             head_dim=config.head_dim,
         )
         model = jax.jit(lambda: Hubert(model_config, rngs=nnx.Rngs(config.seed)))()
@@ -164,8 +186,10 @@ def train(config: Config, device: str) -> None:
         rng = np.random.default_rng([config.seed, number])
         crops = draw_by_duration(corpus.lengths, config.batch_size, samples, rng)
         read = read_batch(corpus, targets, crops, samples, augmentation, rng)
-        masked = span_mask(daisy_jax.audio.frame_count(read["lengths"]), frames, rng)
-        weight = np.asarray(max(1 - number / max(config.unmasked_steps, 1), 0), np.float32)
+        counts = daisy_jax.audio.frame_count(read["lengths"])
+        masked = span_mask(counts, frames, rng, config.mask_probability)
+        left = max(1 - number / max(config.unmasked_steps, 1), 0)
+        weight = np.asarray(config.unmasked_weight * left, np.float32)
         return read | {"masked": masked, "unmasked_weight": weight}
 
     # ---- loop ----

@@ -31,6 +31,7 @@ EXTRAS = {
     **dict.fromkeys(("matplotlib",), "plots"),
     **dict.fromkeys(("tensorboardX",), "tensorboard"),
     **dict.fromkeys(("ray",), "ray"),
+    **dict.fromkeys(("pocketsphinx", "praatio"), "align"),
 }
 """Modules that commands import where they use them, and the extra that installs each."""
 

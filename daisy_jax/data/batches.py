@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus, Lengths, Waveform
 from daisy_jax.data.mixing import draw_noise, mix
+from daisy_jax.errors import InputError
 from daisy_jax.reporting import leave_out_item
 
 
@@ -187,6 +188,25 @@ class FrameLabels(Protocol):
     def read(self, index: int, frames: slice) -> Int[np.ndarray, " frames"]:
         """The labels of one utterance's `frames`, int32."""
         ...
+
+
+class LabelsInOrder:
+    """Labels that follow a corpus, utterance after utterance; -1 where nobody knows."""
+
+    def __init__(self, corpus: Corpus, labels: Int[np.ndarray, " all_frames"]):
+        """Raises an InputError if there are not as many as the corpus has frames."""
+        counts = audio.frame_count(corpus.lengths)
+        if counts.sum() != len(labels):
+            raise InputError(
+                f"targets: {len(labels)} labels for {counts.sum()} frames; remove the run's "
+                "targets.npz, and train/pretrain.py --resume makes it again"
+            )
+        self._labels, self._starts = labels, np.cumsum(counts) - counts
+
+    def read(self, index: int, frames: slice) -> Int[np.ndarray, " frames"]:
+        """As for all `FrameLabels`."""
+        begin = self._starts[index]
+        return self._labels[begin + frames.start : begin + frames.stop].astype(np.int32)
 
 
 def read_labels(

@@ -174,8 +174,21 @@ class FeatureStore:
         return Selection(corpus, readable), stored[readable]
 
 
+def _classes(store: FeatureStore) -> int:
+    """How many labels there are; of units, which do not say it, as many as were found."""
+    said = store.source.get("classes", "")
+    if said.isdecimal():
+        return int(said)
+    if store.items == ["labels"]:
+        raise InputError(
+            f"{store.folder}: does not say how many classes there are; make the store again"
+        )
+    readable = np.flatnonzero(store.frames)
+    return 1 + max((int(store.read(int(number)).max()) for number in readable), default=-1)
+
+
 class StoredLabels:
-    """Frame labels of a corpus' utterances, out of a store."""
+    """Frame labels or units of a corpus' utterances, out of a store."""
 
     def __init__(self, store: FeatureStore, numbers: Int[np.ndarray, " utterances"]):
         """Of the utterances that have these numbers in the store.
@@ -183,17 +196,12 @@ class StoredLabels:
         Raises:
           InputError: the store holds something else.
         """
-        if store.items != ["labels"]:
+        if store.items not in (["labels"], ["units"]):
             raise InputError(
                 f"{store.folder}: holds {', '.join(map(str, store.items)) or 'entropies'} and no "
-                "labels; give a folder that train/labels.py made"
+                "labels; give a folder of train/labels.py, or of daisy-jax extract --store units"
             )
-        classes = store.source.get("classes", "")
-        if not classes.isdecimal():
-            raise InputError(
-                f"{store.folder}: does not say how many classes there are; make the store again"
-            )
-        self.num_classes = int(classes)
+        self.num_classes = _classes(store)
         self._store, self._numbers = store, numbers
 
     def part(self, indices: Int[np.ndarray, " chosen"]) -> "StoredLabels":

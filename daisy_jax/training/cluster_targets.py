@@ -136,21 +136,3 @@ def load_targets(
             f" {remedy}"
         )
     return labels, centroids
-
-
-class LabelsInOrder:
-    """Labels that follow a corpus, utterance after utterance, as `cluster_targets` gives them."""
-
-    def __init__(self, corpus: Corpus, labels: Int[np.ndarray, " all_frames"]):
-        counts = audio.frame_count(corpus.lengths)
-        if counts.sum() != len(labels):
-            raise InputError(
-                f"targets: {len(labels)} labels for {counts.sum()} frames; remove targets.npz, and "
-                "train/pretrain.py --resume makes it again"
-            )
-        self._labels, self._starts = labels, np.cumsum(counts) - counts
-
-    def read(self, index: int, frames: slice) -> Int[np.ndarray, " frames"]:
-        """As for all `FrameLabels`."""
-        begin = self._starts[index]
-        return self._labels[begin + frames.start : begin + frames.stop].astype(np.int32)

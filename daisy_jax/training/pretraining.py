@@ -44,8 +44,8 @@ def masked_prediction_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Cross entropy of the prediction head on masked frames, and with a weight on the others.
 
-    Labels are clusters from 0; those of padded frames do not count. Frames that are `masked` are
-    hidden from the transformer.
+    Labels are classes from 0; frames without one (-1) and padded frames do not count. Frames that
+    are `masked` are hidden from the transformer.
 
     Returns:
       the loss, nats (a mean over the masked frames plus the weighted mean over the others), and
@@ -65,6 +65,7 @@ def masked_prediction_loss(
         count = jnp.sum(mask, dtype=jnp.float32)
         return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(count, 1)
 
-    hidden, seen = embedded.frame_mask & masked, embedded.frame_mask & ~masked
+    labelled = embedded.frame_mask & (labels >= 0)
+    hidden, seen = labelled & masked, labelled & ~masked
     metrics = {"accuracy": mean_over(hidden, hits), "unmasked_accuracy": mean_over(seen, hits)}
     return mean_over(hidden, loss) + unmasked_weight * mean_over(seen, loss), metrics

@@ -1,0 +1,1 @@
+"""Labels of frames that people or other programs made."""
