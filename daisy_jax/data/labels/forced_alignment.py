@@ -17,8 +17,8 @@ from jaxtyping import Float
 from daisy_jax import audio
 from daisy_jax.data.corpus import Corpus
 from daisy_jax.data.labels.alignments import SUFFIX, Interval, write_alignment
-from daisy_jax.errors import InputError
-from daisy_jax.reporting import followed, leave_out_item
+from daisy_jax.errors import InputError, said_of
+from daisy_jax.reporting import followed, leave_out
 from daisy_jax.whole_files import write_text
 
 FRAME = 0.01
@@ -48,60 +48,58 @@ class Alignment(NamedTuple):
     """Words that the dictionary lacks, which were read letter by letter."""
 
 
-class Aligner:
-    """A recogniser that only has to find out when things are said."""
+def align(waveform: Float[np.ndarray, " samples"], text: str) -> Alignment:
+    """Finds words, phones and states.
 
-    def __init__(self):
-        from pocketsphinx import Decoder
+    Args:
+      waveform: 16 kHz.
+      text: what is said. Case and punctuation do not matter, digits cannot be read.
 
-        # With its lattice search (`bestpath`), a fifth of LibriSpeech's utterances fail in the
-        # second pass, in which phones and states are found.
-        self._decoder: Any = Decoder(lm=None, bestpath=False, loglevel="FATAL")
+    Raises:
+      InputError: the text has no word or has digits, or it does not fit the recording.
+    """
+    from pocketsphinx import Decoder
 
-    def align(self, waveform: Float[np.ndarray, " samples"], text: str) -> Alignment:
-        """Finds words, phones and states.
+    words = [word.lower() for word in WORD.findall(text)]
+    digits = re.findall(r"\S*\d\S*", text)
+    if digits or not words:
+        raise InputError(f"{(digits or [text])[0]!r}: cannot be read; spell it out in words")
+    # A new one for each utterance: it adapts to what it hears, and results would depend on what
+    # came before. With its lattice search (`bestpath`), a fifth of LibriSpeech's utterances fail in
+    # the second pass, which finds phones and states.
+    decoder: Any = Decoder(lm=None, bestpath=False, loglevel="FATAL")
+    guessed = [word for word in dict.fromkeys(words) if not decoder.lookup_word(word)]
+    for word in guessed:
+        decoder.add_word(word, pronunciation(word), True)
+    samples = np.clip(np.round(waveform * 32_768), -32_768, 32_767).astype("<i2").tobytes()
+    try:
+        decoder.set_align_text(" ".join(words))
+        _decode(decoder, samples)
+        if decoder.hyp() is None:
+            raise InputError(f"{text[:60]!r}: the recording does not fit it")
+        decoder.set_alignment()
+        _decode(decoder, samples)
+    except RuntimeError:
+        raise InputError(f"{text[:60]!r}: the recording does not fit it") from None
+    return Alignment(_tiers(decoder, len(waveform) / audio.SAMPLE_RATE), guessed)
 
-        Args:
-          waveform: 16 kHz.
-          text: what is said. Case and punctuation do not matter, digits cannot be read.
 
-        Raises:
-          InputError: the text has no word or has digits, or it does not fit the recording.
-        """
-        words = [word.lower() for word in WORD.findall(text)]
-        digits = re.findall(r"\S*\d\S*", text)
-        if digits or not words:
-            raise InputError(f"{(digits or [text])[0]!r}: cannot be read; spell it out in words")
-        guessed = [word for word in dict.fromkeys(words) if not self._decoder.lookup_word(word)]
-        for word in guessed:
-            self._decoder.add_word(word, pronunciation(word), True)
-        samples = np.clip(np.round(waveform * 32_768), -32_768, 32_767).astype("<i2").tobytes()
-        try:
-            self._decoder.set_align_text(" ".join(words))
-            self._decode(samples)
-            if self._decoder.hyp() is None:
-                raise InputError("the recording does not fit its transcript")
-            self._decoder.set_alignment()
-            self._decode(samples)
-        except RuntimeError:
-            self.__init__()  # what has failed goes on failing
-            raise InputError("the recording does not fit its transcript") from None
-        return Alignment(self._tiers(len(waveform) / audio.SAMPLE_RATE), guessed)
+def _decode(decoder: Any, samples: bytes) -> None:
+    decoder.start_utt()
+    decoder.process_raw(samples, full_utt=True)
+    decoder.end_utt()
 
-    def _decode(self, samples: bytes) -> None:
-        self._decoder.start_utt()
-        self._decoder.process_raw(samples, full_utt=True)
-        self._decoder.end_utt()
 
-    def _tiers(self, seconds: float) -> dict[str, list[Interval]]:
-        states, phones, words = [], [], []
-        for word in self._decoder.get_alignment():
-            words.append(_interval(word, re.sub(r"\(\d+\)$", "", word.name)))
-            for phone in word:
-                phones.append(_interval(phone, phone.name))
-                states += [_interval(s, f"{phone.name}_{n}") for n, s in enumerate(phone)]
-        tiers = {"states": states, "phones": phones, "words": words}
-        return {name: _up_to(intervals, seconds) for name, intervals in tiers.items()}
+def _tiers(decoder: Any, seconds: float) -> dict[str, list[Interval]]:
+    """All that the second pass has found."""
+    states, phones, words = [], [], []
+    for word in decoder.get_alignment():
+        words.append(_interval(word, re.sub(r"\(\d+\)$", "", word.name)))
+        for phone in word:
+            phones.append(_interval(phone, phone.name))
+            states += [_interval(s, f"{phone.name}_{n}") for n, s in enumerate(phone)]
+    tiers = {"states": states, "phones": phones, "words": words}
+    return {name: _up_to(intervals, seconds) for name, intervals in tiers.items()}
 
 
 def _interval(entry: Any, label: str) -> Interval:
@@ -132,7 +130,7 @@ def align_corpus(corpus: Corpus, texts: Sequence[str], folder: pathlib.Path) -> 
     Returns:
       how many utterances could not be aligned, and how many words were guessed.
     """
-    aligner, failed = Aligner(), 0
+    failed = 0
     guessed: collections.Counter[str] = collections.Counter()
     for index, name in enumerate(followed(corpus.names, "aligning")):
         path = (folder / name).with_suffix(SUFFIX)
@@ -140,10 +138,11 @@ def align_corpus(corpus: Corpus, texts: Sequence[str], folder: pathlib.Path) -> 
             continue
         length = int(corpus.lengths[index])
         try:
-            alignment = aligner.align(corpus.read(index, 0, length), texts[index])
+            alignment = align(corpus.read(index, 0, length), texts[index])
         except Exception as error:
             failed += 1
-            leave_out_item(name, error)
+            said = isinstance(error, InputError)
+            leave_out(f"{name}: {error}" if said else said_of(name, error))
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         write_alignment(path, length / audio.SAMPLE_RATE, alignment.tiers)
