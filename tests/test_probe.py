@@ -36,7 +36,8 @@ def speech(tmp_path_factory):
 
 
 def test_a_probe_finds_what_is_linear_in_its_layer(speech, monkeypatch):
-    monkeypatch.setattr(probes, "STEPS", 300)
+    monkeypatch.setattr(probes, "RATE", 0.1)  # nothing to be careful about: it is separable
+    monkeypatch.setattr(probes, "STEPS", 500)
     model, corpus = made_model(), open_corpus(speech)
     direction = np.random.default_rng(1).standard_normal((SMALL.dim, 3))
     hidden = [hidden_of(model, corpus, index) for index in range(len(corpus.names))]

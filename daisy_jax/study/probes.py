@@ -27,7 +27,7 @@ from daisy_jax.model.hubert import Hubert, embed
 from daisy_jax.model.layer_loops import full_depth
 from daisy_jax.reporting import followed
 
-STEPS, ROWS, RATE = 2_000, 2_048, 3e-3
+STEPS, ROWS, RATE = 2_000, 2_048, 1e-2
 """Of the probes' training: steps, frames in each, and Adam's peak rate."""
 
 
