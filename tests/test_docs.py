@@ -16,7 +16,10 @@ import daisy_jax
 from daisy_jax.tasks.presets import TASKS, read_preset
 
 GUIDES = {
-    "training.md": ("train/branches.py", "train/labels.py"),
+    "training.md": (
+        *("train/branches.py", "train/labels.py", "train/pretrain.py", "train/align.py"),
+        "eval/probe.py",
+    ),
     "tutorial.md": ("daisy-jax encode", "daisy-jax check", "train/units.py"),
     "guarantee.md": (
         "daisy-jax encode",
