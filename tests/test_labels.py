@@ -112,7 +112,7 @@ def test_labels_go_to_other_processes_by_name(corpus, labelled):
 def test_a_store_without_labels_is_refused(corpus, tmp_path):
     layers = Extractor(made_model(), contents.layers((0, 1)))
     store = extract_corpus(tmp_path / "layers", layers, corpus, tmp_path)
-    with pytest.raises(InputError, match="holds 0, 1 and no labels; give a folder that train"):
+    with pytest.raises(InputError, match="holds 0, 1 and no labels; give a folder of train"):
         StoredLabels(store, np.arange(4))
     with pytest.raises(InputError, match="no feature store there"):
         FeatureStore(tmp_path)
