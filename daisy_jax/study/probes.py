@@ -100,7 +100,7 @@ def _fitted(
         jnp.zeros((items, dim, classes)),
         jnp.zeros((items, classes)),
     )
-    optimizer = optax.adam(lambda step: RATE * (1 - step.astype(jnp.float32) / STEPS))
+    optimizer = optax.adam(lambda step: RATE * (1 - jnp.asarray(step, jnp.float32) / STEPS))
 
     def loss(weights, probes, features, labels):
         kernel, bias = weights
