@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sounds
 from made_models import SMALL, made_model
+from praatio import textgrid
 from programs import run_here
 
 import daisy_jax
@@ -77,6 +78,11 @@ def test_a_textgrid_is_read_as_it_was_written(tmp_path):
     assert [each.label for each in read_tier(path, "words")] == ["", "word", ""]
     with pytest.raises(InputError, match="no tier 'states' there, but phones, words"):
         read_tier(path, "states")
+    grid = textgrid.Textgrid(0, 1.5)
+    grid.addTier(textgrid.PointTier("clicks", [(0.5, "x")], 0, 1.5))
+    grid.save(str(path), "short_textgrid", includeBlankSpaces=True)
+    with pytest.raises(InputError, match="tier 'clicks' holds points in time"):
+        read_tier(path, "clicks")
     path.write_text("no TextGrid", encoding="utf-8")
     with pytest.raises(InputError, match="align it again"):
         read_tier(path, "phones")

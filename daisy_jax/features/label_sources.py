@@ -34,6 +34,8 @@ class Labelled(NamedTuple):
 def open_labels(source: str, corpus: Corpus, tier: str) -> Labelled:
     """Labels of a corpus' frames; utterances without any are left out, and a line says so.
 
+    A feature store must have all utterances, but for those whose files could not be read.
+
     Args:
       source: a feature store of labels or units, a .km file of fairseq whose .tsv lies beside it,
         or a folder of TextGrids.
@@ -118,7 +120,9 @@ def _of_km(path: pathlib.Path, corpus: Corpus) -> Labelled:
         rows.append(labels)
     labels = np.concatenate(rows)
     return Labelled(
-        corpus, LabelsInOrder(corpus, labels), tuple(map(str, range(int(labels.max()) + 1)))
+        corpus,
+        LabelsInOrder(corpus, labels),
+        tuple(map(str, range(int(labels.max(initial=-1)) + 1))),
     )
 
 

@@ -48,7 +48,7 @@ def read_tier(path: pathlib.Path, tier: str) -> list[Interval]:
     """The intervals of one tier, in order; parts without a label have an empty one.
 
     Raises:
-      InputError: the file is no TextGrid, or has no such tier.
+      InputError: the file is no TextGrid, or has no such tier of intervals.
     """
     from praatio import textgrid
 
@@ -59,7 +59,10 @@ def read_tier(path: pathlib.Path, tier: str) -> list[Interval]:
     if tier not in grid.tierNames:
         names = ", ".join(grid.tierNames) or "none"
         raise InputError(f"{path}: no tier {tier!r} there, but {names}; give another --tier")
-    return [Interval(*entry) for entry in grid.getTier(tier).entries]
+    entries = grid.getTier(tier)
+    if not isinstance(entries, textgrid.IntervalTier):
+        raise InputError(f"{path}: tier {tier!r} holds points in time; give one of intervals")
+    return [Interval(*entry) for entry in entries.entries]
 
 
 def frame_labels_of(
