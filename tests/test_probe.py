@@ -1,6 +1,7 @@
 """Probes: what a linear classifier finds in each layer, and eval/probe.py."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import daisy_jax
 from daisy_jax import audio
 from daisy_jax.data.batches import LabelsInOrder
 from daisy_jax.data.corpus import open_corpus
-from daisy_jax.features.label_sources import Labelled
+from daisy_jax.features.label_sources import Labelled, labelled_batches
 from daisy_jax.study import probes
 from daisy_jax.study.probes import fit_probes, probe_hits, probe_labels
 
@@ -58,6 +59,19 @@ def test_a_probe_finds_what_is_linear_in_its_layer(speech, monkeypatch):
         scaled = (each - np.asarray(fitted.mean[LAYER])) / np.asarray(fitted.deviation[LAYER])
         again = np.argmax(scaled @ kernel + bias, axis=1)
         assert abs(int(right[LAYER]) - int(np.sum(again == wanted))) <= 1  # a tie
+
+
+def test_labels_of_an_utterance_that_cannot_be_read_do_not_count(speech, tmp_path):
+    folder = shutil.copytree(speech, tmp_path / "speech")
+    corpus = open_corpus(folder)
+    counts = audio.frame_count(corpus.lengths)
+    labels = LabelsInOrder(corpus, np.zeros(counts.sum(), np.int32))
+    broken = sorted(folder.rglob("*.flac"))[3]
+    broken.write_bytes(b"broken")
+    found = np.zeros(len(counts), int)
+    for numbers, batch in labelled_batches(Labelled(corpus, labels, ("a",))):
+        found[numbers] = np.sum(batch["labels"] >= 0, axis=1)[: len(numbers)]
+    assert found.tolist() == [0 if n == 3 else count for n, count in enumerate(counts)]
 
 
 def test_classes_that_do_not_count_and_others_numbers(speech, tmp_path):
