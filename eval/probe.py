@@ -3,7 +3,6 @@ r"""Probes every layer of a model: how well does a linear classifier find phones
     python eval/probe.py --data corpora/LibriSpeech --splits train-clean-100 \
         --test-splits test-clean --labels runs/aligned --noise corpora/MUSAN/noise
 
-
 The classifiers are trained on clean speech and tested on other speakers, clean and under noise. Any
 frame labels will do: TextGrids (train/align.py, extra "align"), a feature store of labels or units,
 a .km file of fairseq. Prints Markdown: a row a condition, the share of the frames whose label is
@@ -27,7 +26,7 @@ import tyro
 from daisy_jax.accelerator import Accelerator, use_accelerator
 from daisy_jax.console.pages import table
 from daisy_jax.console.pictures import save_picture
-from daisy_jax.console.terminal import run_command, say
+from daisy_jax.console.terminal import run_command, say, shown_after
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.noisy_corpus import CLEAN, NoisyCorpus, draw_noises, label, require_snrs
 from daisy_jax.study.probes import Hits, fit_probes, probe_hits, probe_labels
@@ -125,16 +124,17 @@ def report(config: Config, classes: int, conditions: dict[str, Hits]) -> None:
         )
         body.append([name, *(f"{value:.3f}" for value in accuracy)])
     header = ["layer", *map(str, range(len(body[0]) - 1))]
-    say("\n".join(table(header, body)))
     widest = max(high - low for row in rows for low, high in row["intervals"]) / 2
-    say(
+    said = (
         f"{classes} classes, {rows[0]['frames']} frames of {rows[0]['utterances']} "
         f"utterances; 95 % intervals within {widest:.3f} on each side"
     )
+    folder = pathlib.Path(config.output)
+    with shown_after("\n".join([*table(header, body), said])):
+        if config.output:
+            settings = dataclasses.asdict(config)
+            write_json(folder / "probe.json", {"settings": settings, "conditions": rows})
     if config.output:
-        folder = pathlib.Path(config.output)
-        settings = dataclasses.asdict(config)
-        write_json(folder / "probe.json", {"settings": settings, "conditions": rows})
         say(f"written: {folder / 'probe.json'}")
         save_picture(folder / "probe.png", functools.partial(draw, rows, config.model))
 

@@ -15,7 +15,7 @@ import daisy_jax
 from daisy_jax import InputError, audio
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.labels.alignments import Interval, frame_labels_of, read_tier, write_alignment
-from daisy_jax.data.labels.forced_alignment import align, pronunciation
+from daisy_jax.data.labels.forced_alignment import align, align_corpus, pronunciation
 from daisy_jax.features import contents
 from daisy_jax.features.extract import Extractor, extract_corpus
 from daisy_jax.features.label_sources import labelled_frames, open_labels
@@ -272,6 +272,26 @@ def test_an_utterance_that_cannot_be_aligned_spoils_no_other():
     with pytest.raises(InputError, match="does not fit it"):
         align(waveform[:1_600], CLIPS["reading-1"])
     assert align(waveform, CLIPS["reading-3"]) == before
+
+
+def test_an_interrupted_alignment_goes_on(tmp_path, caplog):
+    for clip in CLIPS:
+        shutil.copy(f"daisy_jax/samples/{clip}.flac", tmp_path)
+    corpus = open_corpus(tmp_path)
+    texts = ["unless to be illdisposd", "12", "he was not an illdisposd yungmann"]
+    files = [tmp_path / "aligned" / f"{clip}.TextGrid" for clip in CLIPS]
+    assert align_corpus(corpus, texts, tmp_path / "aligned") == (1, 2)
+    (record,) = caplog.records
+    assert record.getMessage() == "reading-2.flac: '12': cannot be read; spell it out in words"
+    assert [file.exists() for file in files] == [True, False, True]
+    listed = "illdisposd\tIH L D IH S P AA S D\t2\nyungmann\tIY AH NG M AE N\t1\n"
+    assert (tmp_path / "aligned/unknown_words.tsv").read_text(encoding="utf-8") == listed
+    before = [files[n].read_bytes() for n in (0, 2)]
+    files[2].unlink()
+    files[0].write_text("stays", encoding="utf-8")
+    assert align_corpus(corpus, texts, tmp_path / "aligned") == (1, 2)
+    assert (files[0].read_text(encoding="utf-8"), files[2].read_bytes()) == ("stays", before[1])
+    assert (tmp_path / "aligned/unknown_words.tsv").read_text(encoding="utf-8") == listed
 
 
 def test_unknown_words_are_read_by_their_letters():

@@ -16,8 +16,6 @@ from daisy_jax.errors import InputError, said_of
 from daisy_jax.whole_files import whole_files
 
 SUFFIX = ".TextGrid"
-TIERS = ("states", "phones", "words")
-"""What `write_alignment` is given by train/align.py; the first one is the finest."""
 
 
 class Interval(NamedTuple):

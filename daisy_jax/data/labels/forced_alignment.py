@@ -58,16 +58,13 @@ def align(waveform: Float[np.ndarray, " samples"], text: str) -> Alignment:
     Raises:
       InputError: the text has no word or has digits, or it does not fit the recording.
     """
-    from pocketsphinx import Decoder
-
-    words = [word.lower() for word in WORD.findall(text)]
+    words = _words(text)
     digits = re.findall(r"\S*\d\S*", text)
     if digits or not words:
         raise InputError(f"{(digits or [text])[0]!r}: cannot be read; spell it out in words")
     # A new one for each utterance: it adapts to what it hears, and results would depend on what
-    # came before. With its lattice search (`bestpath`), a fifth of LibriSpeech's utterances fail in
-    # the second pass, which finds phones and states.
-    decoder: Any = Decoder(lm=None, bestpath=False, loglevel="FATAL")
+    # came before.
+    decoder = _decoder()
     guessed = [word for word in dict.fromkeys(words) if not decoder.lookup_word(word)]
     for word in guessed:
         decoder.add_word(word, pronunciation(word), True)
@@ -82,6 +79,19 @@ def align(waveform: Float[np.ndarray, " samples"], text: str) -> Alignment:
     except RuntimeError:
         raise InputError(f"{text[:60]!r}: the recording does not fit it") from None
     return Alignment(_tiers(decoder, len(waveform) / audio.SAMPLE_RATE), guessed)
+
+
+def _words(text: str) -> list[str]:
+    return [word.lower() for word in WORD.findall(text)]
+
+
+def _decoder() -> Any:
+    """PocketSphinx, with its own English model and dictionary."""
+    from pocketsphinx import Decoder
+
+    # With its lattice search (`bestpath`), a fifth of LibriSpeech's utterances fail in the second
+    # pass, which finds phones and states.
+    return Decoder(lm=None, bestpath=False, loglevel="FATAL")
 
 
 def _decode(decoder: Any, samples: bytes) -> None:
@@ -124,14 +134,13 @@ def pronunciation(word: str) -> str:
 def align_corpus(corpus: Corpus, texts: Sequence[str], folder: pathlib.Path) -> tuple[int, int]:
     """Writes a TextGrid for each utterance, in the corpus' layout; those that are there stay.
 
-    What cannot be aligned is left out. `unknown_words.tsv` lists the words that were guessed, how
-    they were read and how often they came, of the utterances that were aligned now.
+    What cannot be aligned is left out. `unknown_words.tsv` lists the words of all texts that the
+    dictionary lacks, how they are read and how often they come.
 
     Returns:
-      how many utterances could not be aligned, and how many words were guessed.
+      how many utterances could not be aligned, and how many words are unknown.
     """
     failed = 0
-    guessed: collections.Counter[str] = collections.Counter()
     for index, name in enumerate(followed(corpus.names, "aligning")):
         path = (folder / name).with_suffix(SUFFIX)
         if path.is_file():
@@ -146,8 +155,17 @@ def align_corpus(corpus: Corpus, texts: Sequence[str], folder: pathlib.Path) -> 
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         write_alignment(path, length / audio.SAMPLE_RATE, alignment.tiers)
-        guessed.update(alignment.guessed)
-    rows = [f"{word}\t{pronunciation(word)}\t{count}\n" for word, count in guessed.most_common()]
-    if rows:
-        write_text(folder / "unknown_words.tsv", "".join(rows))
-    return failed, len(guessed)
+    unknown = unknown_words(texts)
+    rows = [f"{word}\t{pronunciation(word)}\t{count}\n" for word, count in unknown.most_common()]
+    write_text(folder / "unknown_words.tsv", "".join(rows))
+    return failed, len(unknown)
+
+
+def unknown_words(texts: Sequence[str]) -> collections.Counter[str]:
+    """The words of some texts that the dictionary lacks, and how often they come."""
+    decoder = _decoder()
+    counts = collections.Counter(word for text in texts for word in _words(text))
+    known = [word for word in counts if decoder.lookup_word(word)]
+    for word in known:
+        del counts[word]
+    return counts
