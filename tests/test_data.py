@@ -9,6 +9,7 @@ import sounds
 from conftest import LIBROSA
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_corpora import Arrays
 
 from daisy_jax import audio
 from daisy_jax.data import durations
@@ -35,18 +36,6 @@ from daisy_jax.training.cluster_targets import (
     load_targets,
     mfcc,
 )
-
-
-class Arrays:
-    """A corpus in memory."""
-
-    def __init__(self, *recordings):
-        self.recordings = [np.asarray(recording, np.float32) for recording in recordings]
-        self.names = [str(number) for number in range(len(recordings))]
-        self.lengths = np.array([len(recording) for recording in recordings])
-
-    def read(self, index, start, samples):
-        return self.recordings[index][start : start + samples]
 
 
 def numbered(*lengths) -> Arrays:

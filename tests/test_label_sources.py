@@ -222,6 +222,7 @@ def test_a_model_is_pretrained_on_alignments(speech, corpus, tmp_path):
     aligned(tmp_path / "aligned", corpus)
     words = ["--data", speech, "--output", tmp_path / "run", "--targets", tmp_path / "aligned"]
     words += ["--steps", 2, "--batch-size", 4, "--crop-seconds", 0.5, "--log-every", 1]
+    words += ["--speeds", 0.9, 1.1, "--equalizer", 3]
     words += ["--num-layers", 2, "--dim", 32, "--ffn-dim", 32, "--num-heads", 2, "--conv-dim", 16]
     done = run_here("train/pretrain.py", *map(str, words))
     assert done.returncode == 0, done.stderr
@@ -229,6 +230,9 @@ def test_a_model_is_pretrained_on_alignments(speech, corpus, tmp_path):
     both = run_here("train/pretrain.py", *map(str, words), "--targets-from", "x")
     assert both.returncode == 1
     assert "exclude each other" in both.stderr
+    louder = run_here("train/pretrain.py", *map(str, words), "--equalizer", "-1")
+    assert louder.returncode == 1
+    assert "--equalizer is -1.0; give at least 0 dB" in louder.stderr
 
 
 # ---- PocketSphinx ----

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import sounds
+from made_corpora import Arrays
 from programs import run_here
 
 from daisy_jax.data.corpus import Selection, open_corpus
@@ -32,18 +33,6 @@ from daisy_jax.data.noisy_folder import read_log
 from daisy_jax.data.transcripts import transcripts
 from daisy_jax.errors import InputError
 from daisy_jax.reporting import strictly
-
-
-class Arrays:
-    """A corpus in memory."""
-
-    def __init__(self, **recordings):
-        self.recordings = [np.asarray(each, np.float32) for each in recordings.values()]
-        self.names = list(recordings)
-        self.lengths = np.array([len(each) for each in self.recordings])
-
-    def read(self, index, start, samples):
-        return self.recordings[index][start : start + samples]
 
 
 def bits(samples):

@@ -74,6 +74,10 @@ class Config(SpeechOptions):
     batch_size: int = 8
     learning_rate: float = 8e-4
     crop_seconds: float = 4.0
+    speeds: tuple[float, ...] = (1.0,)
+    """Each utterance is taken once at each of these speeds, its pitch with it."""
+    equalizer: float = 0.0
+    """Largest gain of a random equalizer for each crop, dB up and down; 0: none."""
     save_every: int = 500
     warmup_steps: int = 300
     """Steps of the warm-up."""
@@ -85,6 +89,8 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     if config.targets and config.targets_from:
         raise InputError("--targets and --targets-from exclude each other; give one of them")
+    if not config.equalizer >= 0:
+        raise InputError(f"--equalizer is {config.equalizer}; give at least 0 dB")
     if not 0 < config.mask_probability <= 1 or not config.unmasked_weight >= 0:
         raise InputError(
             f"--mask-probability is {config.mask_probability} and --unmasked-weight "
@@ -115,10 +121,11 @@ def train(config: Config, device: str) -> None:
     from daisy_jax.training.loop import fit, loss_and_accuracy, warmup_then_decay
     from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
     from daisy_jax.training.run_folder import Run
+    from daisy_jax.training.speeds import AtSpeeds, LabelsAtSpeeds
 
     # ---- data ----
     corpus = open_corpus(config.data)
-    augmentation = config.augmentation()
+    augmentation = dataclasses.replace(config.augmentation(), equalizer=config.equalizer)
     say(f"{config.data}: {size_of(corpus.lengths)}; on {device}")
 
     # ---- run folder ----
@@ -139,6 +146,8 @@ def train(config: Config, device: str) -> None:
             clusters = cluster_targets(corpus, features, config.clusters, config.seed)
             save_targets(target_file, *clusters)
         targets, classes = LabelsInOrder(corpus, load_targets(target_file)[0]), config.clusters
+    corpus = AtSpeeds(corpus, config.speeds)
+    targets = LabelsAtSpeeds(corpus, targets)
 
     # ---- model and optimizer ----
     if config.start_from:

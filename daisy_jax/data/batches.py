@@ -16,7 +16,7 @@ from daisy_jax.reporting import leave_out_item
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Noise that is mixed into training crops."""
+    """What is done to training crops: another tone, and noise."""
 
     noises: Corpus | None = None
     """Noise recordings; None: crops stay as they are."""
@@ -24,13 +24,31 @@ class Augmentation:
     """Share of the crops that get noise."""
     snr_range: tuple[float, float] = (0.0, 20.0)
     """dB, uniform."""
+    equalizer: float = 0.0
+    """Largest gain of a random equalizer, dB up and down; 0: none."""
 
     def __call__(self, waveform: Waveform, rng: np.random.Generator) -> Waveform:
-        """The crop as it is, or float32 with noise."""
+        """The crop as it is, or float32, changed."""
+        if self.equalizer and len(waveform):
+            waveform = equalize(waveform, rng.uniform(-self.equalizer, self.equalizer, 8))
         if self.noises is None or rng.random() >= self.probability or not len(waveform):
             return waveform
         noise = draw_noise(self.noises, len(waveform), rng)
         return mix(waveform, noise, rng.uniform(*self.snr_range))
+
+
+def equalize(waveform: Waveform, gains: Float[np.ndarray, " bands"]) -> Waveform:
+    """Float32, with so much gain (dB) at 8 kHz, an octave below, and so on; no phase changes.
+
+    The last gain is that of 8 kHz. In between they are interpolated over the octaves.
+    """
+    # Behind the waveform there is room for what the filter smears across its ends.
+    size = len(waveform) + audio.FRAME_WINDOW
+    frequencies = np.fft.rfftfreq(size, 1 / audio.SAMPLE_RATE)
+    octaves = np.log2(np.maximum(frequencies, 1.0) / (audio.SAMPLE_RATE / 2))
+    curve = np.interp(octaves, np.arange(len(gains)) - len(gains) + 1.0, gains)
+    spectrum = np.fft.rfft(waveform, size) * 10 ** (curve / 20)
+    return np.fft.irfft(spectrum, size)[: len(waveform)].astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
