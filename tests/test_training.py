@@ -2,6 +2,7 @@ import dataclasses
 import json
 import pathlib
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,10 @@ from daisy_jax.model.branches_loss import branch_scores, branches_loss
 from daisy_jax.model.frame_labels import frame_labels
 from daisy_jax.model.hubert import embed, final_norm
 from daisy_jax.model.layer_loops import last_block, tapped_layers
+from daisy_jax.training import loop
 from daisy_jax.training.branches import clip_each_branch
 from daisy_jax.training.loop import fit, warmup_then_decay
+from daisy_jax.training.metrics_log import as_numbers
 from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
 from daisy_jax.training.run_folder import Run
 
@@ -261,6 +264,40 @@ def metrics_of(folder) -> list[dict]:
     for line in lines:
         assert line.pop("steps_per_second") > 0
     return lines
+
+
+def test_the_rate_counts_the_wait_for_steps_that_were_only_begun(tmp_path, monkeypatch):
+    now = 0.0
+
+    def waited(history):
+        nonlocal now
+        now += 10
+        return as_numbers(history)
+
+    monkeypatch.setattr(loop, "as_numbers", waited)
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: now))
+    train(Config(str(tmp_path / "run"), steps=4), save_every=9)
+    lines = (tmp_path / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["steps_per_second"] for line in lines] == [0.2, 0.2]
+
+
+def test_no_step_is_begun_long_before_earlier_ones_have_ended(tmp_path, monkeypatch):
+    begun, ended = [], []
+
+    def step(state, batch):
+        state, metrics = one_step(state, batch)
+        begun.append(metrics)
+        assert len(begun) <= len(ended) + loop.AHEAD + 1
+        return state, metrics
+
+    def waits(metrics):
+        ended.append(metrics)
+        assert begun[len(ended) - 1] is metrics
+        return metrics
+
+    monkeypatch.setattr(jax, "block_until_ready", waits)
+    train(Config(str(tmp_path / "run"), steps=40), step, save_every=99, log_every=99)
+    assert len(ended) == 40 - loop.AHEAD
 
 
 @pytest.fixture(scope="module")

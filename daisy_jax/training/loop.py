@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import jax
 import numpy as np
 import optax
 from jaxtyping import Array, PyTree, Shaped
@@ -27,6 +28,11 @@ def warmup_then_decay(peak: float, warmup: int, steps: int) -> optax.Schedule:
     up = optax.linear_schedule(0, peak, warmup)
     down = optax.linear_schedule(peak, 0, max(steps - warmup, 1))
     return optax.join_schedules([up, down], [warmup])
+
+
+AHEAD = 2
+"""Steps that are begun before an earlier one has ended. JAX would begin thirty, and a signal would
+wait for all of them."""
 
 
 def loss_and_accuracy(values: Values) -> str:
@@ -86,11 +92,14 @@ def fit(
         for done in range(first + 1, steps + 1):
             state, metrics = step(state, parallel.place(next(upcoming)))
             recent.append(metrics)
+            if len(recent) > AHEAD:
+                jax.block_until_ready(recent[-1 - AHEAD])
             stopping, last, scores = stop(), done == steps, None
             if done % log_every == 0 or last:
+                lines = as_numbers(recent)  # first, as it waits for steps that were only begun
                 rate = (done - counted) / (time.perf_counter() - started)
                 left = datetime.timedelta(seconds=round((steps - done) / rate))
-                show(done, f"{_log_means(run, recent, done, rate, describe)}  {left} left")
+                show(done, f"{_log_means(run, lines, done, rate, describe)}  {left} left")
                 recent, started, counted = [], time.perf_counter(), done
             due = done % (validate_every or save_every) == 0 or last
             if done % save_every == 0 or due or stopping:
@@ -117,10 +126,9 @@ def fit(
 
 
 def _log_means(
-    run: Run, recent: list[Metrics], done: int, rate: float, describe: Callable[[Values], str]
+    run: Run, lines: list[Values], done: int, rate: float, describe: Callable[[Values], str]
 ) -> str:
     """Logs the means since the last line, and says them briefly; `rate` is steps a second."""
-    lines = as_numbers(recent)
     values = {name: np.mean([line[name] for line in lines], axis=0).tolist() for name in lines[0]}
     _check(values, done)
     text = f"{describe(values)}  {rate:.3g} steps/s"
