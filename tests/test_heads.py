@@ -90,6 +90,15 @@ def test_augmentation_and_dropout_are_for_training_alone(asr, features):
     assert np.abs(drawn[0] - plain).max() > 1e-3
 
 
+def test_a_linear_recogniser_hears_each_frame_by_itself(features):
+    head = AsrHead(12, AsrSettings(10, 0, 0, 0.0), rngs=nnx.Rngs(0))
+    first, last = (np.asarray(layer.kernel[...]) for layer in (head.projection, head.output))
+    matrix = first.astype(np.float64) @ last
+    assert np.linalg.matrix_rank(matrix) == 10
+    wanted = np.asarray(features, np.float64) @ matrix  # biases are zero at first
+    np.testing.assert_allclose(run_head(head, features, FRAMES), wanted, atol=1e-5)
+
+
 def test_empty_rows_do_not_change_the_recognition_loss(asr, features):
     texts = np.zeros((4, 6), np.int32)
     texts[0, :3], texts[1, :2], texts[3, :1] = [5, 6, 2], [7, 2], [2]

@@ -35,20 +35,22 @@ class AsrSettings:
     units: int
     """Of each direction."""
     layers: int
+    """BLSTM layers; 0: a linear head, whose scores of a frame come from this frame alone."""
     dropout: float
     """Behind each BLSTM layer, in training."""
     augment: SpecAugment = dataclasses.field(default_factory=SpecAugment)
 
 
 class AsrHead(nnx.Module):
-    """Linear, BLSTM layers, linear to the characters."""
+    """Linear, BLSTM layers if there are any, linear to the characters."""
 
     def __init__(self, dim: int, settings: AsrSettings, *, rngs: nnx.Rngs):
         self.projection = nnx.Linear(dim, settings.projection, rngs=rngs)
         self.lstm = BidirectionalLstm(
             settings.projection, settings.units, settings.layers, settings.dropout, rngs=rngs
         )
-        self.output = nnx.Linear(2 * settings.units, len(CHARACTERS), rngs=rngs)
+        width = 2 * settings.units if settings.layers else settings.projection
+        self.output = nnx.Linear(width, len(CHARACTERS), rngs=rngs)
         self.augment = settings.augment
 
     def __call__(

@@ -202,7 +202,7 @@ class BidirectionalLstm(nnx.Module):
     def __init__(
         self, inputs: int, units: int, layers: int, dropout: float = 0.0, *, rngs: nnx.Rngs
     ):
-        widths = [inputs] + [2 * units] * (layers - 1)
+        widths = [inputs, *[2 * units] * layers][:layers]
         self.forward = nnx.List([Direction(width, units, rngs=rngs) for width in widths])
         self.backward = nnx.List([Direction(width, units, rngs=rngs) for width in widths])
         self.dropout = dropout
