@@ -13,14 +13,18 @@ from daisy_jax.study.level_errors import (
     difference,
     level_sums,
     level_values,
+    over_seeds,
 )
 from daisy_jax.tasks.metrics import Estimate
 
 
 class Rule(NamedTuple):
-    """One rule of one run."""
+    """One rule of one run, or of several runs with different seeds."""
 
     name: str
+    preset: str
+    """Of the task head."""
+    seeds: tuple[int, ...]
     exits: str
     """Threshold and layers, in words."""
     sums: LevelSums
@@ -72,9 +76,27 @@ def read_run(run: pathlib.Path) -> list[Rule]:
         exits += "" if threshold is None else f", threshold {threshold:.4f}"
         sums = level_sums(evaluated.utterances[row["rule"]], log)
         static = row["kind"] == "own" and result["settings"]["layer"] is not None
-        tested_on, trained_on = result["tested_on"], result["trained_on"]
-        rules.append(Rule(evaluated.label(row), exits, sums, tested_on, trained_on, static))
+        settings, corpora = result["settings"], (result["tested_on"], result["trained_on"])
+        preset, seeds = settings["preset"], (settings.get("seed", 0),)
+        rules.append(Rule(evaluated.label(row), preset, seeds, exits, sums, *corpora, static))
     return rules
+
+
+def joined(rules: list[Rule]) -> list[Rule]:
+    """Rules that differ in nothing but their seeds as one; the preset where there are several."""
+    alike: dict[tuple[str, str], list[Rule]] = {}
+    for rule in rules:
+        alike.setdefault((rule.preset, rule.name), []).append(rule)
+    several, found = len({preset for preset, _ in alike}) > 1, []
+    for (preset, name), same in alike.items():
+        seeds = tuple(seed for rule in same for seed in rule.seeds)
+        if len(set(seeds)) < len(seeds):
+            raise InputError(f"{name}: two runs have seed {max(seeds, key=seeds.count)}; give one")
+        name = f"{name} ({preset})" if several else name
+        exits = "; ".join(dict.fromkeys(rule.exits for rule in same))
+        sums = over_seeds([rule.sums for rule in same])
+        found.append(same[0]._replace(name=name, seeds=seeds, exits=exits, sums=sums))
+    return found
 
 
 def asr_section(runs: list[pathlib.Path]) -> AsrSection:
@@ -90,16 +112,19 @@ def asr_section(runs: list[pathlib.Path]) -> AsrSection:
                 f"on {first.trained_on} and {first.tested_on}; give runs of one corpus, evaluated "
                 "on the same files"
             )
-    static = next((rule for rule in rules if rule.static), None)
+    rules = joined(rules)
+    statics = {rule.preset: rule for rule in reversed(rules) if rule.static}
     levels, results, rates, errors, costs = first.sums.levels, [], [], [], []
     for rule in rules:
         wer = level_values(rule.sums, "errors", "words")
         layers = level_values(rule.sums, "layers", "utterances")
         compute = level_values(rule.sums, "spent", "full")
-        apart = None if static in (None, rule) else difference(rule.sums, static.sums)
+        static = statics.get(rule.preset, rule)
+        apart = None if static is rule else difference(rule.sums, static.sums)
         results.append(
             {
                 "rule": rule.name,
+                "seeds": rule.seeds,
                 "exits": rule.exits,
                 "tested_on": rule.tested_on,
                 "levels": levels,
@@ -122,7 +147,8 @@ def asr_section(runs: list[pathlib.Path]) -> AsrSection:
             ]
         )
     error_header = ["rule", *(f"WER, % at {name}" for name in levels), "plain average"]
-    error_header += ["40/30/20/10 average", f"minus {static.name}" if static else "minus static"]
+    names = " or ".join(static.name for static in statics.values())
+    error_header += ["40/30/20/10 average", f"minus {names or 'static'}"]
     cost_header = ["rule", "exits, nats", *(f"exit layer at {name}" for name in levels)]
     cost_header += ["plain average", "multiply-adds saved, plain", "saved, 40/30/20/10"]
     lines = [
@@ -130,9 +156,10 @@ def asr_section(runs: list[pathlib.Path]) -> AsrSection:
         "",
         f"Trained on {escaped(first.trained_on)}, {int(first.sums.utterances.sum())} files of "
         f"{len(first.sums.clean)} utterances of {escaped(first.tested_on)}. Averages over the "
-        "levels, plain and weighted with the paper's mixture. 95 % intervals by bootstrap over "
-        "utterances, each with all its levels; the last column is the paired difference of the "
-        "plain averages.",
+        "levels, plain and weighted with the paper's mixture, and over seeds, where a rule has "
+        f"several (up to {max(len(rule.seeds) for rule in rules)} here). 95 % intervals by "
+        "bootstrap over utterances, each with all its levels, and over seeds; the last column is "
+        "the difference of the plain averages, paired by utterance.",
         *table(error_header, errors),
         "Compute: mean exit layer at each level, and multiply-adds saved against full depth, "
         'branches included. Rows are comparable where these are equal: "compute of layer n" was '

@@ -23,7 +23,7 @@ from daisy_jax.data.noisy_folder import NoisyFile, read_log, write_log
 from daisy_jax.errors import InputError
 from daisy_jax.exits import ExitRule
 from daisy_jax.study.conditions import Condition
-from daisy_jax.study.level_errors import difference, level_sums, level_values
+from daisy_jax.study.level_errors import difference, level_sums, level_values, over_seeds
 from daisy_jax.study.noise_study import (
     Later,
     check,
@@ -215,6 +215,28 @@ def test_the_difference_of_two_rules_is_paired():
     fewer = sums_of(*recognised(errors[:39], words[:39], layers[:39]))
     with pytest.raises(InputError, match="were evaluated on different utterances"):
         difference(fewer, ours)
+
+
+def test_seeds_are_averaged_and_widen_the_interval():
+    rng = np.random.default_rng(2)
+    words, layers = rng.integers(5, 20, 40), np.ones((40, 4))
+    each = [np.minimum(rng.integers(0, 3, (40, 4)) + 2 * seed, words[:, None]) for seed in range(5)]
+    alone = [sums_of(*recognised(errors, words, layers)) for errors in each]
+    together = over_seeds(alone)
+    found = level_values(together, "errors", "words")
+    rates = np.stack([errors.sum(axis=0) / words.sum() for errors in each])
+    np.testing.assert_allclose([value for value, _, _ in found.levels], rates.mean(axis=0))
+    # The standard error of a mean of five independent heads, and a part that comes from utterances.
+    apart = rates.mean(axis=1).std() / np.sqrt(5)
+    assert found.plain.high - found.plain.low > 0.9 * 2 * 1.96 * apart
+    one = level_values(alone[2], "errors", "words").plain
+    assert found.plain.high - found.plain.low > 2 * (one.high - one.low)
+    minus = difference(together, alone[0])
+    assert minus.plain.value == pytest.approx(rates.mean() - rates[0].mean())
+    assert minus.plain.low < minus.plain.value < minus.plain.high
+    fewer = sums_of(*recognised(each[0][:39], words[:39], layers[:39]))
+    with pytest.raises(InputError, match="were evaluated on different utterances"):
+        over_seeds([alone[0], fewer])
 
 
 def test_a_mixture_of_levels_needs_no_utterance_at_two_of_them():
@@ -458,7 +480,9 @@ def test_recognition_under_noise_is_read_from_evaluated_runs(there, tmp_path):
     static, log = recognised(rng.integers(3, 9, (6, 4)), words, np.full((6, 4), 2))
     adaptive, _ = recognised(rng.integers(0, 3, (6, 4)), words, rng.integers(1, 4, (6, 4)))
     write_log(tmp_path, log)
+    again, _ = recognised(rng.integers(3, 9, (6, 4)), words, np.full((6, 4), 2))
     runs = {"layer": ("static layer 2", static), "ratio": ("ratio 1", adaptive)}
+    runs["layer-again"] = ("static layer 2", again)  # with another seed
     for name, (trained, rows) in runs.items():
         kinds = {trained: "own"}
         if name == "ratio":
@@ -468,7 +492,8 @@ def test_recognition_under_noise_is_read_from_evaluated_runs(there, tmp_path):
             "trained": trained,
             "trained_on": "made",
             "tested_on": "made test",
-            "settings": SETTINGS | {"layer": 2 if name == "layer" else None},
+            "settings": SETTINGS
+            | {"layer": None if name == "ratio" else 2, "seed": int(name == "layer-again")},
             "rows": [
                 ROW | {"rule": rule, "kind": kind, "threshold": 0.5, "allowed": [1, 2, 3]}
                 for rule, kind in kinds.items()
@@ -476,13 +501,16 @@ def test_recognition_under_noise_is_read_from_evaluated_runs(there, tmp_path):
         }
         place = tmp_path / name / "evaluation"
         write_results(place, result, [{"rule": rule, **row} for rule in kinds for row in rows])
-    arguments = ["--asr", tmp_path / "layer", tmp_path / "ratio", "--output", tmp_path / "out"]
+    arguments = ["--asr", *(tmp_path / name for name in runs), "--output", tmp_path / "out"]
     done = noise_script(there, *arguments)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "results.json").read_text())["asr"]
     assert [row["rule"] for row in found] == ["static layer 2", "ratio 1", "ratio 1, span mean"]
     wrong = np.reshape([row["wer_total"] for row in adaptive], (6, 4)).sum(axis=0) / 60
     np.testing.assert_allclose([each[0] for each in found[1]["wer"][0]], wrong)
+    assert [row["seeds"] for row in found] == [[0, 1], [0], [0]]
+    wrong = np.sum([[row["wer_total"] for row in rows] for rows in (static, again)]) / 480
+    assert found[0]["wer"][1][0] == pytest.approx(wrong)
     assert found[0]["minus_static"] is None
     assert found[1]["minus_static"][0][2] < 0  # surely fewer errors
     text = done.stdout
@@ -490,7 +518,12 @@ def test_recognition_under_noise_is_read_from_evaluated_runs(there, tmp_path):
     assert f"| static layer 2 | layers 1 to 3, threshold 0.5000 | {'2.00 | ' * 5}" in text
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png") == 5  # entropies, three ratios, figure 5
+    arguments[2] = arguments[1]
+    done = noise_script(there, *arguments)
+    assert done.returncode == 1
+    assert "static layer 2: two runs have seed 0; give one" in done.stderr
     # Runs that were tested on other files are not put beside each other.
+    arguments[2] = tmp_path / "ratio"
     place = tmp_path / "layer" / "evaluation"
     result = json.loads((place / "results.json").read_text()) | {"tested_on": "made dev"}
     write_results(place, result, [{"rule": "static layer 2", **row} for row in static])

@@ -36,6 +36,7 @@ class _Settings(_Preset):
     """What is looked at of a run's config.json."""
 
     preset: str
+    seed: NotRequired[int]
     settings: _Preset
     """The preset itself."""
     ratio: float | None

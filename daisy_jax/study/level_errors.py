@@ -11,13 +11,16 @@ from daisy_jax.data.noisy_corpus import RECIPES, label
 from daisy_jax.data.noisy_folder import NoisyFile
 from daisy_jax.tasks.metrics import Estimate, interval, quotient, resampled
 
-Grid = Float[np.ndarray, "utterances levels"]
+Grid = Float[np.ndarray, "seeds utterances levels"]
+Seeds = Callable[[int], Int[np.ndarray, " chosen"]]
+"""From how many seeds there are to the numbers of those that count."""
 
 
 class LevelSums(NamedTuple):
-    """What one rule did to a noisy test set. Rows are clean utterances, columns noise levels.
+    """What one rule did to a noisy test set, by clean utterance and noise level.
 
-    An utterance that is not there at a level counts 0 in everything.
+    The first axis are task heads that were trained alike, but for their seeds. An utterance that is
+    not there at a level counts 0 in everything.
     """
 
     snrs: list[float]
@@ -68,7 +71,7 @@ def level_sums(
     def grid(values: Shaped[np.ndarray, " rows"] | int) -> Grid:
         filled = np.zeros((len(clean), len(snrs)))
         filled[cells] = values
-        return filled
+        return filled[None]
 
     return LevelSums(
         snrs,
@@ -82,10 +85,23 @@ def level_sums(
     )
 
 
+def over_seeds(each: Sequence[LevelSums]) -> LevelSums:
+    """One rule's task heads of several seeds together.
+
+    Raises:
+      InputError: they were evaluated on different utterances.
+    """
+    first = each[0]
+    _require_same_utterances(each)
+    grids = (np.concatenate(same) for same in zip(*(sums[2:] for sums in each), strict=True))
+    return LevelSums(first.snrs, first.clean, *grids)
+
+
 class LevelValues(NamedTuple):
     """Sums of one field over sums of another, with intervals.
 
-    The intervals are those of a bootstrap over clean utterances, each drawn with all its levels.
+    The intervals are those of a bootstrap over clean utterances, each drawn with all its levels,
+    and over seeds, where there are several.
     """
 
     levels: list[Estimate]
@@ -100,7 +116,7 @@ class LevelValues(NamedTuple):
 def level_values(sums: LevelSums, total: str, weight: str) -> LevelValues:
     """Sums of the field `total` over sums of `weight`, such as "errors" over "words"."""
     totals, weights = getattr(sums, total), getattr(sums, weight)
-    return _by_level(sums, lambda drawn: quotient(totals[drawn], weights[drawn]))
+    return _by_level(sums, lambda drawn, seeds: _rates(totals, weights, drawn, seeds(len(totals))))
 
 
 def difference(ours: LevelSums, theirs: LevelSums) -> LevelValues:
@@ -109,27 +125,48 @@ def difference(ours: LevelSums, theirs: LevelSums) -> LevelValues:
     Raises:
       InputError: the utterances are others.
     """
-    if (ours.clean, ours.snrs) != (theirs.clean, theirs.snrs):
+    _require_same_utterances([ours, theirs])
+
+    def apart(drawn: Int[np.ndarray, " utterances"], seeds: Seeds) -> Float[np.ndarray, " levels"]:
+        first, second = (
+            _rates(sums.errors, sums.words, drawn, seeds(len(sums.errors)))
+            for sums in (ours, theirs)
+        )
+        return first - second
+
+    return _by_level(ours, apart)
+
+
+def _require_same_utterances(each: Sequence[LevelSums]) -> None:
+    if any((sums.clean, sums.snrs) != (each[0].clean, each[0].snrs) for sums in each):
         raise InputError(
             "ours and theirs were evaluated on different utterances; evaluate both on the same"
         )
-    return _by_level(
-        ours,
-        lambda drawn: (
-            quotient(ours.errors[drawn], ours.words[drawn])
-            - quotient(theirs.errors[drawn], theirs.words[drawn])
-        ),
-    )
+
+
+def _rates(
+    totals: Grid,
+    weights: Grid,
+    utterances: Int[np.ndarray, " utterances"],
+    seeds: Int[np.ndarray, " chosen"],
+) -> Float[np.ndarray, " levels"]:
+    """Sums over sums, of some utterances and seeds."""
+    totals, weights = (np.sum(grid[seeds], axis=0) for grid in (totals, weights))
+    return quotient(totals[utterances], weights[utterances])
 
 
 def _by_level(
     sums: LevelSums,
-    statistic: Callable[[Int[np.ndarray, " utterances"]], Float[np.ndarray, " levels"]],
+    statistic: Callable[[Int[np.ndarray, " utterances"], Seeds], Float[np.ndarray, " levels"]],
 ) -> LevelValues:
-    """A statistic of some clean utterances, with the intervals of its values at all levels."""
-    count = len(sums.clean)
+    """A statistic of utterances and seeds, with the intervals of its values at all levels."""
+    count, rng = len(sums.clean), np.random.default_rng(0)
+
+    def of_draw(utterances: Int[np.ndarray, " utterances"]) -> Float[np.ndarray, " levels"]:
+        return statistic(utterances, lambda seeds: rng.integers(seeds, size=seeds))
+
     # The value itself, then that of each draw: [1 + resamples, levels]
-    values = np.stack([statistic(np.arange(count)), *resampled(count, statistic)])
+    values = np.stack([statistic(np.arange(count), np.arange), *resampled(count, of_draw)])
 
     def estimate(column: Float[np.ndarray, " draws"]) -> Estimate:
         return Estimate(float(column[0]), *interval(column[1:]))
