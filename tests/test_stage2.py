@@ -77,7 +77,8 @@ def data(tmp_path_factory):
     daisy_jax.save(made_model(seed=3), folder / "model")
     # The preset daisy-tiny with heads of one narrow layer.
     sections = ("\n" + PRESETS.read_text()).split("\n[")
-    text = "".join(f"\n[{each}" for each in sections if ".daisy-tiny" in each.partition("]")[0])
+    tables = (each for each in sections if re.match(r"\w+\.daisy-tiny[\].]", each))
+    text = "".join(f"\n[{each}" for each in tables)
     text = re.sub(r"\b(units|projection) = \d+", r"\1 = 8", text)
     (folder / "small.toml").write_text(re.sub(r"\blayers = \d+", "layers = 1", text))
     return folder
