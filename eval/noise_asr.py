@@ -1,5 +1,6 @@
 """Tables of figure 5 for eval/noise.py: word error rate by noise level, from evaluated runs."""
 
+import json
 import pathlib
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from daisy_jax.study.level_errors import (
     over_seeds,
 )
 from daisy_jax.tasks.metrics import Estimate
+from daisy_jax.training.run_folder import FREE_FIELDS
 
 
 class Rule(NamedTuple):
@@ -24,6 +26,8 @@ class Rule(NamedTuple):
     name: str
     preset: str
     """Of the task head."""
+    settings: str
+    """All that the run was trained with, but its seed."""
     seeds: tuple[int, ...]
     exits: str
     """Threshold and layers, in words."""
@@ -77,22 +81,31 @@ def read_run(run: pathlib.Path) -> list[Rule]:
         sums = level_sums(evaluated.utterances[row["rule"]], log)
         static = row["kind"] == "own" and result["settings"]["layer"] is not None
         settings, corpora = result["settings"], (result["tested_on"], result["trained_on"])
-        preset, seeds = settings["preset"], (settings.get("seed", 0),)
-        rules.append(Rule(evaluated.label(row), preset, seeds, exits, sums, *corpora, static))
+        trained = (settings["preset"], settings_but_seed(settings), (settings.get("seed", 0),))
+        rules.append(Rule(evaluated.label(row), *trained, exits, sums, *corpora, static))
     return rules
+
+
+def settings_but_seed(settings: dict[str, object]) -> str:
+    """What two runs must have in common for their seeds to be averaged.
+
+    The model goes by its digest ("upstream"), wherever it lies.
+    """
+    free = {*FREE_FIELDS, "seed", "model", "versions"}
+    return json.dumps({name: settings[name] for name in sorted(settings.keys() - free)})
 
 
 def joined(rules: list[Rule]) -> list[Rule]:
     """Rules that differ in nothing but their seeds as one; the preset where there are several."""
     alike: dict[tuple[str, str], list[Rule]] = {}
     for rule in rules:
-        alike.setdefault((rule.preset, rule.name), []).append(rule)
-    several, found = len({preset for preset, _ in alike}) > 1, []
-    for (preset, name), same in alike.items():
+        alike.setdefault((rule.settings, rule.name), []).append(rule)
+    several, found = len({rule.preset for rule in rules}) > 1, []
+    for (_, name), same in alike.items():
         seeds = tuple(seed for rule in same for seed in rule.seeds)
         if len(set(seeds)) < len(seeds):
             raise InputError(f"{name}: two runs have seed {max(seeds, key=seeds.count)}; give one")
-        name = f"{name} ({preset})" if several else name
+        name = f"{name} ({same[0].preset})" if several else name
         exits = "; ".join(dict.fromkeys(rule.exits for rule in same))
         sums = over_seeds([rule.sums for rule in same])
         found.append(same[0]._replace(name=name, seeds=seeds, exits=exits, sums=sums))

@@ -230,6 +230,9 @@ def test_a_model_is_pretrained_on_alignments(speech, corpus, tmp_path):
     both = run_here("train/pretrain.py", *map(str, words), "--targets-from", "x")
     assert both.returncode == 1
     assert "exclude each other" in both.stderr
+    faster = run_here("train/pretrain.py", *map(str, words), "--output", "x", "--speeds", "9")
+    assert faster.returncode == 1
+    assert "speeds is 9.0; give numbers from 0.5 to 2" in faster.stderr
     louder = run_here("train/pretrain.py", *map(str, words), "--equalizer", "-1")
     assert louder.returncode == 1
     assert "--equalizer is -1.0; give at least 0 dB" in louder.stderr

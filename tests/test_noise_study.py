@@ -522,6 +522,14 @@ def test_recognition_under_noise_is_read_from_evaluated_runs(there, tmp_path):
     done = noise_script(there, *arguments)
     assert done.returncode == 1
     assert "static layer 2: two runs have seed 0; give one" in done.stderr
+    # Runs that differ in more than their seeds are no mean of anything.
+    arguments[2] = place = tmp_path / "layer-again"
+    content = json.loads((place / "evaluation/results.json").read_text())
+    content["settings"]["learning_rate"] = 0.2
+    write_results(place / "evaluation", content, [{"rule": "static layer 2", **r} for r in again])
+    assert noise_script(there, *arguments[:3], *arguments[-2:]).returncode == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["asr"]
+    assert [row["seeds"] for row in found] == [[0], [1]]
     # Runs that were tested on other files are not put beside each other.
     arguments[2] = tmp_path / "ratio"
     place = tmp_path / "layer" / "evaluation"

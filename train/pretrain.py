@@ -25,6 +25,7 @@ import tyro
 from daisy_jax import InputError
 from daisy_jax.training.cluster_targets import load_targets
 from daisy_jax.training.settings import SpeechOptions, own_options_first
+from daisy_jax.training.speeds import AtSpeeds, LabelsAtSpeeds, require_speeds
 
 
 @own_options_first
@@ -89,6 +90,7 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     if config.targets and config.targets_from:
         raise InputError("--targets and --targets-from exclude each other; give one of them")
+    require_speeds(config.speeds)
     if not config.equalizer >= 0:
         raise InputError(f"--equalizer is {config.equalizer}; give at least 0 dB")
     if not 0 < config.mask_probability <= 1 or not config.unmasked_weight >= 0:
@@ -121,7 +123,6 @@ def train(config: Config, device: str) -> None:
     from daisy_jax.training.loop import fit, loss_and_accuracy, warmup_then_decay
     from daisy_jax.training.pretraining import masked_prediction_loss, span_mask
     from daisy_jax.training.run_folder import Run
-    from daisy_jax.training.speeds import AtSpeeds, LabelsAtSpeeds
 
     # ---- data ----
     corpus = open_corpus(config.data)

@@ -251,5 +251,8 @@ def read_batch(
     waveform, lengths = read_crops(corpus, crops, width, augmentation, rng, rows)
     batch = {"waveform": waveform, "lengths": lengths}
     if labels is not None:
-        batch["labels"] = read_labels(labels, crops[rows], audio.frame_count(width))
+        frames = audio.frame_count(width)
+        # Of an utterance that cannot be read there are labels, but no frames.
+        heard = np.arange(frames) < audio.frame_count(lengths)[:, None]
+        batch["labels"] = np.where(heard, read_labels(labels, crops[rows], frames), np.int32(-1))
     return batch

@@ -77,9 +77,6 @@ def labelled_batches(labelled: Labelled) -> Iterator[tuple[list[int], dict[str, 
         crops = batches(number)
         width = audio.padded_width(crops[0].samples)
         read = read_batch(labelled.corpus, labelled.labels, crops, width)
-        # Of an utterance that cannot be read there are labels, but no frames.
-        heard = np.arange(read["labels"].shape[1]) < audio.frame_count(read["lengths"])[:, None]
-        read["labels"] = np.where(heard, read["labels"], np.int32(-1))
         yield [crop.index for crop in crops if crop.samples], read
 
 

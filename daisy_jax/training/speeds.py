@@ -11,6 +11,13 @@ from daisy_jax.data.corpus import Corpus, Waveform
 from daisy_jax.errors import InputError
 
 
+def require_speeds(speeds: Sequence[float]) -> None:
+    """Raises an InputError if there is no speed, or one outside of 0.5 to 2."""
+    if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
+        given = " ".join(map(str, speeds)) or "empty"
+        raise InputError(f"speeds is {given}; give numbers from 0.5 to 2, such as 0.9 1 1.1")
+
+
 class AtSpeeds:
     """A corpus with each utterance once for each speed, all of the first speed first.
 
@@ -21,10 +28,8 @@ class AtSpeeds:
     """
 
     def __init__(self, corpus: Corpus, speeds: Sequence[float]):
-        """Raises an InputError if there is no speed, or one outside of 0.5 to 2."""
-        if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
-            given = " ".join(map(str, speeds)) or "empty"
-            raise InputError(f"speeds is {given}; give numbers from 0.5 to 2, such as 0.9 1 1.1")
+        """Raises an InputError for speeds that make no sense (`require_speeds`)."""
+        require_speeds(speeds)
         self.corpus, self._speeds = corpus, tuple(speeds)
         self.names = [_name(name, speed) for speed in speeds for name in corpus.names]
         lengths = [np.floor(corpus.lengths / speed).astype(np.int64) for speed in speeds]
@@ -62,6 +67,8 @@ class LabelsAtSpeeds:
     def read(self, index: int, frames: slice) -> Int[np.ndarray, " frames"]:
         """As for all `FrameLabels`."""
         original, speed = self._corpus.original(index)
+        if speed == 1:
+            return self._labels.read(original, frames)
         count = audio.frame_count(int(self._corpus.corpus.lengths[original]))
         numbers = np.arange(audio.frame_count(int(self._corpus.lengths[index])))[frames]
         middle = audio.FRAME_WINDOW / 2
