@@ -1,5 +1,6 @@
 """Every loop over batches starts the next one before it fetches the last; nothing else changes."""
 
+import concurrent.futures
 import pathlib
 import runpy
 import sys
@@ -14,16 +15,20 @@ from made_models import SMALL, made_model
 import daisy_jax
 from daisy_jax import audio, calibration, parallel
 from daisy_jax.checkpoints import save
+from daisy_jax.data.batches import EpochBatches
 from daisy_jax.data.corpus import open_corpus
+from daisy_jax.data.prepared import PreparedCorpus, prepare
 from daisy_jax.exits import fixed_layer
 from daisy_jax.features import contents
-from daisy_jax.features.extract import Extractor
+from daisy_jax.features.extract import Extractor, extract_corpus
 from daisy_jax.features.store import FeatureStore, StoredLabels
+from daisy_jax.features.windowed import Parts
 from daisy_jax.model import frame_labels as labelling
 from daisy_jax.tasks.presets import make_task, read_preset
 from daisy_jax.tasks.task_data import open_examples, with_features
 from daisy_jax.tasks.training import Evaluator, new_params
 from daisy_jax.training.branches import Validation
+from daisy_jax.training.speeds import AtSpeeds
 
 LABELS = pathlib.Path(__file__).parents[1] / "train" / "labels.py"
 IN_TURN = ["start", "start", "fetch", "start", "fetch", "fetch"]
@@ -155,3 +160,63 @@ def test_labels_are_those_of_the_model(model, speech, monkeypatch, tmp_path):
     for index, (row, waveform) in enumerate(zip(whole, waveforms, strict=True)):
         count = audio.frame_count(len(waveform))
         np.testing.assert_array_equal(labels.read(index, slice(0, count)), row[:count])
+
+
+def pools_of_crops(folder):
+    read = EpochBatches(np.arange(1_000, 1_024), rows=2, samples=1_100, seed=3)
+    return lambda number: [(crop.index, crop.start) for crop in read(number)]
+
+
+def windows_of_recordings(folder):
+    corpus = open_corpus(folder)
+    paths = [folder / name for name in corpus.names]
+    return Parts(corpus, paths, audio.cut_of(0.1, 0.02)).read
+
+
+def utterances_of(opened):
+    def of_folder(folder):
+        corpus = opened(folder)
+        return lambda number: corpus.read(number % len(corpus.names), 100 * number, 2_000)
+
+    return of_folder
+
+
+def of_prepared(folder):
+    prepare([folder], folder.parent / "prepared")
+    return PreparedCorpus(folder.parent / "prepared")
+
+
+def labels_of(folder):
+    corpus, places = FeatureStore(folder.parent / "labels").of(open_corpus(folder))
+    labels = StoredLabels(FeatureStore(folder.parent / "labels"), places)
+    return lambda number: labels.read(number % len(corpus.names), slice(number % 7, 20))
+
+
+READERS = {
+    "pools of crops": pools_of_crops,
+    "windows of recordings": windows_of_recordings,
+    "files": utterances_of(open_corpus),
+    "prepared": utterances_of(of_prepared),
+    "at other speeds": utterances_of(lambda folder: AtSpeeds(open_corpus(folder), (0.9, 1.1))),
+    "labels": labels_of,
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_threads_read_side_by_side_what_one_reads_alone(kind, model, tmp_path):
+    folder = sounds.speech_folder(tmp_path / "speech", 6, (0.6, 1.1))
+    if kind == "labels":
+        extractor = Extractor(model, contents.labels(), 5.0)
+        extract_corpus(tmp_path / "labels", extractor, open_corpus(folder), folder)
+    numbers = [int(number) for number in np.random.default_rng(0).permutation(40)]
+    read = READERS[kind](folder)
+    alone = {number: np.array(read(number)) for number in sorted(numbers)}
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            read = READERS[kind](folder)
+            for number, together in zip(8 * numbers, threads.map(read, 8 * numbers), strict=True):
+                np.testing.assert_array_equal(together, alone[number])
+    finally:
+        sys.setswitchinterval(interval)

@@ -102,12 +102,13 @@ class EpochBatches:
     def __call__(self, step: int) -> list[Crop]:
         """The crops of the `step`-th batch, from 0: a function of the seed and the step alone."""
         number, batch = divmod(step, self._batches)
-        if self._recent[0] != number:  # a pool is drawn once and not for each of its batches
-            self._recent = (number, self._pool(number))
+        recent = self._recent  # threads that read other batches may change it at any time
+        if recent[0] != number:  # a pool is drawn once and not for each of its batches
+            self._recent = recent = (number, self._pool(number))
         rng = np.random.default_rng([self._seed, step])
         return [
             draw_crop(int(self._lengths[index]), int(index), self._samples, rng)
-            for index in self._recent[1][batch]
+            for index in recent[1][batch]
         ]
 
     def _pool(self, number: int) -> Int[np.ndarray, "batches rows"]:

@@ -1,7 +1,9 @@
 """Recordings of a corpus, whole or in windows, read one part at a time."""
 
+import collections
 import pathlib
 import tempfile
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +21,13 @@ class Part(NamedTuple):
     window: audio.Window
 
 
+DECODED = 2
+"""Recordings that are kept decoded: two batches that are read at once may lie on both sides of the
+border between two recordings."""
+
+
 class Parts:
-    """The parts of a corpus' recordings, by number."""
+    """The parts of a corpus' recordings, by number; threads may read them side by side."""
 
     def __init__(self, corpus: Corpus, paths: list[pathlib.Path], cut: audio.Cut | None):
         """Recordings longer than `cut` says are cut; their files are `paths`."""
@@ -30,7 +37,8 @@ class Parts:
             windows = audio.windows_of(samples, cut or audio.WHOLE)
             self.parts += [Part(index, window) for window in windows]
         self.lengths = np.asarray([p.window.stop - p.window.start for p in self.parts], np.int64)
-        self._decoded: tuple[int, np.ndarray] = (-1, np.zeros(0, np.float32))
+        self._decoded: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+        self._decoding = threading.Lock()
 
     def read(self, number: int) -> Waveform:
         """One part, float32. Those of one recording cost least one after the other.
@@ -41,10 +49,14 @@ class Parts:
         index, window = self.parts[number]
         if window.is_whole:
             return self._corpus.read(index, 0, window.stop)
-        if self._decoded[0] != index:
-            self._decoded = -1, np.zeros(0, np.float32)  # its file goes before there is another
-            self._decoded = index, self._decode(index)
-        return np.array(self._decoded[1][window.start : window.stop])
+        with self._decoding:
+            if index not in self._decoded:
+                while len(self._decoded) >= DECODED:  # its file goes before there is another
+                    self._decoded.popitem(last=False)
+                self._decoded[index] = self._decode(index)
+            self._decoded.move_to_end(index)
+            waveform = self._decoded[index]
+        return np.array(waveform[window.start : window.stop])
 
     def _decode(self, index: int) -> Waveform:
         """A recording on the disk, in a file without a name, decoded once from end to end."""
