@@ -2,7 +2,7 @@
 
     python eval/pretraining.py --run RUN --data SPEECH
 
-Labels SPEECH with the centroids of the run (train/pretrain.py) and prints the share of frames that
+Labels SPEECH with the centroids of the run (train/pretrain.py without --targets) and prints the share of frames that
 the prediction head gets right: masked frames, unmasked frames beside them, and without any mask.
 """
 
@@ -13,7 +13,7 @@ from daisy_jax import InputError, audio, load
 
 import dataclasses
 import pathlib
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -52,6 +52,7 @@ class Trained(TypedDict):
 
     targets_from: str
     targets_layer: int
+    targets: NotRequired[str]
 
 
 def main() -> None:
@@ -60,6 +61,11 @@ def main() -> None:
     folder = pathlib.Path(config.run)
     remedy = "give a run of train/pretrain.py"
     settings = read_json(folder / "config.json", Trained, remedy)
+    if settings.get("targets"):
+        raise InputError(
+            f"{config.run}: predicts the labels of {settings['targets']} and no clusters of its own; "
+            "eval/probe.py --labels says what its layers know of them"
+        )
     model = load(folder / "model")
     _, centroids = load_targets(folder / "targets.npz")
     if settings["targets_from"]:

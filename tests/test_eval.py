@@ -65,6 +65,15 @@ def test_pretraining_accuracy_is_one_where_the_model_is_always_right(model, spee
     assert [line.split(": ")[1].split(" ")[0] for line in lines[1:]] == ["1.000"] * 3
 
 
+@pytest.mark.slow("starts a script of eval/")
+def test_pretraining_accuracy_is_of_clusters_alone(speech, tmp_path):
+    settings = {"targets_from": "", "targets_layer": 1, "targets": "runs/aligned"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    done = run_here("eval/pretraining.py", "--run", tmp_path, "--data", speech, CPU)
+    assert done.returncode == 1
+    assert "eval/probe.py" in done.stderr
+
+
 @pytest.mark.slow("compiles twelve layers for two batches")
 def test_utterances_leave_where_they_are_forced_to():
     forced = Forced("tiny", "float32")
