@@ -2,8 +2,9 @@
 
     python eval/pretraining.py --run RUN --data SPEECH
 
-Labels SPEECH with the centroids of the run (train/pretrain.py without --targets) and prints the share of frames that
-the prediction head gets right: masked frames, unmasked frames beside them, and without any mask.
+Labels SPEECH with the centroids of the run (train/pretrain.py without --targets) and prints the
+share of frames that the prediction head gets right: masked frames, unmasked frames beside them, and
+without any mask.
 """
 
 # First, so that Ctrl-C ends the program while everything else is loaded.
@@ -61,9 +62,9 @@ def main() -> None:
     folder = pathlib.Path(config.run)
     remedy = "give a run of train/pretrain.py"
     settings = read_json(folder / "config.json", Trained, remedy)
-    if settings.get("targets"):
+    if labels := settings.get("targets"):
         raise InputError(
-            f"{config.run}: predicts the labels of {settings['targets']} and no clusters of its own; "
+            f"{config.run}: predicts the labels of {labels} and no clusters of its own; "
             "eval/probe.py --labels says what its layers know of them"
         )
     model = load(folder / "model")

@@ -7,11 +7,13 @@ The classifiers are trained on clean speech and tested on other speakers, clean 
 frame labels will do: TextGrids (train/align.py, extra "align"), a feature store of labels or units,
 a .km file of fairseq. Prints Markdown: a row a condition, the share of the frames whose label is
 found, by layer, 0 being what enters the first one; with --output also probe.json, with intervals by
-a bootstrap over utterances, and probe.png.
+a bootstrap over utterances, and probe.png. With --compute-of-layer a second table compares leaving
+early, by one threshold for all conditions, with a static exit that costs as much: each utterance is
+judged by the probe of the layer at which it leaves.
 """
 
 # First, so that Ctrl-C ends the program while everything else is loaded.
-from daisy_jax import InputError, load
+from daisy_jax import InputError, audio, load
 
 # isort: split
 
@@ -29,6 +31,8 @@ from daisy_jax.console.pictures import save_picture
 from daisy_jax.console.terminal import run_command, say, shown_after
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.data.noisy_corpus import CLEAN, NoisyCorpus, draw_noises, label, require_snrs
+from daisy_jax.exits import fixed_layer
+from daisy_jax.study.probed_exits import Compared, compare_exits
 from daisy_jax.study.probes import Hits, fit_probes, probe_hits, probe_labels
 from daisy_jax.tasks.metrics import bootstrap_interval, quotient
 from daisy_jax.whole_files import write_json
@@ -70,6 +74,8 @@ class Config:
     """Frames to train on, drawn evenly."""
     seed: int = 0
     """Of everything that is drawn."""
+    compute_of_layer: tuple[int, ...] = ()
+    """Static exits, 1 to L, with which leaving early is compared at equal compute."""
     output: str = ""
     """Folder for probe.json and probe.png; empty: print only."""
     accelerator: Accelerator = "auto"
@@ -83,6 +89,8 @@ def main() -> None:
         raise InputError(f"--frames is {config.frames}; give at least 1")
     require_snrs(config.snrs)
     model = load(config.model or None)
+    for layer in config.compute_of_layer:
+        fixed_layer(layer, model.config.num_layers)  # says what is wrong, if anything is
 
     # ---- probes ----
     speech = open_corpus(config.data, config.splits)
@@ -102,11 +110,18 @@ def main() -> None:
             conditions[label(snr)] = probe_hits(model, probes, tested._replace(corpus=noisy))
 
     # ---- results ----
-    report(config, len(heard.classes), conditions)
+    lengths = np.minimum(tested.corpus.lengths, audio.WIDTHS[-1])
+    exits = {
+        layer: compare_exits(model.config, conditions, lengths, layer)
+        for layer in config.compute_of_layer
+    }
+    report(config, len(heard.classes), conditions, exits)
 
 
-def report(config: Config, classes: int, conditions: dict[str, Hits]) -> None:
-    """Prints the table, and writes what --output asks for."""
+def report(
+    config: Config, classes: int, conditions: dict[str, Hits], exits: dict[int, list[Compared]]
+) -> None:
+    """Prints the tables, and writes what --output asks for."""
     rows, body = [], []
     for name, hits in conditions.items():
         weights = np.repeat(hits.frames[:, None], hits.right.shape[1], axis=1)
@@ -130,13 +145,37 @@ def report(config: Config, classes: int, conditions: dict[str, Hits]) -> None:
         f"utterances; 95 % intervals within {widest:.3f} on each side"
     )
     folder = pathlib.Path(config.output)
-    with shown_after("\n".join([*table(header, body), said])):
+    with shown_after("\n".join([*table(header, body), said, *exit_table(exits)])):
         if config.output:
             settings = dataclasses.asdict(config)
-            write_json(folder / "probe.json", {"settings": settings, "conditions": rows})
+            compared = {
+                str(layer): [row._asdict() for row in compared] for layer, compared in exits.items()
+            }
+            results = {"settings": settings, "conditions": rows, "compute_of_layer": compared}
+            write_json(folder / "probe.json", results)
     if config.output:
         say(f"written: {folder / 'probe.json'}")
         save_picture(folder / "probe.png", functools.partial(draw, rows, config.model))
+
+
+def exit_table(exits: dict[int, list[Compared]]) -> list[str]:
+    """Lines of the second table; none if nothing is compared."""
+    if not exits:
+        return []
+    header = ["compute of layer", "condition", "mean exit", "early", "static", "early - static"]
+    body = [
+        [
+            str(layer),
+            row.condition,
+            f"{row.mean_exit_layer:.2f}",
+            f"{row.early:.3f}",
+            f"{row.static:.3f}",
+            f"{row.early - row.static:+.3f} ({row.interval[0]:+.3f} to {row.interval[1]:+.3f})",
+        ]
+        for layer, compared in exits.items()
+        for row in compared
+    ]
+    return ["", *table(header, body)]
 
 
 def draw(rows: list[dict], model: str) -> "Figure":

@@ -17,7 +17,8 @@ from daisy_jax.data.batches import LabelsInOrder
 from daisy_jax.data.corpus import open_corpus
 from daisy_jax.features.label_sources import Labelled, labelled_batches
 from daisy_jax.study import probes
-from daisy_jax.study.probes import fit_probes, probe_hits, probe_labels
+from daisy_jax.study.probed_exits import compare_exits
+from daisy_jax.study.probes import Hits, fit_probes, probe_hits, probe_labels
 
 LAYER = 2
 
@@ -91,12 +92,48 @@ def test_classes_that_do_not_count_and_others_numbers(speech, tmp_path):
             assert theirs[frame] == {"p3": 0, "p0": 1}.get(said, -1)
 
 
+def test_exits_are_compared_with_a_static_exit_that_costs_as_much():
+    # Three layers; the first utterance is sure at layer 1 when clean and at layer 3 in noise, the
+    # second at layer 2 in both.
+    sure, unsure = 0.1, 0.9
+    clean = np.array([[sure, sure, sure], [unsure, sure, sure]], np.float32)
+    noisy = np.array([[unsure, unsure, sure], [unsure, sure, sure]], np.float32)
+    right = (
+        np.array([[10, 50, 60, 70], [0, 20, 40, 50]]),
+        np.array([[10, 20, 30, 45], [0, 5, 9, 9]]),
+    )
+    frames, samples = np.array([100, 50]), np.array([40_000, 20_000])
+    conditions = {
+        "clean": Hits(["a", "b"], right[0], frames, clean),
+        "0 dB": Hits(["a", "b"], right[1], frames, noisy),
+    }
+    free = daisy_jax.HubertConfig(**{**vars(SMALL), "num_classes": 0})  # branches cost nothing
+    first, second, whole = compare_exits(free, conditions, samples, 3)
+    assert [row.mean_exit_layer for row in (first, second, whole)] == [3.0, 3.0, 3.0]
+    assert first.early == first.static == 120 / 150
+
+    first, second, whole = compare_exits(free, conditions, samples, 2)
+    assert (first.condition, second.condition, whole.condition) == ("clean", "0 dB", "all")
+    assert (first.mean_exit_layer, second.mean_exit_layer) == (1.5, 2.5)
+    assert whole.mean_exit_layer == 2.0
+    assert (first.early, first.static) == (90 / 150, 100 / 150)
+    assert (second.early, second.static) == (54 / 150, 39 / 150)
+    assert (whole.early, whole.static) == (144 / 300, 139 / 300)
+    assert whole.interval[0] <= whole.early - whole.static <= whole.interval[1]
+
+    none = np.zeros((2, 0), np.float32)
+    bare = {name: hits._replace(entropy=none) for name, hits in conditions.items()}
+    with pytest.raises(daisy_jax.InputError, match="has no branches"):
+        compare_exits(free, bare, samples, 2)
+
+
 @pytest.mark.slow("runs a script from end to end")
 def test_every_layer_and_condition_is_probed_and_written(speech, tmp_path):
     daisy_jax.save(made_model(), tmp_path / "model")
     aligned(tmp_path / "aligned", open_corpus(speech))
     words = ["--data", speech, "--labels", tmp_path / "aligned", "--model", tmp_path / "model"]
-    words += ["--noise", speech, "--snrs", 5, "--output", tmp_path / "probe"]
+    words += ["--noise", speech, "--snrs", 5, "--compute-of-layer", 2]
+    words += ["--output", tmp_path / "probe"]
     done = run_here("eval/probe.py", *map(str, words))
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "probe/probe.json").read_text(encoding="utf-8"))
@@ -108,3 +145,10 @@ def test_every_layer_and_condition_is_probed_and_written(speech, tmp_path):
             assert 0 <= low <= value <= high <= 1
             assert f" {value:.3f} |" in done.stdout
     assert (tmp_path / "probe/probe.png").stat().st_size > 1_000
+    compared = written["compute_of_layer"]["2"]
+    assert [row["condition"] for row in compared] == ["clean", "5 dB", "all"]
+    assert all(
+        row["static"] == each["accuracy"][2]
+        for row, each in zip(compared, written["conditions"], strict=False)
+    )
+    assert all(f"| {row['early']:.3f} | {row['static']:.3f} |" in done.stdout for row in compared)

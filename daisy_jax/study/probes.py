@@ -12,8 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
+import daisy_jax
 from daisy_jax import InputError
 from daisy_jax.data.batches import FrameLabels
 from daisy_jax.data.corpus import Corpus
@@ -50,6 +51,8 @@ class Hits(NamedTuple):
     """Frames whose label was found."""
     frames: Int[np.ndarray, " utterances"]
     """Frames with a label."""
+    entropy: Float32[np.ndarray, "utterances layers"]
+    """Mean entropies of the model's branches, nats; [utterances, 0] without branches."""
 
 
 @jax.jit
@@ -148,11 +151,16 @@ def probe_hits(model: Hubert, probes: Probes, labelled: Labelled) -> Hits:
     items = len(probes.mean)
     right = np.zeros((len(labelled.corpus.names), items), np.int64)
     frames = np.zeros(len(labelled.corpus.names), np.int64)
+    layers = 0 if model.branches is None else model.config.num_layers
+    entropy = np.zeros((len(labelled.corpus.names), layers), np.float32)
     for numbers, batch in labelled_batches(labelled):
         hits = count(model, probes, **batch)
         right[numbers] = np.asarray(hits)[: len(numbers)]
         frames[numbers] = np.sum(batch["labels"] >= 0, axis=1)[: len(numbers)]
-    return Hits(list(labelled.corpus.names), right, frames)
+        if layers:
+            out = daisy_jax.encode(model, batch["waveform"], batch["lengths"], threshold=-np.inf)
+            entropy[numbers] = np.asarray(out.entropy)[: len(numbers)]
+    return Hits(list(labelled.corpus.names), right, frames, entropy)
 
 
 def probe_labels(
