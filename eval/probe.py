@@ -175,7 +175,7 @@ def exit_table(exits: dict[int, list[Compared]]) -> list[str]:
         for layer, compared in exits.items()
         for row in compared
     ]
-    return ["", *table(header, body)]
+    return table(header, body)
 
 
 def draw(rows: list[dict], model: str) -> "Figure":
