@@ -169,7 +169,8 @@ def test_a_shard_is_finished_without_what_does_not_fit_into_memory(
     store, before = FeatureStore(tmp_path / "store"), FeatureStore(tmp_path / "wanted")
     for index, row in enumerate(store.rows):
         if row.frames:
-            np.testing.assert_array_equal(store.read(index), before.read(index))
+            # Batches of other heights may be summed in another order: as float16, in the last bit.
+            np.testing.assert_array_max_ulp(store.read(index), before.read(index), maxulp=1)
     # With memory enough, the same command with --retry makes it whole.
     monkeypatch.setattr(extractor, "_run", original)
     again = encode_shard(extractor, read_list(manifest), 0, 1, tmp_path / "store", retry=True)

@@ -54,8 +54,9 @@ class SpecAugment:
         before = times * centre / jnp.maximum(moved, 1)
         after = centre + (times - moved) * (last - centre) / jnp.maximum(last - moved, 1)
         source = jnp.where(times < moved, before, after)
-        # Utterances that are too short for it, and padding, stay as they are.
-        source = jnp.where((last > 4 * window) & (times <= last), source, times)
+        # Utterances that are too short for it, and padding, stay as they are; so does the last frame,
+        # which some compilers' rounding would otherwise put just before or behind a whole number.
+        source = jnp.where((last > 4 * window) & (times < last), source, times)
         below = jnp.floor(source)
         share = (source - below)[:, None].astype(features.dtype)
         low = jnp.clip(below.astype(jnp.int32), 0, features.shape[0] - 1)
