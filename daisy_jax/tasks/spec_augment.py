@@ -54,8 +54,8 @@ class SpecAugment:
         before = times * centre / jnp.maximum(moved, 1)
         after = centre + (times - moved) * (last - centre) / jnp.maximum(last - moved, 1)
         source = jnp.where(times < moved, before, after)
-        # Utterances that are too short for it, and padding, stay as they are; so does the last frame,
-        # which some compilers' rounding would otherwise put just before or behind a whole number.
+        # Utterances that are too short for it, and padding, stay as they are; so does the last
+        # frame, which the rounding of some compilers would put just before or behind itself.
         source = jnp.where((last > 4 * window) & (times < last), source, times)
         below = jnp.floor(source)
         share = (source - below)[:, None].astype(features.dtype)
