@@ -89,6 +89,10 @@ def main() -> None:
         raise InputError(f"--frames is {config.frames}; give at least 1")
     require_snrs(config.snrs)
     model = load(config.model or None)
+    if config.compute_of_layer and model.branches is None:
+        raise InputError(
+            "--compute-of-layer: this model has no branches; train/branches.py trains them"
+        )
     for layer in config.compute_of_layer:
         fixed_layer(layer, model.config.num_layers)  # says what is wrong, if anything is
 
@@ -100,14 +104,15 @@ def main() -> None:
     # ---- test ----
     speech = open_corpus(config.test_data or config.data, config.test_splits)
     tested = probe_labels(config.test_labels or config.labels, speech, config.tier, of=heard)
-    conditions = {label(CLEAN): probe_hits(model, probes, tested)}
+    found = functools.partial(probe_hits, model, probes, entropies=bool(config.compute_of_layer))
+    conditions = {label(CLEAN): found(tested)}
     if config.noise:
         clean, noises = tested.corpus, open_corpus(config.noise)
         draws = draw_noises(clean, noises, config.seed, {})
         for snr in sorted(config.snrs, reverse=True):
             snrs = np.full(len(clean.names), snr)
             noisy = NoisyCorpus(clean, noises, draws, snrs, config.level)
-            conditions[label(snr)] = probe_hits(model, probes, tested._replace(corpus=noisy))
+            conditions[label(snr)] = found(tested._replace(corpus=noisy))
 
     # ---- results ----
     lengths = np.minimum(tested.corpus.lengths, audio.WIDTHS[-1])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from daisy_jax import HubertConfig, InputError
+from daisy_jax import HubertConfig
 from daisy_jax.exits import exit_layers
 from daisy_jax.study.probes import Hits
 from daisy_jax.tasks.evaluation import rule_at_compute
@@ -46,7 +46,7 @@ def compare_exits(
 
     Args:
       config: the model's.
-      conditions: what probes found in the same utterances, by condition.
+      conditions: what probes found in the same utterances, by condition, with entropies.
       samples: lengths of the utterances.
       layer: of the static exit, 1 to L.
 
@@ -54,13 +54,9 @@ def compare_exits(
       A row a condition, and one of all of them.
 
     Raises:
-      InputError: the model has no branches, or even leaving at the first layer costs more.
+      InputError: even leaving at the first layer costs more.
     """
     every = list(conditions.values())
-    if not all(hits.entropy.shape[1] for hits in every):
-        raise InputError(
-            "--compute-of-layer: this model has no branches; train/branches.py trains them"
-        )
     entropy = np.concatenate([hits.entropy for hits in every])
     rule = rule_at_compute(config, entropy, np.tile(samples, len(every)), layer)
     assert rule.threshold is not None
@@ -73,11 +69,12 @@ def compare_exits(
     frames = [hits.frames for hits in every]
     rows = [*zip(conditions, exits, early, static, frames, strict=True)]
     if len(rows) > 1:
-        rows.append((ALL, *(np.stack(each).sum(axis=0) for each in (exits, early, static, frames))))
+        sums = (np.sum(each, axis=0) for each in (early, static, frames))
+        rows.append((ALL, np.mean(exits, axis=0), *sums))
     return [
         Compared(
             name,
-            float(np.mean(at)) / (len(every) if name == ALL else 1),
+            float(np.mean(at)),
             float(quotient(ours, weight)),
             float(quotient(theirs, weight)),
             paired_interval((ours, weight), (theirs, weight)),

@@ -52,7 +52,7 @@ class Hits(NamedTuple):
     frames: Int[np.ndarray, " utterances"]
     """Frames with a label."""
     entropy: Float32[np.ndarray, "utterances layers"]
-    """Mean entropies of the model's branches, nats; [utterances, 0] without branches."""
+    """Mean entropies of the model's branches, nats; [utterances, 0] if nobody asked for them."""
 
 
 @jax.jit
@@ -136,8 +136,13 @@ def logits(
     return jnp.einsum("ifd,idc->ifc", scaled, probes.kernel) + probes.bias[:, None]
 
 
-def probe_hits(model: Hubert, probes: Probes, labelled: Labelled) -> Hits:
-    """Counts the frames whose label each probe finds. Frames without a label do not count."""
+def probe_hits(
+    model: Hubert, probes: Probes, labelled: Labelled, *, entropies: bool = False
+) -> Hits:
+    """Counts the frames whose label each probe finds. Frames without a label do not count.
+
+    With `entropies`, for which the model must have branches, its layers are computed twice.
+    """
 
     @jax.jit
     def count(model, probes, waveform, lengths, labels):
@@ -151,13 +156,13 @@ def probe_hits(model: Hubert, probes: Probes, labelled: Labelled) -> Hits:
     items = len(probes.mean)
     right = np.zeros((len(labelled.corpus.names), items), np.int64)
     frames = np.zeros(len(labelled.corpus.names), np.int64)
-    layers = 0 if model.branches is None else model.config.num_layers
+    layers = model.config.num_layers if entropies else 0
     entropy = np.zeros((len(labelled.corpus.names), layers), np.float32)
     for numbers, batch in labelled_batches(labelled):
         hits = count(model, probes, **batch)
         right[numbers] = np.asarray(hits)[: len(numbers)]
         frames[numbers] = np.sum(batch["labels"] >= 0, axis=1)[: len(numbers)]
-        if layers:
+        if entropies:
             out = daisy_jax.encode(model, batch["waveform"], batch["lengths"], threshold=-np.inf)
             entropy[numbers] = np.asarray(out.entropy)[: len(numbers)]
     return Hits(list(labelled.corpus.names), right, frames, entropy)
