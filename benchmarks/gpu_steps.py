@@ -247,7 +247,7 @@ def measure_branch(shapes: Sizes) -> Iterator[Line]:
 
 
 def measure_lstm(shapes: Sizes) -> Iterator[Line]:
-    """Directions in turn, together with several unrollings, cuDNN's, and torch's; in float32."""
+    """Directions apart, together with several unrollings, cuDNN's, and torch's; in float32."""
     function, arguments = lstm_step(shapes)
 
     def unrolled(form: str, count: int) -> Function:
@@ -258,7 +258,7 @@ def measure_lstm(shapes: Sizes) -> Iterator[Line]:
         return in_form("lstm", form, run)
 
     forms = {f"together {count}": unrolled("together", count) for count in UNROLLINGS}
-    forms |= {f"{form} 1": unrolled(form, 1) for form in ("in_turn", "cudnn")}
+    forms |= {f"{form} 1": unrolled(form, 1) for form in ("side_by_side", "cudnn")}
     with jax.default_matmul_precision("highest"):  # as task heads are trained
         lines = list(timed_forms(forms, arguments, shapes, (0, 1)))
     for line in lines:

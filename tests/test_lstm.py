@@ -15,7 +15,7 @@ from lowered import cudnn_as_documented
 from daisy_jax import parallel
 from daisy_jax.model.forms import one_form
 from daisy_jax.tasks import lstm as lstm_module
-from daisy_jax.tasks.lstm import BidirectionalLstm, recurrence
+from daisy_jax.tasks.lstm import BidirectionalLstm, Units, recurrences
 
 LENGTHS = (17, 9, 1, 13)
 
@@ -95,9 +95,15 @@ def test_the_written_gradient_is_the_automatic_one(padding):
     mask = jnp.asarray(mask if padding == "behind" else mask[::-1])
 
     def by_hand(projected, kernel):
-        return jnp.sum(recurrence(projected, kernel, mask) * weights)
+        both = (projected, -projected), (kernel, 2 * kernel), (mask, mask)
+        outputs: tuple[Units, ...] = recurrences(*both)
+        first, second = outputs
+        return jnp.sum((first - 3 * second) * weights)
 
     def plain(projected, kernel):
+        return one(projected, kernel) - 3 * one(-projected, 2 * kernel)
+
+    def one(projected, kernel):
         hidden = cell = jnp.zeros((3, 5))
         total = jnp.zeros(())
         for frame in range(8):
@@ -164,7 +170,7 @@ def test_nvidias_kernels_get_the_weights_where_they_expect_them(lstm, batch, mon
         lstm = parallel.replicate(lstm)
         x, mask, weights = (parallel.place(np.asarray(array)) for array in (x, mask, weights))
     with jax.default_matmul_precision("highest"):
-        ours, theirs = (in_form(form, lstm, x, mask, weights) for form in ("cudnn", "in_turn"))
+        ours, theirs = (in_form(form, lstm, x, mask, weights) for form in ("cudnn", "side_by_side"))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
 
@@ -218,6 +224,6 @@ def test_nvidias_kernels_give_what_the_loop_gives():
     mask = jnp.arange(200) < jnp.array([200, 3, 0, 120, 1, 7, 64, 199])[:, None]
     weights = jnp.asarray(rng.standard_normal((8, 200, 128)), jnp.float32)
     with jax.default_matmul_precision("highest"):
-        ours, theirs = (in_form(form, lstm, x, mask, weights) for form in ("cudnn", "in_turn"))
+        ours, theirs = (in_form(form, lstm, x, mask, weights) for form in ("cudnn", "side_by_side"))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * np.max(np.abs(other)))

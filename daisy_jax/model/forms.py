@@ -41,10 +41,10 @@ FORMS: dict[str, dict[str, str]] = {
     # that costs hardly anything, and a scan is the smaller program (estimated). Decided where a
     # model is made ready (`hubert.arranged`), not while it is lowered.
     "layer_arrays": {"cpu": "apart", ELSEWHERE: "stacked"},
-    # A step of a recurrence is too small for a GPU, so that two directions in one step take half
-    # the time, and NVIDIA's own kernels less than that (estimated). On a CPU both forms take about
-    # the same (measured).
-    "lstm": {"cpu": "in_turn", "cuda": "cudnn", ELSEWHERE: "together"},
+    # A step of a recurrence is too small for a GPU, so that both directions stacked take half the
+    # time, and NVIDIA's own kernels less than that (estimated). A CPU multiplies stacked kernels
+    # far slower than separate ones, and two of these at once, each on a core (measured).
+    "lstm": {"cpu": "side_by_side", "cuda": "cudnn", ELSEWHERE: "together"},
 }
 """For each step with several forms: platform, as JAX names it while lowering, to form.
 

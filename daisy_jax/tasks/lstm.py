@@ -16,95 +16,121 @@ from daisy_jax import parallel
 from daisy_jax.model.forms import run_form
 
 Gates: TypeAlias = Float[Array, "frames batch gates"]
-"""4 * units: input, forget, cell and output gates."""
+"""4 * units: input, forget, new content of the cell, and output."""
 Units: TypeAlias = Float[Array, "frames batch units"]
+Kernel: TypeAlias = Float[Array, "units gates"]
 Mask: TypeAlias = Bool[Array, "frames batch"]
 """True on the valid frames, which lie together."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnames=("unroll",))
-def recurrence(
-    projected: Gates, kernel: Float[Array, "units gates"], mask: Mask, unroll: int = 1
-) -> Units:
-    """One direction of an LSTM, from inputs that are already projected.
+def recurrences(
+    projected: tuple[Gates, ...],
+    kernels: tuple[Kernel, ...],
+    masks: tuple[Mask, ...],
+    unroll: int = 1,
+) -> tuple[Units, ...]:
+    """The recurrences of LSTMs that know nothing of each other, one step of each in turn.
+
+    In one loop their small products run side by side on the cores of a CPU.
 
     Args:
-      projected: input products and biases.
-      kernel: recurrent.
-      mask: where it is false the state stays as it is, and outputs are zero.
+      projected: of each, input products and biases.
+      kernels: recurrent.
+      masks: where they are false, outputs are zero; every sequence begins with a state of zeros.
       unroll: steps in one turn of the loop.
 
     Source: Hochreiter and Schmidhuber 1997 with forget gates, in the form that torch.nn.LSTM has.
     """
-    return _scan(projected, kernel, mask, unroll, keep=False)[0]
+    return tuple(_scan(projected, kernels, masks, unroll, keep=False))
 
 
-def _scan(
-    projected: Gates, kernel: Float[Array, "units gates"], mask: Mask, unroll: int, keep: bool
-) -> tuple[Units, tuple[Units, Gates] | None]:
-    """Outputs, and for the gradient (`keep`) cells and gates too, which take time to write."""
-    batch, units = projected.shape[1], kernel.shape[0]
-    zeros = jnp.zeros_like(projected, shape=(batch, units))
+def _scan(projected, kernels, masks, unroll: int, keep: bool) -> list[Any]:
+    """Outputs of each, and for the gradient (`keep`) cells and gates too, which cost a copy."""
+    units = kernels[0].shape[0]
+    is_new = jnp.arange(4 * units) // units == 2
 
-    def step(state, inputs):
+    def step(state, inputs, kernel):
         hidden, cell = state
         added, valid = inputs
         gates = added + hidden @ kernel
-        into, forget, _, out = jnp.split(jax.nn.sigmoid(gates), 4, axis=-1)
-        new = jnp.tanh(gates[:, 2 * units : 3 * units])
-        valid = valid[:, None]
-        cell = jnp.where(valid, forget * cell + into * new, cell)
-        hidden = jnp.where(valid, out * jnp.tanh(cell), hidden)
-        kept = (cell, jnp.concatenate([into, forget, new, out], axis=-1)) if keep else None
-        return (hidden, cell), (hidden, kept)
-
-    _, (hidden, kept) = jax.lax.scan(step, (zeros, zeros), (projected, mask), unroll=unroll)
-    return jnp.where(mask[..., None], hidden, 0), kept
-
-
-def _forward(projected, kernel, mask, unroll=1):
-    hidden, kept = _scan(projected, kernel, mask, unroll, keep=True)
-    return hidden, (kernel, mask, hidden, kept)
-
-
-def _backward(unroll, saved, gradient):
-    kernel, mask, hidden, (cells, gates) = saved
-    first = jnp.zeros_like(cells[:1])
-    # Before the first valid frame the state is zero, as the outputs of the frames there are.
-    hidden_before = jnp.concatenate([first, hidden[:-1]])
-    cells_before = jnp.concatenate([first, cells[:-1]])
-
-    def step(state, inputs):
-        from_hidden, from_cell = state
-        gradient, valid, gates, cell, cell_before = inputs
+        gates = jnp.where(is_new, jnp.tanh(gates), jax.nn.sigmoid(gates))
         into, forget, new, out = jnp.split(gates, 4, axis=-1)
-        valid = valid[:, None]
-        to_hidden = jnp.where(valid, gradient + from_hidden, 0)
-        squashed = jnp.tanh(cell)
-        to_cell = jnp.where(valid, from_cell + to_hidden * out * (1 - squashed**2), 0)
-        to_gates = jnp.concatenate(
-            [
-                to_cell * new * into * (1 - into),
-                to_cell * cell_before * forget * (1 - forget),
-                to_cell * into * (1 - new**2),
-                to_hidden * squashed * out * (1 - out),
-            ],
-            axis=-1,
-        )
-        before = (
-            jnp.where(valid, to_gates @ kernel.T, from_hidden),
-            jnp.where(valid, to_cell * forget, from_cell),
-        )
-        return before, to_gates
+        cell = jnp.where(valid[:, None], forget * cell + into * new, 0)
+        hidden = jnp.where(valid[:, None], out * jnp.tanh(cell), 0)
+        return (hidden, cell), (hidden, cell, gates) if keep else hidden
 
-    zeros = jnp.zeros_like(hidden[0])
-    inputs = (gradient, mask, gates, cells, cells_before)
-    _, to_gates = jax.lax.scan(step, (zeros, zeros), inputs, reverse=True, unroll=unroll)
-    to_kernel = jnp.einsum("tbu,tbg->ug", hidden_before, to_gates)
-    return to_gates, to_kernel, None
+    zeros = jnp.zeros_like(projected[0], shape=(projected[0].shape[1], units))
+    inputs = list(zip(projected, masks, strict=True))
+    return _loop(step, zeros, inputs, kernels, unroll, reverse=False)
 
 
-recurrence.defvjp(_forward, _backward)
+def _loop(step, zeros, inputs, kernels, unroll: int, reverse: bool) -> list[Any]:
+    """What `step` puts out for all frames of each; a state is two arrays, `zeros` at first."""
+
+    def all_steps(states, frame):
+        each = [step(*one) for one in zip(states, frame, kernels, strict=True)]
+        return [state for state, _ in each], [out for _, out in each]
+
+    states = [(zeros, zeros)] * len(kernels)
+    return jax.lax.scan(all_steps, states, inputs, reverse=reverse, unroll=unroll)[1]
+
+
+def _forward(projected, kernels, masks, unroll=1):
+    kept = _scan(projected, kernels, masks, unroll, keep=True)
+    return tuple(hidden for hidden, _, _ in kept), (kernels, masks, kept)
+
+
+def _backward(unroll, saved, gradients):
+    kernels, masks, kept = saved
+
+    def step(state, inputs, turned):
+        from_hidden, from_cell = state
+        gradient, hidden_to_cell, forget, to_gates = inputs
+        to_hidden = gradient + from_hidden
+        to_cell = from_cell + to_hidden * hidden_to_cell
+        to_gates = to_gates * jnp.concatenate([to_cell, to_cell, to_cell, to_hidden], axis=-1)
+        return (to_gates @ turned, to_cell * forget), to_gates
+
+    inputs = [_slopes(*one) for one in zip(masks, kept, gradients, strict=True)]
+    # Turned once: a CPU takes twice as long for a product with a transposed kernel.
+    turned = [kernel.T for kernel in kernels]
+    zeros = jnp.zeros_like(gradients[0][0])
+    to_gates = _loop(step, zeros, inputs, turned, unroll, reverse=True)
+    to_kernels = [
+        jnp.einsum("nu,ng->ug", *[array.reshape(-1, array.shape[-1]) for array in pair])
+        for pair in zip([_before(hidden) for hidden, _, _ in kept], to_gates, strict=True)
+    ]
+    return tuple(to_gates), tuple(to_kernels), None
+
+
+def _slopes(mask, kept, gradient):
+    """All that a step backward multiplies with, for every frame at once.
+
+    On padded frames it is zero, so that nothing goes beyond a sequence's ends.
+    """
+    _, cells, gates = kept
+    into, forget, new, out = jnp.split(gates, 4, axis=-1)
+    squashed = jnp.tanh(cells)
+    slopes = [
+        gradient,
+        out * (1 - squashed**2),
+        forget,
+        new * into * (1 - into),
+        _before(cells) * forget * (1 - forget),
+        into * (1 - new**2),
+        squashed * out * (1 - out),
+    ]
+    slopes = [jnp.where(mask[..., None], slope, 0) for slope in slopes]
+    return *slopes[:3], jnp.concatenate(slopes[3:], axis=-1)
+
+
+def _before(states: Units) -> Units:
+    """The state before each frame: zero before the first valid one, as it is on padded frames."""
+    return jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
+
+
+recurrences.defvjp(_forward, _backward)
 
 
 class Direction(nnx.Module):
@@ -135,17 +161,22 @@ def both_directions(
 ) -> Float[Array, "frames batch outputs"]:
     """One bidirectional layer: the backward direction begins at each sequence's last frame."""
 
-    def in_turn(x, mask):
-        there: Units = recurrence(forward.project(x), forward.recurrent_kernel[...], mask)
-        projected = backward.project(x)[::-1]
-        back: Units = recurrence(projected, backward.recurrent_kernel[...], mask[::-1])
+    def arguments(x, mask):
+        projected = forward.project(x), backward.project(x)[::-1]
+        kernels = forward.recurrent_kernel[...], backward.recurrent_kernel[...]
+        return projected, kernels, (mask, mask[::-1])
+
+    def side_by_side(x, mask):
+        outputs: tuple[Units, ...] = recurrences(*arguments(x, mask))
+        there, back = outputs
         return jnp.concatenate([there, back[::-1]], axis=-1)
 
     def together(x, mask):
-        kernels = jnp.stack([forward.recurrent_kernel[...], backward.recurrent_kernel[...]])
-        projected = jnp.stack([forward.project(x), backward.project(x)[::-1]])
-        run = jax.vmap(functools.partial(recurrence, unroll=UNROLLED))
-        there, back = run(projected, kernels, jnp.stack([mask, mask[::-1]]))
+        def run(projected, kernel, mask):
+            alone: tuple[Units, ...] = recurrences((projected,), (kernel,), (mask,), UNROLLED)
+            return alone[0]
+
+        there, back = jax.vmap(run)(*[jnp.stack(pair) for pair in arguments(x, mask)])
         return jnp.concatenate([there, back[::-1]], axis=-1)
 
     def cudnn(x, mask):
@@ -155,7 +186,7 @@ def both_directions(
 
     devices = jax.device_count()
     fast = cudnn if _cudnn_runs() and x.shape[1] % devices == 0 else together
-    forms = {"in_turn": in_turn, "together": together, "cudnn": fast}
+    forms = {"side_by_side": side_by_side, "together": together, "cudnn": fast}
     return run_form("lstm", forms, x, mask)
 
 
