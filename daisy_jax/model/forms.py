@@ -42,8 +42,8 @@ FORMS: dict[str, dict[str, str]] = {
     # model is made ready (`hubert.arranged`), not while it is lowered.
     "layer_arrays": {"cpu": "apart", ELSEWHERE: "stacked"},
     # A step of a recurrence is too small for a GPU, so that both directions stacked take half the
-    # time, and NVIDIA's own kernels less than that (estimated). A CPU multiplies stacked kernels
-    # far slower than separate ones, and two of these at once, each on a core (measured).
+    # time, and NVIDIA's own kernels less than that (estimated). On a CPU two products side by side,
+    # each on a core, are faster than a stacked one (measured).
     "lstm": {"cpu": "side_by_side", "cuda": "cudnn", ELSEWHERE: "together"},
 }
 """For each step with several forms: platform, as JAX names it while lowering, to form.
