@@ -134,8 +134,10 @@ def one_tap_late(original):
 def forgetful(original):
     """Rounds what it is given where both directions go together."""
 
-    def run(projected, kernel, mask, unroll=1):
-        return original(rounded(projected) if unroll > 1 else projected, kernel, mask, unroll)
+    def run(projected, kernels, masks, unroll=1):
+        together = unroll > 1
+        projected = tuple(map(rounded, projected)) if together else projected
+        return original(projected, kernels, masks, unroll)
 
     return run
 
@@ -151,7 +153,7 @@ BROKEN = {
         *(transformer, "grouped_convolution_by_blocks"),
         one_tap_late,
     ),
-    "forms of lstm": (lstm, "recurrence", forgetful),
+    "forms of lstm": (lstm, "recurrences", forgetful),
     "forms of layer": (slices, "switch_sizes", too_small),
     "small, float32": (feature_encoder, "EPSILON", lambda original: 1e-3),
     "small, gradients": (
