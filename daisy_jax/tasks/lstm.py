@@ -97,11 +97,11 @@ def _backward(unroll, saved, gradients):
     turned = [kernel.T for kernel in kernels]
     zeros = jnp.zeros_like(gradients[0][0])
     to_gates = _loop(step, zeros, inputs, turned, unroll, reverse=True)
-    to_kernels = [
-        jnp.einsum("nu,ng->ug", *[array.reshape(-1, array.shape[-1]) for array in pair])
-        for pair in zip([_before(hidden) for hidden, _, _ in kept], to_gates, strict=True)
-    ]
-    return tuple(to_gates), tuple(to_kernels), None
+    to_kernels = tuple(
+        jnp.einsum("nu,ng->ug", _rows(_before(hidden)), _rows(to))
+        for (hidden, _, _), to in zip(kept, to_gates, strict=True)
+    )
+    return tuple(to_gates), to_kernels, None
 
 
 def _slopes(mask, kept, gradient):
@@ -128,6 +128,11 @@ def _slopes(mask, kept, gradient):
 def _before(states: Units) -> Units:
     """The state before each frame: zero before the first valid one, as it is on padded frames."""
     return jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
+
+
+def _rows(array: Float[Array, "frames batch width"]) -> Float[Array, "rows width"]:
+    """All frames in one axis: a CPU sums over two of them more slowly."""
+    return array.reshape(-1, array.shape[-1])
 
 
 recurrences.defvjp(_forward, _backward)
@@ -167,16 +172,17 @@ def both_directions(
         return projected, kernels, (mask, mask[::-1])
 
     def side_by_side(x, mask):
-        outputs: tuple[Units, ...] = recurrences(*arguments(x, mask))
-        there, back = outputs
-        return jnp.concatenate([there, back[::-1]], axis=-1)
+        return joined(recurrences(*arguments(x, mask)))
 
     def together(x, mask):
         def run(projected, kernel, mask):
-            alone: tuple[Units, ...] = recurrences((projected,), (kernel,), (mask,), UNROLLED)
-            return alone[0]
+            return recurrences((projected,), (kernel,), (mask,), UNROLLED)
 
-        there, back = jax.vmap(run)(*[jnp.stack(pair) for pair in arguments(x, mask)])
+        (stacked,) = jax.vmap(run)(*[jnp.stack(pair) for pair in arguments(x, mask)])
+        return joined(stacked)
+
+    def joined(outputs):
+        there, back = outputs
         return jnp.concatenate([there, back[::-1]], axis=-1)
 
     def cudnn(x, mask):
