@@ -1,15 +1,28 @@
 """Waveform to frames: the seven convolutions in front of the transformer."""
 
+import functools
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES
+from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, FRAME_HOP, FRAME_WINDOW, frame_count
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.forms import run_form
+from daisy_jax.model.pieces import Plan, in_turns, plan, windows
 
 EPSILON = 1e-5  # added to variances, everywhere in HuBERT
+
+Convolve: TypeAlias = Callable[
+    [nnx.Conv, int, Float[Array, "batch time channels"]], Float[Array, "batch steps conv_dim"]
+]
+"""A convolution over time without padding, its stride, and what it is computed for."""
+Moments: TypeAlias = tuple[Float[Array, "batch 1 conv_dim"], Float[Array, "batch 1 conv_dim"]]
+"""Mean and variance."""
 
 
 def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -60,10 +73,12 @@ class MaskedGroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(dim))
 
     def __call__(
-        self, x: Float[Array, "batch time dim"], mask: Bool[Array, "batch time"]
+        self,
+        x: Float[Array, "batch time dim"],
+        mean: Float[Array, "batch 1 dim"],
+        variance: Float[Array, "batch 1 dim"],
     ) -> Float[Array, "batch time dim"]:
-        """Normalizes by the valid time steps; padding becomes garbage."""
-        mean, variance = masked_moments(x, mask)
+        """Normalizes by the moments of the valid time steps; padding becomes garbage."""
         gain = self.scale[...].astype(jnp.float32)[None, None]
         bias = self.bias[...].astype(jnp.float32)[None, None]
         scale = jax.lax.rsqrt(variance + EPSILON) * gain
@@ -101,34 +116,129 @@ class FeatureEncoder(nnx.Module):
     def __call__(
         self, waveform: Float[Array, "batch samples"], lengths: Int[Array, " batch"]
     ) -> Float[Array, "batch frames conv_dim"]:
-        """Features of waveforms whose first `lengths` samples are valid."""
-        x = waveform[..., None].astype(self.convolutions[0].kernel[...].dtype)
+        """Features of waveforms whose first `lengths` samples are valid; garbage behind those."""
+        forms = {
+            "in_pieces": _in_pieces,
+            "one_dimensional": functools.partial(_whole, convolve=_one_dimensional),
+            "two_dimensional": functools.partial(_whole, convolve=_two_dimensional),
+        }
+        waveform = waveform.astype(self.convolutions[0].kernel[...].dtype)
+        return run_form("front_end", forms, self, waveform, lengths)
+
+    def first(
+        self, waveform: Float[Array, "batch samples"], convolve: Convolve
+    ) -> Float[Array, "batch steps conv_dim"]:
+        """The first convolution's output, before its normalization."""
+        return convolve(self.convolutions[0], CONV_STRIDES[0], waveform[..., None])
+
+    def behind_first(
+        self, x: Float[Array, "batch steps conv_dim"], moments: Moments | None, convolve: Convolve
+    ) -> Float[Array, "batch frames conv_dim"]:
+        """Everything behind the first convolution; a group norm takes the moments of it."""
         for i, convolution in enumerate(self.convolutions):
-            x = _convolved(convolution, CONV_STRIDES[i], x)
+            if i > 0:
+                x = convolve(convolution, CONV_STRIDES[i], x)
             if self.conv_norm == "layer":
                 x = self.norms[i](x)
-            elif i == 0:
-                steps = (lengths - CONV_KERNELS[0]) // CONV_STRIDES[0] + 1
-                x = self.group_norm(x, valid_positions(x.shape[1], steps))
+            elif moments is not None and i == 0:
+                x = self.group_norm(x, *moments)
             x = jax.nn.gelu(x, approximate=False)
         return x
 
 
-def _convolved(
-    convolution: nnx.Conv, stride: int, x: Float[Array, "batch time channels"]
-) -> Float[Array, "batch steps conv_dim"]:
-    """A strided convolution over time, without padding."""
+def _whole(
+    encoder: FeatureEncoder,
+    waveform: Float[Array, "batch samples"],
+    lengths: Int[Array, " batch"],
+    convolve: Convolve,
+) -> Float[Array, "batch frames conv_dim"]:
+    """All steps of a convolution at once."""
+    first = encoder.first(waveform, convolve)
+    moments = None
+    if encoder.conv_norm == "group":
+        moments = masked_moments(first, valid_positions(first.shape[1], _first_steps(lengths)))
+    return encoder.behind_first(first, moments, convolve)
 
-    def with_height_one(x):
-        kernel = convolution.kernel[...]
-        out = jax.lax.conv_general_dilated(
-            x[:, None],
-            kernel[None],
-            (1, stride),
-            "VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )[:, 0]
-        return out if convolution.bias is None else out + convolution.bias[...][None, None]
 
-    forms = {"one_dimensional": convolution, "two_dimensional": with_height_one}
-    return run_form("front_end", forms, x)
+@jax.custom_jvp
+def _in_pieces(
+    encoder: FeatureEncoder, waveform: Float[Array, "batch samples"], lengths: Int[Array, " batch"]
+) -> Float[Array, "batch frames conv_dim"]:
+    """Some seconds at a time, in all of a CPU's cores, and no turn for padding."""
+    rows, frames = len(waveform), frame_count(waveform.shape[1])
+    kernel = encoder.convolutions[0].kernel[...]
+    steps_of_a_frame = FRAME_HOP // CONV_STRIDES[0]
+    planned = plan(rows, frames * steps_of_a_frame * kernel.shape[-1] * kernel.itemsize)
+    if planned.turns <= 1:
+        return _whole(encoder, waveform, lengths, _one_dimensional)
+    each = math.ceil(frames / planned.pieces)
+    parts = windows(waveform, planned.pieces, each, FRAME_HOP, FRAME_WINDOW)
+    wanted = jnp.arange(planned.pieces)[None] * each < frame_count(lengths)[:, None]
+    moments = None
+    if encoder.conv_norm == "group":
+        moments = _moments_in_pieces(encoder, waveform, lengths, planned)
+        moments = jax.tree.map(lambda each: jnp.repeat(each[:, None], planned.pieces, 1), moments)
+
+    def features(parts, moments):
+        first = encoder.first(parts, _one_dimensional)
+        return encoder.behind_first(first, moments, _one_dimensional)
+
+    out = in_turns(features, planned, wanted, parts, moments)
+    return out.reshape(rows, planned.pieces * each, -1)[:, :frames]
+
+
+@_in_pieces.defjvp
+def _(primals, tangents):
+    # XLA's gradients of convolutions in a loop take a CPU many times as long.
+    return jax.jvp(functools.partial(_whole, convolve=_one_dimensional), primals, tangents)
+
+
+def _moments_in_pieces(
+    encoder: FeatureEncoder,
+    waveform: Float[Array, "batch samples"],
+    lengths: Int[Array, " batch"],
+    planned: Plan,
+) -> Moments:
+    """Moments of the first convolution's valid steps, from those of the pieces.
+
+    Source: Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance.
+    """
+    kernel, stride = CONV_KERNELS[0], CONV_STRIDES[0]
+    each = math.ceil(_first_steps(waveform.shape[1]) / planned.pieces)
+    parts = windows(waveform, planned.pieces, each, stride, kernel)
+    counts = _first_steps(lengths)[:, None] - jnp.arange(planned.pieces)[None] * each
+    counts = counts.clip(0, each)
+
+    def moments(parts, counts):
+        first = encoder.first(parts, _one_dimensional)
+        return masked_moments(first, valid_positions(each, counts))
+
+    means, variances = in_turns(moments, planned, counts > 0, parts, counts)
+    shares = counts / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)
+    shares = shares.astype(jnp.float32)[..., None, None]
+    mean = jnp.sum(shares * means, axis=1)
+    variances = variances + (means - mean[:, None]) ** 2
+    return mean, jnp.sum(shares * variances, axis=1)
+
+
+def _first_steps(samples):
+    """Steps of the first convolution."""
+    return (samples - CONV_KERNELS[0]) // CONV_STRIDES[0] + 1
+
+
+def _one_dimensional(convolution, stride, x):
+    del stride  # as the convolution has it
+    return convolution(x)
+
+
+def _two_dimensional(convolution, stride, x):
+    """With a height of one."""
+    kernel = convolution.kernel[...]
+    out = jax.lax.conv_general_dilated(
+        x[:, None],
+        kernel[None],
+        (1, stride),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )[:, 0]
+    return out if convolution.bias is None else out + convolution.bias[...][None, None]

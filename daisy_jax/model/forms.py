@@ -29,7 +29,7 @@ FORMS: dict[str, dict[str, str]] = {
     "positional_convolution": {"cpu": "convolution", ELSEWHERE: "blocks"},
     # Below Hopper, XLA keeps the channels last only in convolutions of 16-bit numbers over two
     # dimensions; with one, it transposes every array twice (read in its layout assignment).
-    "front_end": {"cuda": "two_dimensional", ELSEWHERE: "one_dimensional"},
+    "front_end": {"cpu": "in_pieces", "cuda": "two_dimensional", ELSEWHERE: "one_dimensional"},
     # A float32 product at the highest precision misses the matrix units of GPUs and TPUs; three
     # products of bfloat16 parts are as exact and fit them (estimated), and cost a CPU more
     # (measured).
