@@ -9,6 +9,7 @@ from flax import nnx
 from helpers import assert_close_to_scale
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from daisy_jax import HubertConfig
 from daisy_jax.audio import frame_count
@@ -101,3 +102,28 @@ def test_memory_does_not_grow_with_the_batch():
         return program.memory_analysis().temp_size_in_bytes - 4 * copies
 
     assert temporary_bytes(16, 30) < 2 * temporary_bytes(1, 5)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit", "Manual"])
+def test_rows_spread_over_devices(kind, monkeypatch):
+    """Under all of JAX's ways to spread a batch: by itself, by types, and by hand."""
+    encoder = FeatureEncoder(CONFIGS["base"], rngs=nnx.Rngs(0))
+    waveform = np.random.default_rng(0).standard_normal((4, 5000), np.float32)
+    lengths = np.array([5000, 0, 3000, 4999], np.int32)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 20_000)
+    mesh_kind = AxisType.Explicit if kind == "Explicit" else AxisType.Auto
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(mesh_kind,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+
+    def run(waveform, lengths):
+        with one_form("front_end", "in_pieces"):
+            return encoder(waveform, lengths)
+
+    if kind == "Manual":
+        specs = {"in_specs": PartitionSpec("data"), "out_specs": PartitionSpec("data")}
+        run = jax.shard_map(run, mesh=mesh, **specs)
+    with jax.set_mesh(mesh):
+        actual = jax.jit(run)(*jax.device_put((waveform, lengths), rows))
+    desired = compiled("one_dimensional", encoder, waveform, lengths)(encoder, waveform, lengths)
+    for row, frames in enumerate(frame_count(lengths)):
+        assert_close_to_scale(np.asarray(actual)[row, :frames], desired[row, :frames])

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AxisType
 from jaxtyping import Array, Bool, Float, Int
 
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, FRAME_HOP, FRAME_WINDOW, frame_count
@@ -169,7 +170,9 @@ def _in_pieces(
     kernel = encoder.convolutions[0].kernel[...]
     steps_of_a_frame = FRAME_HOP // CONV_STRIDES[0]
     planned = plan(rows, frames * steps_of_a_frame * kernel.shape[-1] * kernel.itemsize)
-    if planned.turns <= 1:
+    # A loop over rows that an Explicit mesh has spread would have to gather them first.
+    spread = AxisType.Explicit in jax.typeof(waveform).sharding.mesh.axis_types
+    if planned.turns <= 1 or spread:
         return _whole(encoder, waveform, lengths, _one_dimensional)
     each = math.ceil(frames / planned.pieces)
     parts = windows(waveform, planned.pieces, each, FRAME_HOP, FRAME_WINDOW)

@@ -27,8 +27,10 @@ FORMS: dict[str, dict[str, str]] = {
     # A CPU takes longer for the products, which are larger by their zeros (measured). GPUs and TPUs
     # have no good kernel for a convolution of 16 groups of 48 channels and 128 taps (estimated).
     "positional_convolution": {"cpu": "convolution", ELSEWHERE: "blocks"},
-    # Below Hopper, XLA keeps the channels last only in convolutions of 16-bit numbers over two
-    # dimensions; with one, it transposes every array twice (read in its layout assignment).
+    # In pieces, a CPU computes nothing for padding, and a program does without the memory that it
+    # would take anew in each call (measured). Below Hopper, XLA keeps the channels last only in
+    # convolutions of 16-bit numbers over two dimensions; with one, it transposes every array twice
+    # (read in its layout assignment).
     "front_end": {"cpu": "in_pieces", "cuda": "two_dimensional", ELSEWHERE: "one_dimensional"},
     # A float32 product at the highest precision misses the matrix units of GPUs and TPUs; three
     # products of bfloat16 parts are as exact and fit them (estimated), and cost a CPU more

@@ -88,8 +88,11 @@ def in_turns(
         return array.reshape(*wanted.shape, *array.shape[1:])
 
     def none(*arrays):
-        shapes = jax.eval_shape(function, *arrays)
-        return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        one, *_ = jax.tree.leaves(arrays)  # zeros like it differ between devices as it does
+        return jax.tree.map(
+            lambda result: jnp.zeros_like(one, shape=result.shape, dtype=result.dtype),
+            jax.eval_shape(function, *arrays),
+        )
 
     def turn(given):
         wanted, arrays = given
