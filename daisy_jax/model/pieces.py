@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-PIECE_BYTES = 12 * 2**20
-"""Of the largest array of a piece (measured). Larger ones no longer fit in a cache; smaller ones
-take cores that share no cache longer, since in every turn they exchange the weights."""
+PIECE_BYTES = 16 * 2**20
+"""Of the largest array of a piece (measured). Smaller pieces gain more where the cores share a
+cache, and lose where they do not, since in every turn these exchange the weights."""
 
 Result = TypeVar("Result", bound=PyTree)
 
