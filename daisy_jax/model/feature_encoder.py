@@ -161,19 +161,28 @@ def _whole(
     return encoder.behind_first(first, moments, convolve)
 
 
-@jax.custom_jvp
 def _in_pieces(
     encoder: FeatureEncoder, waveform: Float[Array, "batch samples"], lengths: Int[Array, " batch"]
 ) -> Float[Array, "batch frames conv_dim"]:
     """Some seconds at a time, in all of a CPU's cores, and no turn for padding."""
-    rows, frames = len(waveform), frame_count(waveform.shape[1])
     kernel = encoder.convolutions[0].kernel[...]
-    steps_of_a_frame = FRAME_HOP // CONV_STRIDES[0]
-    planned = plan(rows, frames * steps_of_a_frame * kernel.shape[-1] * kernel.itemsize)
+    steps = frame_count(waveform.shape[1]) * FRAME_HOP // CONV_STRIDES[0]
+    planned = plan(len(waveform), steps * kernel.shape[-1] * kernel.itemsize)
     # A loop over rows that an Explicit mesh has spread would have to gather them first.
     spread = AxisType.Explicit in jax.typeof(waveform).sharding.mesh.axis_types
     if planned.turns <= 1 or spread:
         return _whole(encoder, waveform, lengths, _one_dimensional)
+    return _piece_by_piece(planned, encoder, waveform, lengths)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _piece_by_piece(
+    planned: Plan,
+    encoder: FeatureEncoder,
+    waveform: Float[Array, "batch samples"],
+    lengths: Int[Array, " batch"],
+) -> Float[Array, "batch frames conv_dim"]:
+    rows, frames = len(waveform), frame_count(waveform.shape[1])
     each = math.ceil(frames / planned.pieces)
     parts = windows(waveform, planned.pieces, each, FRAME_HOP, FRAME_WINDOW)
     wanted = jnp.arange(planned.pieces)[None] * each < frame_count(lengths)[:, None]
@@ -190,9 +199,10 @@ def _in_pieces(
     return out.reshape(rows, planned.pieces * each, -1)[:, :frames]
 
 
-@_in_pieces.defjvp
-def _(primals, tangents):
-    # XLA's gradients of convolutions in a loop take a CPU many times as long.
+@_piece_by_piece.defjvp
+def _(planned, primals, tangents):
+    # All at once: XLA's gradients of convolutions in a loop take a CPU many times as long.
+    del planned
     return jax.jvp(functools.partial(_whole, convolve=_one_dimensional), primals, tangents)
 
 
