@@ -39,7 +39,7 @@ def by_hand(query, key, value, mask):
 def test_attention_sees_valid_frames_only(dtype, tolerance, form):
     *arrays, mask = drawn(dtype)
     with one_form("attention", form):
-        actual = attend(*arrays, mask)
+        actual = attend(jnp.stack(arrays, 2), mask)
     assert actual.dtype == dtype
     assert np.isfinite(np.asarray(actual, np.float32)).all()
     valid = np.asarray(mask)[..., None, None]
@@ -51,7 +51,7 @@ def test_attention_sees_valid_frames_only(dtype, tolerance, form):
 def test_large_scores_do_not_overflow():
     *arrays, mask = drawn()
     query, key, value = arrays
-    out = attend(1e3 * query, 1e3 * key, value, mask)
+    out = attend(jnp.stack([1e3 * query, 1e3 * key, value], 2), mask)
     assert np.isfinite(np.asarray(out)).all()
     assert np.abs(out).max() <= np.abs(value).max() * (1 + 1e-6)
 
@@ -68,8 +68,11 @@ def test_gradient_equals_that_of_jax_nn(form):
     def reference(query, key, value):
         return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
 
+    def ours(*arrays):
+        return attend(jnp.stack(arrays, 2), mask)
+
     with one_form("attention", form):
-        actual = jax.grad(total(lambda *arrays: attend(*arrays, mask)), (0, 1, 2))(*arrays)
+        actual = jax.grad(total(ours), (0, 1, 2))(*arrays)
     wanted = jax.grad(total(reference), (0, 1, 2))(*arrays)
     for one, other in zip(actual, wanted, strict=True):
         assert_close_to_scale(one, other)
@@ -100,6 +103,6 @@ def test_where_the_fused_kernel_is_used(monkeypatch, capabilities, dtype, head_d
     traced = []
     monkeypatch.setattr(attention.jax, "local_devices", local_devices)
     monkeypatch.setattr(attention, "_fused", lambda *arrays: traced.append(1) or arrays[0])
-    array = jax.ShapeDtypeStruct((2, 4, 3, head_dim), dtype)
-    jax.eval_shape(attend, array, array, array, jax.ShapeDtypeStruct((2, 4), bool))
+    projected = jax.ShapeDtypeStruct((2, 4, 3, 3, head_dim), dtype)
+    jax.eval_shape(attend, projected, jax.ShapeDtypeStruct((2, 4), bool))
     assert bool(traced) is fused

@@ -116,10 +116,9 @@ def rounded(x):
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
-def without_mask(query, key, value, frame_mask):
+def without_mask(projected, frame_mask):
     return attention._average(
-        *(jnp.moveaxis(array, 2, 1) for array in (query, key, value)),
-        jnp.ones_like(frame_mask)[:, None, None, :],
+        *jnp.moveaxis(projected, (2, 3), (0, 2)), jnp.ones_like(frame_mask)[:, None, None, :]
     ).swapaxes(1, 2)
 
 

@@ -51,13 +51,13 @@ def call(module: Callable[..., Arrays], *arguments: Array) -> Arrays:
 def attention(config: HubertConfig) -> Step:
     """In bfloat16, for which there are fused kernels."""
     mask = jnp.arange(max(FRAMES))[None] < jnp.asarray(FRAMES)[:, None]
-    shape = 3, *mask.shape, config.num_heads, config.dim // config.num_heads
-    heads = list(numbers(*shape).astype(jnp.bfloat16))
+    shape = *mask.shape, 3, config.num_heads, config.dim // config.num_heads
+    projected = numbers(*shape).astype(jnp.bfloat16)
 
-    def attended(query: Array, key: Array, value: Array) -> Array:
-        return jnp.where(mask[..., None, None], attend(query, key, value, mask), 0)
+    def attended(projected: Array) -> Array:
+        return jnp.where(mask[..., None, None], attend(projected, mask), 0)
 
-    return attended, heads, ROUNDED
+    return attended, [projected], ROUNDED
 
 
 def positional_convolution(config: HubertConfig) -> Step:

@@ -9,37 +9,52 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from daisy_jax.model.forms import run_form
 
+Projected: TypeAlias = Float[Array, "batch frames 3 heads head_dim"]
+"""Queries, keys and values: what looks, what it is compared with, and what is averaged."""
 Heads: TypeAlias = Float[Array, "batch frames heads head_dim"]
 Frames: TypeAlias = Bool[Array, "batch frames"]
 
 
-def attend(query: Heads, key: Heads, value: Heads, frame_mask: Frames) -> Heads:
+def attend(projected: Projected, frame_mask: Frames) -> Heads:
     """Attention in which no frame looks at padding; softmax in float32.
 
     Args:
-      query: what looks.
-      key: what a query is compared with.
-      value: what is averaged.
+      projected: queries, keys and values.
       frame_mask: true on valid frames. Padded frames get garbage.
     """
-    head_dim = query.shape[-1]
-    short = query.dtype in (jnp.bfloat16, jnp.float16)
+    head_dim = projected.shape[-1]
+    short = projected.dtype in (jnp.bfloat16, jnp.float16)
     fused = short and head_dim % 8 == 0 and head_dim <= 128 and _fused_kernel_runs()
-    forms = {"by_head": _by_head, "at_once": _at_once, "fused": _fused if fused else _at_once}
-    return run_form("attention", forms, query, key, value, frame_mask)
+    forms = {
+        "by_head": _by_head,
+        "at_once": _at_once,
+        "fused": _in_fused_kernel if fused else _at_once,
+    }
+    return run_form("attention", forms, projected, frame_mask)
 
 
-def _by_head(query: Heads, key: Heads, value: Heads, frame_mask: Frames) -> Heads:
+def _by_head(projected: Projected, frame_mask: Frames) -> Heads:
     """The scores of one head stay in the cache."""
-    heads_first = tuple(jnp.moveaxis(array, 2, 0) for array in (query, key, value))
-    one_head = functools.partial(_average, frame_mask=frame_mask[:, None, :])
-    return jnp.moveaxis(jax.lax.map(lambda head: one_head(*head), heads_first), 0, 2)
+
+    def one_head(head):
+        # Cut out in the loop: heads that are sorted before it would be copied twice more.
+        cut = jax.lax.dynamic_index_in_dim(projected, head, axis=3, keepdims=False)
+        query, key, value = jnp.moveaxis(cut, 2, 0)
+        return _average(query, key, value, frame_mask[:, None, :])
+
+    return jnp.moveaxis(jax.lax.map(one_head, jnp.arange(projected.shape[3])), 0, 2)
 
 
-def _at_once(query: Heads, key: Heads, value: Heads, frame_mask: Frames) -> Heads:
+def _at_once(projected: Projected, frame_mask: Frames) -> Heads:
     """One product for all heads."""
-    query, key, value = (jnp.moveaxis(array, 2, 1) for array in (query, key, value))
+    query, key, value = jnp.moveaxis(projected, (2, 3), (0, 2))
     return jnp.moveaxis(_average(query, key, value, frame_mask[:, None, None, :]), 1, 2)
+
+
+def _in_fused_kernel(projected: Projected, frame_mask: Frames) -> Heads:
+    """Scores are never stored."""
+    query, key, value = jnp.moveaxis(projected, 2, 0)
+    return _fused(query, key, value, frame_mask)
 
 
 def _average(
@@ -48,12 +63,16 @@ def _average(
     value: Float[Array, "*rows frames head_dim"],
     frame_mask: Bool[Array, "..."],
 ) -> Float[Array, "*rows frames head_dim"]:
-    """Values averaged by softmax(query . key)."""
+    """Values averaged by softmax(query . key), whose sum divides the average, not each weight."""
     query = query * query.shape[-1] ** -0.5
-    scores = jnp.einsum("...th,...sh->...ts", query, key, preferred_element_type=jnp.float32)
+    in_float32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = in_float32("...th,...sh->...ts", query, key)
     scores = jnp.where(frame_mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores).astype(value.dtype)
-    return jnp.einsum("...ts,...sh->...th", weights, value)
+    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - highest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    average = in_float32("...ts,...sh->...th", weights.astype(value.dtype), value) / total
+    return average.astype(value.dtype)
 
 
 # JAX's rules for the kernel take for granted that its arguments are batched under vmap, and split
@@ -91,7 +110,7 @@ def _kernel(query: Heads, key: Heads, value: Heads, frame_mask: Frames) -> Heads
 
 @jax.custom_vjp
 def _fused(query: Heads, key: Heads, value: Heads, frame_mask: Frames) -> Heads:
-    """CuDNN's kernel, by which scores are never stored."""
+    """CuDNN's kernel with a gradient of its own."""
     return _kernel(query, key, value, frame_mask)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from daisy_jax.audio import CONV_KERNELS, CONV_STRIDES, FRAME_HOP, FRAME_WINDOW, frame_count
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.forms import run_form
+from daisy_jax.model.gelu import gelu
 from daisy_jax.model.pieces import Plan, in_turns, plan, windows
 
 EPSILON = 1e-5  # added to variances, everywhere in HuBERT
@@ -143,7 +144,7 @@ class FeatureEncoder(nnx.Module):
                 x = self.norms[i](x)
             elif moments is not None and i == 0:
                 x = self.group_norm(x, *moments)
-            x = jax.nn.gelu(x, approximate=False)
+            x = gelu(x)
         return x
 
 

@@ -11,6 +11,7 @@ from daisy_jax.model.attention import attend
 from daisy_jax.model.config import HubertConfig
 from daisy_jax.model.feature_encoder import layer_norm
 from daisy_jax.model.forms import run_form
+from daisy_jax.model.gelu import gelu
 
 # Small residual branches at the start let a deep post-LN stack train without a long warm-up.
 RESIDUAL_INIT = nnx.initializers.variance_scaling(0.09, "fan_in", "truncated_normal")
@@ -42,7 +43,7 @@ class PositionalConvolution(nnx.Module):
     def __call__(self, x: Float[Array, "batch frames dim"]) -> Float[Array, "batch frames dim"]:
         """X is zero on padded frames."""
         forms = {"convolution": self.convolution, "blocks": self._by_blocks}
-        return x + jax.nn.gelu(run_form("positional_convolution", forms, x), approximate=False)
+        return x + gelu(run_form("positional_convolution", forms, x))
 
     def _by_blocks(self, x: Float[Array, "batch frames dim"]) -> Float[Array, "batch frames dim"]:
         layer = self.convolution
@@ -107,8 +108,7 @@ class SelfAttention(nnx.Module):
         """Padded frames get garbage."""
         batch, frames, dim = x.shape
         qkv = self.qkv(x).reshape(batch, frames, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = jnp.moveaxis(qkv, 2, 0)
-        return self.out(attend(query, key, value, frame_mask).reshape(batch, frames, dim))
+        return self.out(attend(qkv, frame_mask).reshape(batch, frames, dim))
 
 
 class FeedForward(nnx.Module):
@@ -120,7 +120,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
         """Applied to each frame by itself."""
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+        return self.down(gelu(self.up(x)))
 
 
 class TransformerLayer(nnx.Module):
