@@ -53,8 +53,10 @@ def torch_lstm(lstm, torch):
     return theirs
 
 
-def test_outputs_and_gradients_are_those_of_torch(lstm, batch):
+@pytest.mark.parametrize("devices", [1, 4])
+def test_outputs_and_gradients_are_those_of_torch(lstm, batch, monkeypatch, devices):
     torch = pytest.importorskip("torch")
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     x, mask, weights = batch
     theirs = torch_lstm(lstm, torch)
     inputs = torch.tensor(x, dtype=torch.float64, requires_grad=True)
@@ -145,6 +147,21 @@ def test_dropout_lies_between_the_layers_and_keeps_the_mean(batch):
     assert np.abs(first - plain).max() > 0.01
     plain, dropped, _ = jax.jit(all_ways)(single)
     np.testing.assert_array_equal(dropped, plain)
+
+
+@pytest.mark.parametrize("form", ["side_by_side", "together"])
+def test_devices_that_share_a_batch_exchange_gradients_only(lstm, batch, form):
+    x, mask, weights = (parallel.place(array) for array in batch)
+
+    def loss(lstm, x):
+        return jnp.sum(lstm(x, mask) * weights)
+
+    gradient = jax.jit(jax.grad(loss), out_shardings=parallel.replicated())
+    with one_form("lstm", form):
+        program = gradient.lower(parallel.replicate(lstm), x).compile().as_text()
+    assert "all-reduce" in program
+    for other in ("all-gather", "all-to-all", "collective-permute"):
+        assert other not in program
 
 
 # ---- NVIDIA's kernels, played ----

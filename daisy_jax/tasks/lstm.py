@@ -89,16 +89,19 @@ def _backward(unroll, saved, gradients):
         gradient, hidden_to_cell, forget, to_gates = inputs
         to_hidden = gradient + from_hidden
         to_cell = from_cell + to_hidden * hidden_to_cell
-        to_gates = to_gates * jnp.concatenate([to_cell, to_cell, to_cell, to_hidden], axis=-1)
+        reached = jnp.where(is_out, _fourfold(to_hidden), _fourfold(to_cell))
+        to_gates = to_gates * reached
         return (to_gates @ turned, to_cell * forget), to_gates
 
+    units = kernels[0].shape[0]
+    is_out = jnp.arange(4 * units) // units == 3
     inputs = [_slopes(*one) for one in zip(masks, kept, gradients, strict=True)]
     # Turned once: a CPU takes twice as long for a product with a transposed kernel.
     turned = [kernel.T for kernel in kernels]
     zeros = jnp.zeros_like(gradients[0][0])
     to_gates = _loop(step, zeros, inputs, turned, unroll, reverse=True)
     to_kernels = tuple(
-        jnp.einsum("nu,ng->ug", _rows(_before(hidden)), _rows(to))
+        _products_summed(_rows(_before(hidden)), _rows(to))
         for (hidden, _, _), to in zip(kept, to_gates, strict=True)
     )
     return tuple(to_gates), to_kernels, None
@@ -125,14 +128,31 @@ def _slopes(mask, kept, gradient):
     return *slopes[:3], jnp.concatenate(slopes[3:], axis=-1)
 
 
+def _fourfold(states: Float[Array, "batch units"]) -> Float[Array, "batch gates"]:
+    """The same for each of the four gates."""
+    batch, units = states.shape
+    return jnp.broadcast_to(states[:, None], (batch, 4, units)).reshape(batch, 4 * units)
+
+
 def _before(states: Units) -> Units:
     """The state before each frame: zero before the first valid one, as it is on padded frames."""
     return jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
 
 
-def _rows(array: Float[Array, "frames batch width"]) -> Float[Array, "rows width"]:
-    """All frames in one axis: a CPU sums over two of them more slowly."""
-    return array.reshape(-1, array.shape[-1])
+def _rows(array: Float[Array, "frames batch width"]) -> Float[Array, "*rows width"]:
+    """All frames in one axis, since a CPU sums over two of them more slowly.
+
+    Left as they are where devices share the batch, which would have to be gathered.
+    """
+    return array if jax.device_count() > 1 else array.reshape(-1, array.shape[-1])
+
+
+def _products_summed(
+    left: Float[Array, "*rows units"], right: Float[Array, "*rows gates"]
+) -> Float[Array, "units gates"]:
+    """Outer products, summed over all frames."""
+    axes = tuple(range(left.ndim - 1))
+    return jnp.tensordot(left, right, (axes, axes))
 
 
 recurrences.defvjp(_forward, _backward)
@@ -153,7 +173,8 @@ class Direction(nnx.Module):
 
     def project(self, x: Float[Array, "frames batch inputs"]) -> Gates:
         """The gates' inputs."""
-        return x @ self.kernel[...] + self.bias[...][None, None]
+        projected = (_rows(x) @ self.kernel[...]).reshape(*x.shape[:2], -1)
+        return projected + self.bias[...][None, None]
 
 
 UNROLLED = 4
