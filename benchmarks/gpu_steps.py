@@ -129,11 +129,13 @@ def positional_step(shapes: Sizes) -> Step:
     return call, [module, drawn(0, shapes.rows, shapes.frames, shapes.config.dim)]
 
 
-def front_end_step(shapes: Sizes) -> Step:
-    """The module, waveforms and their lengths."""
+def front_end_step(shapes: Sizes, lengths: Int[Array, " batch"] | None = None) -> Step:
+    """The module, waveforms and their lengths; None: all of them to the end."""
     encoder = FeatureEncoder(shapes.config, rngs=nnx.Rngs(0))
     waveform = drawn(0, shapes.rows, shapes.samples)
-    return call, [encoder, waveform, jnp.full(shapes.rows, shapes.samples)]
+    if lengths is None:
+        lengths = jnp.full(shapes.rows, shapes.samples)
+    return call, [encoder, waveform, lengths]
 
 
 def branch_step(shapes: Sizes) -> Step:
