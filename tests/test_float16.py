@@ -102,7 +102,7 @@ def test_no_intermediate_comes_near_the_end_of_the_range(model, name):
     lengths = np.asarray([len(SPEECH)], np.int32)
     with jax.numpy_dtype_promotion("standard"):
         embedded, sizes = embed_with_sizes(model, SOUNDS[name][None], lengths)
-        assert len(sizes) > 50  # seven convolutions with what belongs to them, and more
+        assert len(sizes) > 30  # seven convolutions, activations (float32 inside), and more
         for number in range(model.config.num_layers):
             layer = jax.tree.map(lambda leaf, n=number: leaf[n : n + 1], model.layers)
             hidden, more = last_block_with_sizes(model.replace(layers=layer), embedded)
