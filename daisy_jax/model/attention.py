@@ -63,7 +63,11 @@ def _average(
     value: Float[Array, "*rows frames head_dim"],
     frame_mask: Bool[Array, "..."],
 ) -> Float[Array, "*rows frames head_dim"]:
-    """Values averaged by softmax(query . key), whose sum divides the average, not each weight."""
+    """Values averaged by softmax(query . key).
+
+    The sum of the weights divides the average: as many numbers as there are frames, instead of as
+    many as there are pairs of them, and a gradient keeps fewer arrays.
+    """
     query = query * query.shape[-1] ** -0.5
     in_float32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     scores = in_float32("...th,...sh->...ts", query, key)
