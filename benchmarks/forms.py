@@ -9,7 +9,7 @@ results. benchmarks/first_gpu.py does more, for GPUs.
 """
 
 # First, so that Ctrl-C ends the program while everything else is loaded.
-import daisy_jax
+from daisy_jax import InputError
 
 # isort: split
 
@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import tyro
 from gpu_sizes import sizes
-from jaxtyping import Array, Float, Int
 from timing import TimingOptions, milliseconds
 
 from daisy_jax.accelerator import use_accelerator
@@ -50,7 +49,7 @@ def main() -> None:
     device = use_accelerator(config.accelerator)
 
     if config.rows < 1:
-        raise daisy_jax.InputError(f"rows is {config.rows}; it must be at least one")
+        raise InputError(f"rows is {config.rows}; it must be at least one")
 
     shapes = sizes(False, config.runs)._replace(rows=config.rows, seconds=config.seconds)
     shapes = shapes._replace(lstm=(config.rows, shapes.frames, shapes.config.dim, 256, 3))
@@ -59,8 +58,8 @@ def main() -> None:
     waveform = gpu_steps.drawn(1, config.rows, shapes.samples)
     shortest = 0.1 if config.ragged else 1.0
     lengths = (jnp.linspace(shortest, 1.0, config.rows) * shapes.samples).astype(jnp.int32)
-    full_depth = (encoded, (forced.model, waveform, lengths, None))
-    with_exits = (encoded, (forced.model, waveform, lengths, thresholds))
+    full_depth = (gpu_steps.last_hidden, (forced.model, waveform, None, None, lengths))
+    with_exits = (gpu_steps.last_hidden, (forced.model, waveform, thresholds, None, lengths))
 
     steps = {
         "attention": ("attention", gpu_steps.attention_step(shapes)),
@@ -92,16 +91,6 @@ def main() -> None:
             called = f"{form} (now)" if form == now else form
             ratio = f"{taken:.1f} | {taken / times[now]:.2f}"
             say(f"| {name} | {called} | {ratio} | {megabytes[form]} |", flush=True)
-
-
-def encoded(
-    model: daisy_jax.Hubert,
-    waveform: Float[Array, "batch samples"],
-    lengths: Int[Array, " batch"],
-    threshold: Float[Array, " batch"] | None,
-) -> Float[Array, "batch frames dim"]:
-    """A whole call; no threshold: full depth."""
-    return daisy_jax.encode(model, waveform, lengths, threshold=threshold).last_hidden
 
 
 if __name__ == "__main__":

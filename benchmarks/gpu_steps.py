@@ -103,9 +103,11 @@ def last_hidden(
     waveform: Float[Array, "batch samples"],
     threshold: Float[Array, " batch"] | float | None = None,
     allowed: Bool[Array, " layers"] | None = None,
+    lengths: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "batch frames dim"]:
     """Of the whole model, for `encode`'s options."""
-    return daisy_jax.encode(model, waveform, threshold=threshold, allowed=allowed).last_hidden
+    options = {"threshold": threshold, "allowed": allowed}
+    return daisy_jax.encode(model, waveform, lengths, **options).last_hidden
 
 
 # ---------------------------------------------------------------- the steps

@@ -89,8 +89,7 @@ def _backward(unroll, saved, gradients):
         gradient, hidden_to_cell, forget, to_gates = inputs
         to_hidden = gradient + from_hidden
         to_cell = from_cell + to_hidden * hidden_to_cell
-        reached = jnp.where(is_out, _fourfold(to_hidden), _fourfold(to_cell))
-        to_gates = to_gates * reached
+        to_gates = to_gates * jnp.where(is_out, jnp.tile(to_hidden, 4), jnp.tile(to_cell, 4))
         return (to_gates @ turned, to_cell * forget), to_gates
 
     units = kernels[0].shape[0]
@@ -126,12 +125,6 @@ def _slopes(mask, kept, gradient):
     ]
     slopes = [jnp.where(mask[..., None], slope, 0) for slope in slopes]
     return *slopes[:3], jnp.concatenate(slopes[3:], axis=-1)
-
-
-def _fourfold(states: Float[Array, "batch units"]) -> Float[Array, "batch gates"]:
-    """The same for each of the four gates."""
-    batch, units = states.shape
-    return jnp.broadcast_to(states[:, None], (batch, 4, units)).reshape(batch, 4 * units)
 
 
 def _before(states: Units) -> Units:
